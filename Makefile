@@ -1,0 +1,38 @@
+# Two commands set up all that they need on a fresh machine with Python 3.10+: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,eval,demo,export,dev
+
+.PHONY: quickstart test lint format clean test-slow test-conformance release help
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+# The stamp depends on setup.py, so a changed dependency reinstalls and nothing else does.
+$(VENV)/.installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "AIR needs Python 3.10 or newer, this is %s; run: make PYTHON=python3.11 ..." % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
+	touch $@
+
+quickstart: $(VENV)/.installed ## train a small AIR on 6x6 Sudoku, evaluate, solve and draw (about 5 minutes, CPU)
+	$(BIN)/python scripts/quickstart.py
+
+test: $(VENV)/.installed lint ## lint and run the tests (CPU)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed ## the slow tests as well
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed ## ruff, check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed ## ruff, rewriting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment and build folders
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,2 @@
+"""AIR."""
+from .configuration_air import VARIANTS, AirConfig, __version__

@@ -1,0 +1,22 @@
+"""Make the checkout around this file importable as `air_model`, installed or not; it wins over an installed one."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def use_checkout() -> None:
+    loaded = sys.modules.get("air_model")
+    if loaded is not None and Path(loaded.__file__).resolve().parent == ROOT:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "air_model", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["air_model"] = module
+    spec.loader.exec_module(module)
+
+
+use_checkout()

@@ -1,0 +1,61 @@
+"""Package `air_model` = this folder itself: the same flat files run installed, from a checkout and as Hub remote code."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "configuration_air.py").read_text(), re.M)[1]
+SUBPACKAGES = ["analysis", "datasets_builders", "metrics", "metrics.puzzle_accuracy", "scripts", "spaces_demo"]
+
+EXTRAS = {
+    # adam-atan2-pytorch is the optimizer of the published recipe; tensorboard the default tracker.
+    "train": [
+        "accelerate>=1.15,<2",
+        "adam-atan2-pytorch>=0.1.18,<1",
+        "datasets>=5.2,<6",
+        "matplotlib>=3.9",
+        "numba>=0.61",
+        "pyyaml>=6",
+        "submitit>=1.5",
+        "tensorboard>=2.18",
+        "tqdm>=4.66",
+    ],
+    "eval": ["evaluate>=0.4.6,<0.5", "datasets>=5.2,<6", "matplotlib>=3.9", "numba>=0.61", "tqdm>=4.66"],
+    "demo": ["gradio>=6.31,<7", "matplotlib>=3.9", "numba>=0.61"],
+    "track": ["trackio", "wandb"],
+    "flash": ["flash-attn; platform_system == 'Linux'"],
+    "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+    "dev": [
+        "build",
+        "hypothesis>=6.100",
+        "parameterized",
+        "playwright>=1.50",
+        "pytest>=9",
+        "pytest-timeout",
+        "ruff>=0.14",
+    ],
+}
+
+setup(
+    name="air-model",
+    version=VERSION,
+    description="AIR: Asymmetric Input Recurrence, a two-state recursive reasoning model for puzzles, in transformers",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"air_model": "."},
+    packages=["air_model", *(f"air_model.{name}" for name in SUBPACKAGES)],
+    package_data={"air_model": ["recipes/*.yaml", "model_card.md"], "air_model.datasets_builders": ["*.md"]},
+    install_requires=[
+        # The upper bound picks a CPU wheel where one is at hand; unbounded, pip fetches gigabytes of CUDA packages.
+        "torch>=2.10,<2.14",
+        "transformers>=5.17,<6",
+        "huggingface-hub>=1.31,<3",
+        "safetensors>=0.5",
+        "numpy>=1.26,<3",
+    ],
+    extras_require=EXTRAS,
+)
