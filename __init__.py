@@ -1,2 +1,3 @@
 """AIR."""
+
 from .configuration_air import VARIANTS, AirConfig, __version__

@@ -9,8 +9,6 @@ Source of the rules: AIR (arXiv:2605.17811); HRM (arXiv:2506.21734) and TRM (arX
 family.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -147,8 +145,6 @@ class AirConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name))  # checks the type, before arithmetic relies on it
         side = {"sudoku": 9, "maze": 30}.get(self.task)
         if self.grid_height is None:
             self.grid_height = self.grid_width or side
@@ -211,7 +207,7 @@ class AirConfig(PreTrainedConfig):
         return dict(config_dict)
 
     @classmethod
-    def from_variant(cls, name: str, **overrides: Any) -> AirConfig:
+    def from_variant(cls, name: str, **overrides: Any) -> "AirConfig":
         """The configuration of a published variant; any field may be overridden.
 
         Raises:
