@@ -112,7 +112,8 @@ class GridTask:
         return self.name, self.height, self.width, self.vocab_size, self.box_height, self.box_width
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GridTask) and self._key() == other._key()
+        # Not isinstance: the same class may have been imported twice, here and as remote code.
+        return hasattr(other, "_key") and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -762,11 +763,11 @@ class AirProcessor(ProcessorMixin):
         Raises:
             ValueError: names what is wrong and where; in a list also which puzzle (counted from 1).
         """
-        if text is None or kwargs.get("images") is not None:
+        if not isinstance(text, str) and not hasattr(text, "__len__"):
             raise ValueError("AirProcessor takes puzzles as text: processor('53..7....…').")
-        puzzles = [text] if isinstance(text, str) or np.ndim(text) == 1 and not _is_text_list(text) else list(text)
-        if not puzzles:
+        if not isinstance(text, str) and len(text) == 0:
             raise ValueError("AirProcessor got an empty list: pass at least one puzzle.")
+        puzzles = [text] if isinstance(text, str) or np.ndim(text) == 1 and not _is_text_list(text) else list(text)
         rows = []
         for number, puzzle in enumerate(puzzles, start=1):
             try:
