@@ -1,0 +1,46 @@
+"""Fixtures that several test files share: tiny models, golden folders, the optional folder of real puzzles."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from air_model import AirConfig, AirModel
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SHARED = ROOT.parent / "shared"  # real puzzles and published results; not part of the repository
+needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared folder with real puzzles")
+
+
+def tiny_config(variant: str = "Lx_H", **overrides) -> AirConfig:
+    """A 4 x 4 Sudoku model of width 16 with one layer."""
+    fields = {
+        "grid_height": 4,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "halt_max_steps": 4,
+    }
+    if variant in ("TRM", "TRM_mlp"):
+        fields["prefix_length"] = 3
+    return AirConfig.from_variant(variant, **{**fields, **overrides})
+
+
+def tiny_model(variant: str = "Lx_H", seed: int = 0, **overrides) -> AirModel:
+    torch.manual_seed(seed)
+    return AirModel(tiny_config(variant, **overrides)).eval()
+
+
+def tiny_batch(batch_size: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens and labels (batch, 16) of a 4 x 4 Sudoku; not puzzles, just numbers in range."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(1, 6, (batch_size, 16), generator=generator)
+    return inputs, torch.randint(2, 6, (batch_size, 16), generator=generator)
