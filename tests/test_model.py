@@ -1,0 +1,347 @@
+"""AirModel: properties of the update rules, over every row of VARIANTS where they can differ."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_config, tiny_model
+
+from air_model import VARIANTS, AirModel
+
+ATTENTION_VARIANTS = [name for name in VARIANTS if name != "TRM_mlp"]
+SYMMETRIC = ["Lx_Hx", "L2x_H2x"]
+
+
+def randomise(model: AirModel, seed: int = 1) -> AirModel:
+    """Give the parts that start at zero (tokens, puzzle embedding, q head) something to show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "token" in name or "puzzle" in name or "q_head" in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_only_the_last_updates_carry_gradient(name):
+    seen = []
+
+    def watch(update, z_h, z_l):
+        seen.append((z_l if update.level == "l" else z_h).requires_grad)
+
+    config = tiny_config(name)
+    AirModel(config)(tiny_batch()[0], hook=watch)
+    expected = 7 if name.startswith("TRM") else 2
+    assert seen == [False] * (len(config.schedule) - expected) + [True] * expected
+
+
+def test_gradient_scope_all_goes_through_every_update():
+    seen = []
+
+    def watch(update, z_h, z_l):
+        seen.append((z_l if update.level == "l" else z_h).requires_grad)
+
+    tiny_model(gradient_scope="all")(tiny_batch()[0], hook=watch)
+    assert all(seen) and len(seen) == 6
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_puzzle_reaches_exactly_the_updates_that_inject_it(name):
+    model = tiny_model(name)
+    config = model.config
+    inputs, _ = tiny_batch()
+    x = model.encode(inputs, None, torch.float32)
+    other = model.encode(inputs.flip(0), None, torch.float32)
+    carry = model.initial_carry(3)
+    for level, n in (("l", config.l_injection), ("h", config.h_injection)):
+        with torch.no_grad():
+            a, b = (model.update(level, carry.z_h, carry.z_l, e) for e in (x, other))
+        assert torch.equal(a, b) == (n == 0)
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_symmetric_variants_treat_both_states_alike(name):
+    model = tiny_model(name)
+    x = model.encode(tiny_batch()[0], None, torch.float32)
+    p, q = torch.randn(2, 3, model.config.num_state_positions, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model.update("l", p, q, x), model.update("h", q, p, x))
+
+
+@pytest.mark.parametrize(("n", "level"), [(0.5, "l"), (1.5, "l"), (0.3, "h"), (-1.0, "l")])
+def test_injections_are_real_numbers(n, level):
+    model = tiny_model(**{f"{level}_injection": n})
+    x = model.encode(tiny_batch()[0], None, torch.float32)
+    carry = model.initial_carry(3)
+    with torch.no_grad():
+        ours = model.update(level, carry.z_h, carry.z_l, x)
+        plain = model.stack(carry.z_h + carry.z_l + n * x, model.rotary.cos, model.rotary.sin)
+    torch.testing.assert_close(ours, plain)
+
+
+def test_minus_x_is_an_injection_of_minus_one():
+    a, b = tiny_model("minus_x"), tiny_model(l_injection=-1.0)
+    inputs, _ = tiny_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(a(inputs).logits, b(inputs).logits)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_answer_does_not_depend_on_its_batch_neighbours(name):
+    model = randomise(tiny_model(name))
+    inputs, _ = tiny_batch(4)
+    with torch.no_grad():
+        together = model.solve(inputs).logits
+        alone = torch.cat([model.solve(inputs[i : i + 1]).logits for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_save_and_load_give_equal_outputs(name, tmp_path):
+    model = randomise(tiny_model(name))
+    model.save_pretrained(tmp_path)
+    loaded = AirModel.from_pretrained(tmp_path).eval()
+    inputs, _ = tiny_batch()
+    with torch.no_grad():
+        assert torch.equal(model(inputs).logits, loaded(inputs).logits)
+
+
+def test_the_one_stack_is_shared_and_hrm_has_two():
+    air = sum(p.numel() for p in AirModel(tiny_config("Lx_H")).stack.parameters())
+    hrm = AirModel(tiny_config("HRM", l_layers=1, h_layers=3))
+    assert sum(p.numel() for p in hrm.l_stack.parameters()) == air
+    assert sum(p.numel() for p in hrm.h_stack.parameters()) == 3 * air
+
+
+def test_the_published_model_has_13_6_million_parameters_and_hrm_twice_as_many():
+    from air_model import AirConfig
+
+    with torch.device("meta"):
+        air, hrm = (AirModel(AirConfig.from_variant(v)) for v in ("Lx_H", "HRM"))
+    count = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (air, hrm)]
+    assert count == pytest.approx([13.6, 27.3], abs=0.1)
+
+
+def test_initial_weights_have_the_stated_spread():
+    model = tiny_model(hidden_size=64, intermediate_size=256)
+    assert float(model.stack.layers[0].mlp.down_proj.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.03)
+    assert float(model.embed_tokens.weight.detach().std()) == pytest.approx(64**-0.5, rel=0.12)
+    assert model.q_head.weight.abs().max() == 0 and (model.q_head.bias == -5).all()
+    assert model.puzzle_embedding.weight.abs().max() == 0
+    sigma = 256**-0.5 / 0.8796
+    assert model.stack.layers[0].mlp.down_proj.weight.abs().max() <= 2 * sigma * 1.001
+
+
+def test_the_carry_leaves_detached_and_counts_steps():
+    model = tiny_model()
+    inputs, _ = tiny_batch()
+    out = model(inputs, carry=model(inputs).carry)
+    assert out.carry.steps.tolist() == [2, 2, 2] and not out.carry.z_h.requires_grad
+
+
+def test_loss_is_the_sum_of_its_parts_with_halves():
+    model = tiny_model().train()
+    inputs, labels = tiny_batch()
+    out = model(inputs, labels=labels)
+    torch.testing.assert_close(out.loss, out.lm_loss + 0.5 * (out.q_halt_loss + out.q_continue_loss))
+
+
+def test_the_last_step_bootstraps_from_q_halt_alone():
+    model = randomise(tiny_model()).train()
+    inputs, labels = tiny_batch()
+    carry = model.initial_carry(3)
+    carry.steps = torch.tensor([0, 3, 0], dtype=torch.int32)  # the second puzzle is at its last step of 4
+    out = model(inputs, labels=labels, carry=carry)
+    model.eval()
+    with torch.no_grad():
+        after = model(inputs, carry=out.carry)
+    best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
+    best[1] = after.q_halt_logits[1]
+    torch.testing.assert_close(out.target_q_continue, best.sigmoid())
+
+
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_ignored_and_padded_labels_do_not_count(ignored):
+    model = tiny_model()
+    inputs, labels = tiny_batch()
+    masked = labels.clone()
+    masked[:, 3:] = ignored
+    with torch.no_grad():
+        full, part = model(inputs, labels=labels), model(inputs, labels=masked)
+        log_probs = torch.stack([model(inputs, labels=masked).lm_loss])
+    assert torch.isfinite(log_probs).all() and part.lm_loss != full.lm_loss
+
+
+def test_softmax_loss_is_plain_cross_entropy():
+    model = tiny_model(loss_type="softmax_cross_entropy")
+    inputs, labels = tiny_batch()
+    with torch.no_grad():
+        out = model(inputs, labels=labels)
+    expected = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(out.lm_loss, expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_activation_checkpointing_changes_no_gradient(name):
+    inputs, labels = tiny_batch()
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny_model(name).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(inputs, labels=labels).loss.backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, gradient in grads[0].items():
+        torch.testing.assert_close(gradient, grads[1][name])
+
+
+@pytest.mark.parametrize(
+    "implementation",
+    ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)],  # flex compiles: 30 s
+)
+def test_attention_implementations_agree(implementation):
+    inputs, _ = tiny_batch()
+    reference = tiny_model(hidden_size=32)
+    other = copy.deepcopy(reference)
+    other.set_attn_implementation(implementation)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(inputs).logits, other(inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_keeps_states_in_bfloat16_and_every_weight_gets_its_gradient():
+    model = tiny_model().train()
+    inputs, labels = tiny_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(inputs, labels=labels)
+    out.loss.backward()
+    assert out.carry.z_h.dtype == torch.bfloat16 and out.q_halt_logits.dtype == torch.float32
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+def test_the_config_can_fix_the_activation_dtype():
+    model = tiny_model(activation_dtype="bfloat16")
+    assert model(tiny_batch()[0]).carry.z_h.dtype == torch.bfloat16 and model.lm_head.weight.dtype == torch.float32
+
+
+def test_pure_bfloat16_loading_keeps_positions_in_float32(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = AirModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    reference = tiny_model()
+    assert model.dtype == torch.bfloat16 and torch.equal(model.rotary.cos, reference.rotary.cos)
+    assert torch.equal(copy.deepcopy(reference).to(torch.bfloat16).rotary.cos, reference.rotary.cos)
+
+
+def test_solve_on_cpu_computes_in_float32_whatever_the_checkpoint(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    before = model.stack.layers[0].mlp.down_proj.weight
+    solution = model.solve(tiny_batch()[0])
+    assert solution.logits.dtype == torch.float32
+    assert model.stack.layers[0].mlp.down_proj.weight is before and before.dtype == torch.bfloat16
+
+
+def test_memory_kept_for_the_backward_pass_does_not_grow_with_cycles():
+    inputs, labels = tiny_batch()
+    kept = {1: 0, 6: 0}
+    for cycles in kept:
+
+        def keep(tensor, cycles=cycles):
+            kept[cycles] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            tiny_model(l_cycles=cycles, h_cycles=cycles)(inputs, labels=labels)
+    assert kept[1] == kept[6] > 0
+
+
+@pytest.mark.parametrize("name", ATTENTION_VARIANTS)
+def test_two_dimensional_positions_see_rows_and_columns(name):
+    model = tiny_model(name, position_embedding="rope2d", cell_embedding=True, hidden_size=32)
+    table = model.rotary.cos[-16:].view(4, 4, -1)  # cells by row and column
+    half = table.shape[-1] // 2
+    row, column = table[..., : half // 2], table[..., half // 2 : half]
+    assert torch.equal(row[:, 0], row[:, 3]) and torch.equal(column[0], column[3])
+    assert not torch.equal(row[0], row[1]) and not torch.equal(column[:, 0], column[:, 1])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"grid_height": 6},
+        {"grid_height": 16},
+        {"task": "maze", "grid_height": 3, "grid_width": 5},
+        {"task": "grid", "grid_height": 2, "grid_width": 7, "vocab_size": 5},
+        {"puzzle_embedding_size": 0},
+        {"puzzle_embedding_size": 40, "num_puzzle_identifiers": 3},
+        {"position_embedding": "learned"},
+        {"position_embedding": "none", "cell_embedding": True},
+    ],
+)
+def test_other_grids_and_positions_run(overrides):
+    model = tiny_model(**overrides)
+    inputs = torch.ones(2, model.config.seq_len, dtype=torch.long)
+    out = model(inputs, labels=inputs)
+    assert out.logits.shape == (2, model.config.seq_len, model.config.vocab_size) and out.loss.isfinite()
+
+
+def test_observed_attention_rows_sum_to_one_and_cover_every_layer():
+    model = tiny_model(num_hidden_layers=2)
+    seen = []
+
+    def watch(layer, q, k, scaling):
+        seen.append((layer, torch.softmax(q @ k.mT * scaling, -1).sum(-1)))
+
+    with torch.no_grad(), model.observe_attention(watch):
+        model(tiny_batch()[0])
+        inside = len(seen)
+    model(tiny_batch()[0])
+    assert [layer for layer, _ in seen] == [0, 1] * 6 and len(seen) == inside
+    torch.testing.assert_close(seen[0][1], torch.ones_like(seen[0][1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": torch.ones(2, 15, dtype=torch.long)}, r"must be \(batch, 16\)"),
+        ({"input_ids": torch.ones(16, dtype=torch.long)}, r"must be \(batch, 16\)"),
+        ({"input_ids": torch.full((2, 16), 6)}, r"lie in 0..5, got 6..6"),
+        ({"input_ids": torch.full((2, 16), -1)}, "lie in"),
+        ({"input_ids": torch.ones(2, 16)}, "integer tokens"),
+        ({"labels": torch.ones(2, 15, dtype=torch.long)}, "labels must have the shape"),
+        ({"labels": torch.full((2, 16), 9)}, "labels must lie in"),
+        ({"puzzle_ids": torch.zeros(3, dtype=torch.long)}, "puzzle_ids must be"),
+        ({"puzzle_ids": torch.ones(2, dtype=torch.long)}, "puzzle_ids must lie in"),
+        ({"carry": tiny_model().initial_carry(3)}, "carry's states must be"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**{"input_ids": torch.ones(2, 16, dtype=torch.long), **arguments})
+
+
+@pytest.mark.parametrize("name", ["Lx_H", "HRM", "TRM_mlp"])
+def test_a_forward_compiles_into_one_graph(name):
+    model = tiny_model(name)
+    inputs, _ = tiny_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(inputs).logits, model(inputs).logits)
+
+
+def test_building_and_running_need_no_installed_package(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import importlib.util
+from pathlib import Path
+root = Path({str(__import__("conftest").ROOT)!r})
+spec = importlib.util.spec_from_file_location("_checkout", root / "scripts" / "_checkout.py")
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+import air_model
+assert Path(air_model.__file__).parent == root
+print(air_model.AirConfig().variant)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "Lx_H", done.stderr
