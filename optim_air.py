@@ -1,0 +1,276 @@
+"""Everything that turns gradients into weights: optimizers, the puzzle table's sign-SGD, the schedule, the EMA.
+
+    optimizers = build_optimizers(model, "adam_atan2", lr=1e-4, weight_decay=1.0, puzzle_lr=1e-4)
+    loss.backward()
+    optimizers.set_lr_factor(lr_factor(step, max_steps=26_040, warmup_steps=2_000))
+    optimizers.step(puzzle_ids)      # ids of the puzzles in the batch: (B,) int64
+    optimizers.zero_grad()
+
+Adam-atan2 is the package that the AIR repository bundles (`adam-atan2-pytorch`); the rest is here.
+Source: SPEC section 4; the puzzle table's update is HRM's, arXiv:2506.21734.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+OPTIMIZERS = ("adam_atan2", "adamw", "muon", "muon_adamw")
+SCHEDULES = ("cosine", "linear_tail")
+ATAN2_SCALE = 1.27  # a of the published runs; HRM's own fused kernel has a = 1
+
+
+def lr_factor(
+    step: int,
+    *,
+    max_steps: int,
+    warmup_steps: int = 0,
+    min_ratio: float = 1.0,
+    schedule: str = "cosine",
+    tail_share: float = 0.3,
+) -> float:
+    """What the base learning rates are multiplied with in optimizer step `step`, counted from 1.
+
+    "cosine": linear warm-up, then half a cosine down to `min_ratio` at `max_steps` (1.0, the published value, is
+    constant). "linear_tail": linear warm-up, constant, then a straight line to `min_ratio` over the last `tail_share`.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    if schedule == "linear_tail":
+        tail = max(1.0, tail_share * max_steps)
+        return 1.0 - (1.0 - min_ratio) * min(1.0, max(0.0, step - (max_steps - tail)) / tail)
+    if schedule != "cosine":
+        raise ValueError(f"Unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def adam_atan2(
+    params: list, *, lr: float, betas: tuple[float, float], weight_decay: float, scale: float = ATAN2_SCALE
+) -> torch.optim.Optimizer:
+    """Adam-atan2 as in the published runs: p <- p (1 - lr wd) - lr·scale·atan2(m̂, sqrt(v̂))."""
+    try:
+        from adam_atan2_pytorch import AdamAtan2
+    except ImportError as error:
+        raise ImportError(
+            "optimizer=adam_atan2 needs the PyPI package adam-atan2-pytorch, which is not installed. Run "
+            "`pip install adam-atan2-pytorch` (pure Python; on a machine without network carry its wheel over and "
+            "`pip install --no-deps FILE.whl`), or train with optimizer=adamw or optimizer=muon_adamw."
+        ) from error
+    # The package refuses lr = 0 at construction; set_lr_factor writes the real rate before every step.
+    # decoupled_wd would divide the decay by the first rate: left off, the factor is 1 - lr·wd as published.
+    return AdamAtan2(params, lr=max(lr, 1e-12), betas=betas, weight_decay=weight_decay, a=scale, b=1.0)
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon whose orthogonalisation runs in the dtype that the device multiplies fast.
+
+    torch's version always casts to bfloat16, which is hundreds of times slower than float32 on a CPU without bf16
+    instructions. On CUDA this class is torch's; on a CPU the same iteration runs in float32.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if any(p.is_cuda for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        assert closure is None
+        for group in self.param_groups:
+            params, grads, buffers = [], [], []
+            self._init_group(group, params, grads, buffers)
+            for p, grad, buffer in zip(params, grads, buffers):
+                buffer.lerp_(grad, 1 - group["momentum"])
+                update = grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                update = orthogonalise(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+        return None
+
+
+def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix, (M, N) -> (M, N), in the given dtype."""
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class PuzzleSignSGD:
+    """Sign-SGD on the rows of the puzzle table that the (global) batch used: p <- p (1 - lr wd) - lr sign(g).
+
+    Adam's running averages would make every row of the table move in every step; this touches only the rows seen.
+    A row that was seen but has no gradient still decays, as in the public code. The update has no state.
+    Nothing here waits for the device: shapes never depend on the ids.
+    """
+
+    def __init__(self, table: nn.Parameter, lr: float, weight_decay: float) -> None:
+        self.table, self.base_lr, self.lr, self.weight_decay = table, lr, lr, weight_decay
+
+    @torch.no_grad()
+    def step(self, ids: Tensor) -> None:
+        """ids: (B,) int64, the puzzles of this process in this step; every process must bring equally many."""
+        grad = self.table.grad
+        if grad is None:
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            ids, grad = self._gather(ids, grad)
+        seen = torch.zeros(len(self.table), 1, dtype=torch.bool, device=ids.device)
+        seen.index_fill_(0, ids, True)
+        updated = self.table * (1.0 - self.lr * self.weight_decay) - self.lr * grad.sign()
+        self.table.copy_(torch.where(seen, updated, self.table))
+
+    @staticmethod
+    def _gather(ids: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of every process's gradient; the traffic is B rows a process, whatever the size of the table."""
+        world = dist.get_world_size()
+        counts = torch.zeros(len(grad), dtype=grad.dtype, device=grad.device)
+        counts.index_add_(0, ids, torch.ones_like(ids, dtype=grad.dtype))
+        rows = grad[ids] / counts[ids, None]  # a row seen k times travels in k equal parts
+        all_ids, all_rows = ids.new_empty(world * len(ids)), rows.new_empty(world * len(ids), rows.shape[1])
+        dist.all_gather_into_tensor(all_ids, ids.contiguous())
+        dist.all_gather_into_tensor(all_rows, rows.contiguous())
+        return all_ids, torch.zeros_like(grad).index_add_(0, all_ids, all_rows)
+
+
+class Optimizers:
+    """The optimizers of a run as one: `main` (one or two torch optimizers) and that of the puzzle table, if any."""
+
+    def __init__(self, main: list[torch.optim.Optimizer], puzzle: PuzzleSignSGD | None) -> None:
+        self.main, self.puzzle = main, puzzle
+        self.base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in main]
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Every learning rate becomes its base value times `factor`."""
+        for optimizer, rates in zip(self.main, self.base_lrs):
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * factor
+        if self.puzzle is not None:
+            self.puzzle.lr = self.puzzle.base_lr * factor
+
+    def step(self, puzzle_ids: Tensor | None = None) -> None:
+        for optimizer in self.main:
+            optimizer.step()
+        if self.puzzle is not None and puzzle_ids is not None:
+            self.puzzle.step(puzzle_ids)
+
+    def zero_grad(self) -> None:
+        for optimizer in self.main:
+            optimizer.zero_grad(set_to_none=True)
+        if self.puzzle is not None:
+            self.puzzle.table.grad = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters of the torch optimizers (not the puzzle table)."""
+        return [p for optimizer in self.main for group in optimizer.param_groups for p in group["params"]]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain values) of all optimizers, for safetensors and JSON. Keys: OPTIMIZER.PARAM.NAME."""
+        tensors, values = {}, {}
+        for i, optimizer in enumerate(self.main):
+            for j, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+                for name, value in optimizer.state.get(p, {}).items():
+                    (tensors if isinstance(value, Tensor) else values)[f"{i}.{j}.{name}"] = value
+        return tensors, values
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """The inverse of `state`, into optimizers built with the same arguments."""
+        for i, optimizer in enumerate(self.main):
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            optimizer.state.clear()
+            fused = bool(optimizer.param_groups[0].get("fused"))
+            for key, value in {**tensors, **values}.items():
+                which, index, name = key.split(".", 2)
+                if int(which) != i:
+                    continue
+                p = params[int(index)]
+                if isinstance(value, Tensor):
+                    # AdamW's step count is a tensor on the CPU unless it is fused; moments live with the weights.
+                    value = value.clone() if name == "step" and not fused else value.to(p.device, copy=True)
+                optimizer.state[p][name] = value
+
+
+def build_optimizers(
+    model: nn.Module,
+    name: str = "adam_atan2",
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 1.0,
+    atan2_scale: float = ATAN2_SCALE,
+    muon_lr: float = 5e-3,
+    muon_weight_decay: float = 0.0,
+    puzzle_lr: float = 1e-4,
+    puzzle_weight_decay: float = 1.0,
+) -> Optimizers:
+    """Optimizers of a model. The puzzle table ("puzzle" in its name) never goes to Adam or Muon.
+
+    Args:
+        name: "adam_atan2" (published) or "adamw" for all weights; "muon" or "muon_adamw": Muon for the matrices of
+            the blocks, Adam-atan2 or AdamW for embeddings, heads, level tokens and biases.
+        lr, betas, weight_decay: of Adam-atan2 or AdamW. muon_lr, muon_weight_decay: of Muon.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    tables = [p for n, p in named if "puzzle" in n]
+    in_blocks = [p for n, p in named if "puzzle" not in n and ".layers." in n and p.ndim == 2]
+    matrices = in_blocks if name.startswith("muon") else []
+    chosen = {id(p) for p in [*tables, *matrices]}
+    rest = [p for _, p in named if id(p) not in chosen]
+    if name in ("adamw", "muon_adamw"):
+        fused = any(p.is_cuda for p in rest)
+        main = [torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)]
+    else:
+        main = [adam_atan2(rest, lr=lr, betas=betas, weight_decay=weight_decay, scale=atan2_scale)]
+    if matrices:
+        main.append(Muon(matrices, lr=muon_lr, weight_decay=muon_weight_decay))
+    assert len(tables) <= 1, "one puzzle table at most"
+    puzzle = PuzzleSignSGD(tables[0], puzzle_lr, puzzle_weight_decay) if tables else None
+    return Optimizers(main, puzzle)
+
+
+class WeightEMA:
+    """Exponential moving average of the weights: shadow <- decay·shadow + (1 - decay)·weight after every step.
+
+    With `warmup` the decay starts at 0.1 and rises as (1 + t) / (10 + t), so that short runs forget their start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"ema must lie between 0 and 1, got {decay}. Leave it at 0 in the recipe for no EMA.")
+        self.decay, self.warmup = decay, warmup
+        # The puzzle table is the newest one, as in the public code, where it is a buffer and not a parameter.
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad and "puzzle" not in n}
+        self.shadow = {n: p.detach().clone() for n, p in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After optimizer step `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(list(self.shadow.values()), [self.weights[n] for n in self.shadow], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model holds the averaged weights."""
+        backup = {n: p.detach().clone() for n, p in self.weights.items()}
+        with torch.no_grad():
+            for n, p in self.weights.items():
+                p.copy_(self.shadow[n])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for n, p in self.weights.items():
+                    p.copy_(backup[n])
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        assert tensors.keys() == self.shadow.keys()
+        for n, tensor in tensors.items():
+            self.shadow[n].copy_(tensor)

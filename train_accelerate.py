@@ -1,0 +1,980 @@
+"""Train one AIR model on one puzzle task: a recipe, overridden where you like, into a folder.
+
+    python train_accelerate.py --recipe sudoku_6x6 --output-dir runs/small               # a laptop CPU, minutes
+    accelerate launch train_accelerate.py --recipe recipes/sudoku_extreme.yaml --output-dir runs/sudoku
+    accelerate launch train_accelerate.py --recipe maze_hard --output-dir runs/maze variant=L_H2x seed=3
+    accelerate launch train_accelerate.py --recipe sudoku_extreme --output-dir runs/sudoku --resume
+    accelerate launch --config_file recipes/accelerate/8_gpus.yaml train_accelerate.py --recipe maze_hard ...
+    torchrun --nproc_per_node 2 train_accelerate.py --recipe sudoku_6x6 ...              # several CPU processes
+    python train_accelerate.py --recipe sudoku_extreme --output-dir /tmp/try --smoke     # tiny, seconds
+
+Any key of TrainConfig (training_air.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
+metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.
+A killed run goes on with --resume, to the same weights bit for bit on a CPU. SIGTERM saves and exits with status 0.
+"""
+
+import argparse
+import contextlib
+import datetime
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+if not __package__:
+    from scripts import _checkout  # noqa: F401  makes this checkout importable as air_model
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from air_model.configuration_air import AirConfig
+from air_model.modeling_air import AirModel
+from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
+from air_model.processing_air import AirProcessor, make_task
+from air_model.training_air import (
+    FREE_ON_RESUME,
+    HALTED_METRICS,
+    LOSSES,
+    CheckpointStore,
+    PuzzleSampler,
+    Recipe,
+    Slots,
+    exploration,
+    halt,
+    make_recipe,
+    matmul_tflops,
+    model_config,
+    peak_tflops,
+    read_recipe,
+    read_state,
+    read_tensors,
+    recipe_differences,
+    save_tensors,
+    step_metrics,
+    training_flops,
+    write_json,
+)
+
+# What --smoke sets on top of a recipe (and below the command line): every part of a run, in seconds.
+SMOKE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
+    "puzzle_embedding_size": None, "prefix_length": None, "l_layers": None, "h_layers": None,
+    "max_steps": 20, "batch_size": 16, "accumulation": 1, "warmup_steps": 2, "train_size": None, "cycles": None,
+    "eval_limit": 16, "eval_every": 10, "save_every": 10, "log_every": 5, "trackers": "none", "compile": "off",
+}  # fmt: skip
+
+
+class RunError(ValueError):
+    """Something that the user can put right; `main` prints it as one message and exits with status 1."""
+
+
+class BadLoss(RunError):
+    """The loss stopped being a number."""
+
+
+class Trainer:
+    """One run: everything that is made once, and the loop over optimizer steps."""
+
+    def __init__(self, recipe: Recipe, output_dir: Path, train_set: Any, eval_set: Any | None) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        self.recipe, self.train, self.output_dir = recipe, recipe.train, output_dir
+        config = self.train
+        num_ids = 1 + max(int(s.puzzle_ids.max(initial=0)) for s in (train_set, eval_set) if s is not None)
+        self.config = model_config(recipe, train_set.task, num_ids)
+        if eval_set is not None and eval_set.task != train_set.task:
+            raise RunError(f"The evaluation data ({eval_set.task!r}) is of another kind than {train_set.task!r}.")
+
+        # One bf16 decision for every launcher; Accelerate's own autocast would wrap the carry as well.
+        self.accelerator = Accelerator(
+            cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            mixed_precision="no",
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    # A kept level token starts the carry, which is detached: it gets no gradient.
+                    find_unused_parameters=self.config.level_token == "prepend_keep",
+                )
+            ],
+        )
+        self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        self.world, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
+        refuse_lonely_process(self.world)
+        if config.batch_size % self.world:
+            raise RunError(
+                f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
+                "Choose a multiple of the number of processes."
+            )
+        self.local_batch = config.batch_size // self.world
+        if self.local_batch % config.accumulation:
+            raise RunError(
+                f"accumulation={config.accumulation} does not divide the {self.local_batch} slots of a process. "
+                "Choose a divisor."
+            )
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.bf16 = config.mixed_precision == "bf16" or (
+            config.mixed_precision == "auto" and (self.device.type == "cuda" or asked == "bf16")
+        )
+        self.sampler = PuzzleSampler(
+            train_set,
+            config.batch_size,
+            seed=config.seed,
+            augment=config.augment,
+            easier_share=config.easier_share,
+            rank=self.rank,
+            world=self.world,
+            device=self._data_device(train_set),
+            ignore_index=self.config.ignore_index,
+        )
+        self.max_steps = config.steps(self.sampler.num_puzzles)
+        self.eval_set = eval_set
+        self.data = {"train": _describe(train_set), "eval": None if eval_set is None else _describe(eval_set)}
+
+        torch.manual_seed(config.seed)  # on the CPU, so that every machine starts from the same weights
+        self.model = AirModel(self.config)
+        if config.activation_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.model.to(self.device).train()
+        self.optimizers = build_optimizers(
+            self.model,
+            config.optimizer,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            atan2_scale=config.atan2_scale,
+            muon_lr=config.muon_lr,
+            muon_weight_decay=config.muon_weight_decay,
+            puzzle_lr=config.puzzle_lr,
+            puzzle_weight_decay=config.puzzle_weight_decay,
+        )
+        self.ema = WeightEMA(self.model, config.ema, config.ema_warmup) if config.ema else None
+        self.stacks = self._compile()
+        # The puzzle table's gradient travels as rows (PuzzleSignSGD), not as a dense table.
+        self.model._ddp_params_and_buffers_to_ignore = [n for n, _ in self.model.named_parameters() if "puzzle" in n]
+        self.wrapped = self.accelerator.prepare_model(self.model) if self.world > 1 else self.model
+        self.slots = Slots(self.model, self.local_batch, self.config.seq_len, self.device)
+        self.explorer = torch.Generator(self.device)
+        self.act_steps = config.train_act_steps or self.config.halt_max_steps
+        if self.act_steps != self.config.halt_max_steps and self.config.q_continue:
+            raise RunError(
+                f"train_act_steps={self.act_steps} differs from halt_max_steps={self.config.halt_max_steps}, but the "
+                "target of q_continue looks at the latter. Set q_continue=false, or leave train_act_steps out."
+            )
+
+        self.store = CheckpointStore(output_dir / "checkpoints", config.total_limit)
+        self.step = 0
+        self.totals = torch.zeros(1 + len(HALTED_METRICS) + len(LOSSES), device=self.device)
+        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # first step whose loss is no number
+        self.since_log = 0
+        self.best: dict[str, Any] = {}
+        self.seconds = 0.0  # of training, over all sessions of the run
+        self.stop_reason = ""
+
+    # ---- making things ----------------------------------------------------------------------------------------------
+
+    def _data_device(self, train_set: Any) -> torch.device:
+        """The device, unless the puzzles would take more than a quarter of its free memory."""
+        if self.device.type != "cuda":
+            return torch.device("cpu") if self.device.type == "cpu" else self.device
+        copies = 8 if self.train.augment == "symmetries" and train_set.task.name == "maze" else 1
+        size = 2 * copies * train_set.inputs.size
+        return self.device if size < torch.cuda.mem_get_info(self.device)[0] / 4 else torch.device("cpu")
+
+    def _compile(self) -> list[nn.Module]:
+        """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
+        mode = self.train.compile
+        if mode == "auto":
+            mode = "default" if self.device.type == "cuda" else "off"
+        if mode == "off":
+            return []
+        stacks = [self.model.stack] if self.config.shared_block else [self.model.l_stack, self.model.h_stack]
+        for stack in stacks:
+            stack.compile(mode=mode, dynamic=False)
+        return stacks
+
+    def _undo_compile(self, error: Exception) -> None:
+        for stack in self.stacks:
+            stack._compiled_call_impl = None
+        self.stacks = []
+        self.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it.")
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def train_step(self) -> None:
+        """One ACT step of all slots and one update of all weights. Nothing in here waits for the device."""
+        step, config, slots = self.step + 1, self.train, self.slots
+        if (cycles := config.cycles_at(step)) is not None:
+            self.config.l_cycles, self.config.h_cycles = cycles
+        fresh = self.sampler.draw(step)
+        slots.refill(self.model, type(fresh)(*(t.to(self.device, non_blocking=True) for t in fresh)))
+
+        pieces = []
+        size = self.local_batch // config.accumulation
+        for first in range(0, self.local_batch, size):
+            rows = slice(first, first + size)
+            puzzles = type(fresh)(*(t[rows] for t in slots.puzzles))
+            carry = type(slots.carry)(**{k: v[rows] for k, v in slots.carry.items()})
+            last = first + size == self.local_batch
+            with contextlib.nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
+                with self.autocast():
+                    out = self.wrapped(puzzles.inputs, puzzles.ids, puzzles.labels, carry)
+                # Mean over the slots of the piece -> mean over those of the process; DDP averages over processes.
+                (out.loss * (size / self.local_batch)).backward()
+            pieces.append(out)
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.optimizers.params, config.grad_clip)
+
+        losses = torch.stack([_mean_of(pieces, name, self.device) for name in LOSSES])
+        bad = ~torch.isfinite(losses[0])
+        if self.device.type == "cpu" and self.world == 1 and bad:  # costs nothing here, and keeps the weights clean
+            self.optimizers.zero_grad()
+            raise BadLoss(f"The loss of optimizer step {step} is {losses[0].item()}.")
+        self.first_bad = torch.where(bad & (self.first_bad == 0), step, self.first_bad)
+
+        factor = lr_factor(
+            step,
+            max_steps=self.max_steps,
+            warmup_steps=config.warmup_steps,
+            min_ratio=config.lr_min_ratio,
+            schedule=config.schedule,
+            tail_share=config.tail_share,
+        )
+        self.optimizers.set_lr_factor(factor)
+        self.optimizers.step(slots.puzzles.ids)
+        self.optimizers.zero_grad()
+        if self.ema is not None:
+            self.ema.update(step)
+
+        with torch.no_grad():
+            q_halt = torch.cat([out.q_halt_logits.detach() for out in pieces])
+            q_continue = torch.cat([out.q_continue_logits.detach() for out in pieces])
+            slots.carry = type(slots.carry)(
+                **{k: torch.cat([out.carry[k] for out in pieces]) for k in ("z_h", "z_l", "steps")}
+            )
+            min_steps = exploration(
+                self.explorer,
+                config.seed,
+                step,
+                config.batch_size,
+                config.halt_exploration_prob,
+                self.act_steps,
+            )[self.sampler.rows]
+            slots.halted = halt(
+                slots.carry.steps,
+                q_halt,
+                q_continue if self.config.q_continue else None,
+                min_steps,
+                self.act_steps,
+            )
+            logits = torch.cat([out.logits.detach() for out in pieces])
+            sums = step_metrics(
+                logits, slots.puzzles.labels, q_halt, slots.carry.steps, slots.halted, self.config.ignore_index
+            )
+            self.totals += torch.cat([sums, losses])
+        self.step = step
+        self.since_log += 1
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, signals: "Signals") -> None:
+        """Train from self.step to the end, or until a signal or the time limit."""
+        from tqdm import tqdm
+
+        config = self.train
+        begin, begin_step, begin_seconds = time.perf_counter(), self.step, self.seconds
+        bar = tqdm(
+            total=self.max_steps, initial=self.step, desc=config.run_name or self.output_dir.name, unit="step",
+            disable=not self.is_main, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )  # fmt: skip
+        try:
+            while self.step < self.max_steps:
+                try:
+                    self.train_step()
+                except Exception as error:  # a compiler that fails on its first use is no reason to lose the run
+                    if not self.stacks or self.step > begin_step or not _is_compiler_error(error):
+                        raise
+                    self._undo_compile(error)
+                    self.optimizers.zero_grad()
+                    continue
+                bar.update()
+                done = self.step >= self.max_steps
+                if self.step % config.log_every == 0 or done:
+                    self.seconds = begin_seconds + time.perf_counter() - begin
+                    self.log(bar, (self.step - begin_step) / (time.perf_counter() - begin))
+                if config.eval_every and self.step % config.eval_every == 0 and not done:
+                    self.evaluate(bar)
+                late = bool(config.max_minutes) and time.perf_counter() - begin > 60 * config.max_minutes
+                stop = self.agree(signals.received or late, every=config.log_every)
+                if self.step % config.save_every == 0 or done or stop:
+                    self.seconds = begin_seconds + time.perf_counter() - begin
+                    self.save()
+                if stop and not done:
+                    self.stop_reason = "time limit" if late else "signal"
+                    break
+        finally:
+            self.seconds = begin_seconds + time.perf_counter() - begin
+            bar.close()
+        self.steps_per_second = (self.step - begin_step) / max(1e-9, self.seconds - begin_seconds)
+
+    def agree(self, wish: bool, every: int = 1) -> bool:
+        """Whether any process wishes so. On GPUs only looked at every `every` steps: asking waits for the device."""
+        if self.world == 1:
+            return wish
+        if self.device.type == "cuda" and self.step % every and self.step < self.max_steps:
+            return False
+        flag = torch.tensor(float(wish), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def check_loss(self) -> None:
+        """Read the device's note of the first bad loss; raises BadLoss on every process alike."""
+        first = self.first_bad.clone()
+        if self.world > 1:
+            first = torch.where(first == 0, torch.iinfo(torch.long).max, first)
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
+            first = torch.where(first == torch.iinfo(torch.long).max, 0, first)
+        if int(first):
+            raise BadLoss(f"The loss of optimizer step {int(first)} is not a finite number.")
+
+    def log(self, bar: Any, steps_per_second: float) -> None:
+        """Read the sums off the device and write them to the bar, metrics.jsonl and the trackers."""
+        self.check_loss()
+        totals = self.totals.double() if self.device.type != "mps" else self.totals
+        if self.world > 1:
+            dist.all_reduce(totals)
+        totals = totals.tolist()
+        count, halted, losses = totals[0], totals[1 : 1 + len(HALTED_METRICS)], totals[1 + len(HALTED_METRICS) :]
+        values = {name: value / count if count else None for name, value in zip(HALTED_METRICS, halted)}
+        values |= {name: value / (self.since_log * self.world) for name, value in zip(LOSSES, losses)}
+        # Slots that finished per second; each optimizer step advances batch_size slots by one ACT step.
+        values["puzzles_per_second"] = count / self.since_log * steps_per_second
+        values["slot_steps_per_second"] = self.train.batch_size * steps_per_second
+        values["lr"] = self.optimizers.main[0].param_groups[0]["lr"]
+        self.totals.zero_()
+        self.since_log = 0
+        self.last_metrics = values
+        self.record({f"train/{name}": value for name, value in values.items()})
+        exact = values["exact_accuracy"]
+        bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, "
+            f"{values['puzzles_per_second']:.0f} puzzles/s"
+        )
+
+    def record(self, values: dict[str, Any]) -> None:
+        if not self.is_main:
+            return
+        numbers = {k: v for k, v in values.items() if v is not None}
+        with (self.output_dir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.step, **numbers}) + "\n")
+        for tracker in self.trackers:
+            tracker.log(numbers, step=self.step)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, bar: Any | None = None, final: bool = False) -> dict[str, float]:
+        """Exact and cell accuracy on the evaluation subset, all ACT steps; keeps the best model under model/."""
+        if self.eval_set is None or not len(self.eval_set.inputs):
+            return {}
+        start = time.perf_counter()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            sums = evaluate_model(
+                self.model,
+                self.eval_set,
+                batch_size=self.train.eval_batch_size or self.local_batch,
+                rank=self.rank,
+                world=self.world,
+                dtype=torch.bfloat16 if self.bf16 else torch.float32,
+            )
+            if self.world > 1:
+                total = torch.tensor(list(sums.values()), dtype=torch.float64).to(self.device, torch.float32)
+                dist.all_reduce(total)
+                sums = dict(zip(sums, total.tolist()))
+            n = sums.pop("n")
+            result = {name: value / n for name, value in sums.items()}
+            self.record({f"eval/{name}": value for name, value in result.items()})
+            best = not self.best or result["exact_accuracy"] >= self.best["exact_accuracy"]
+            if best:
+                self.best = {"step": self.step, "n": int(n), **result}
+                self.save_model("model")
+        text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+        line = f"step {self.step}: {text} ({int(n)} puzzles, {time.perf_counter() - start:.1f} s)"
+        (bar.write if bar is not None and self.is_main else self.say)(line)
+        return result
+
+    def save_model(self, name: str) -> None:
+        """A model folder as the Hub wants it: weights, config, processor and the code that travels."""
+        if not self.is_main:
+            return
+        target = self.output_dir / name
+        temporary, old = (self.output_dir / f".{name}.{end}" for end in ("tmp", "old"))
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        write_model_folder(self.model, self.config, temporary)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self) -> bool:
+        """Write checkpoint_<step>; a full disk costs this checkpoint, not the run."""
+        self.check_loss()
+        for attempt in (1, 2):
+            error = self._try_save()
+            failed = self.agree(error is not None)
+            if not failed:
+                return True
+            if self.is_main:
+                for left in self.store.folder.glob(".checkpoint_*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                if attempt == 1 and len(self.store.found()) > 1:
+                    self.say(f"Checkpoint {self.step} could not be written ({error}); deleting older ones.")
+                    self.store.prune(1)
+                    continue
+            if self.world > 1 and attempt == 1:
+                continue
+            break
+        self.say(
+            f"WARNING: checkpoint {self.step} could not be written ({error}). Training goes on; the newest complete "
+            f"one is {self.store.found()[-1][1] if self.store.found() else 'none'}. Free some disk space."
+        )
+        return False
+
+    def _try_save(self) -> Exception | None:
+        step, error = self.step, None
+        temporary = self.store.folder / f".checkpoint_{step}.tmp"
+        try:
+            if self.is_main:
+                self.store.begin(step)
+        except (OSError, SafetensorError) as failure:
+            error = failure
+        self.accelerator.wait_for_everyone()
+        try:
+            if error is None:
+                save_tensors(self._rank_state(), temporary / f"carry_{self.rank}.safetensors")
+                if self.is_main:
+                    self._save_shared(temporary)
+        except (OSError, SafetensorError) as failure:
+            error = failure
+        if self.world > 1 and self.agree(error is not None):
+            return error or OSError(errno.EIO, "another process could not write its part")
+        try:
+            if error is None and self.is_main:
+                self.store.finish(temporary, step)
+        except OSError as failure:
+            error = failure
+        return error
+
+    def _rank_state(self) -> dict[str, Tensor]:
+        state = {**self.slots.state(), "totals": self.totals, "rng.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _save_shared(self, folder: Path) -> None:
+        save_tensors(self.model.state_dict(), folder / "model.safetensors")
+        tensors, values = self.optimizers.state()
+        save_tensors(tensors, folder / "optimizer.safetensors")
+        if self.ema is not None:
+            save_tensors(self.ema.shadow, folder / "ema.safetensors")
+        state = {
+            "step": self.step,
+            "since_log": self.since_log,
+            "world_size": self.world,
+            "best": self.best,
+            "seconds": self.seconds,
+            "optimizer_values": values,
+            "recipe": self.recipe.flat(),
+            "max_steps": self.max_steps,
+            "data": self.data,
+            "sampler": {"seed": self.train.seed, "next_step": self.step + 1},
+        }
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+
+    def resume(self) -> bool:
+        """Go on from the newest complete checkpoint; False where there is none."""
+        path = self.store.newest()
+        if path is None:
+            return False
+        state = read_state(path)
+        self._refuse_changes(path, state)
+        self.model.load_state_dict(read_tensors(path / "model.safetensors"))
+        self.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
+        if self.ema is not None:
+            self.ema.load(read_tensors(path / "ema.safetensors"))
+        self.step, self.since_log = state["step"], state["since_log"]
+        self.best, self.seconds = state["best"], state["seconds"]
+        if state["world_size"] == self.world:
+            mine = read_tensors(path / f"carry_{self.rank}.safetensors")
+            self.slots.load(mine)
+            self.totals.copy_(mine["totals"])
+            torch.set_rng_state(mine["rng.cpu"])
+            if self.device.type == "cuda" and "rng.cuda" in mine:
+                torch.cuda.set_rng_state(mine["rng.cuda"], self.device)
+        else:
+            self.since_log = 0
+            self.say(
+                f"The checkpoint was written by {state['world_size']} processes, now there are {self.world}: its "
+                "carry is dropped, every slot starts a fresh puzzle. Weights, optimizers and step go on."
+            )
+        if self.is_main:
+            self._forget_after(self.step)
+        self.say(f"Resumed from {path}: {self.step} of {self.max_steps} steps done.")
+        return True
+
+    def _refuse_changes(self, path: Path, state: dict[str, Any]) -> None:
+        allowed = set(FREE_ON_RESUME)
+        # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
+        if self.train.lr_min_ratio == 1.0:
+            allowed |= {"max_steps", "epochs"}
+        changed = recipe_differences(state["recipe"], self.recipe.flat(), allowed)
+        if not changed and state["data"]["train"]["fingerprint"] != self.data["train"]["fingerprint"]:
+            changed = ["the training data has changed since"]
+        if changed:
+            raise RunError(
+                f"{path} was written with another recipe, so the run cannot go on from it:\n  "
+                + "\n  ".join(changed)
+                + "\nResume with the old values, or start a new run in another --output-dir."
+            )
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of metrics.jsonl that the resumed run will write again."""
+        path = self.output_dir / "metrics.jsonl"
+        if path.is_file():
+            lines = []
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # the line that a kill cut in half
+                    if json.loads(line)["step"] <= step:
+                        lines.append(line + "\n")
+            temporary = path.with_name(".metrics.jsonl.tmp")
+            temporary.write_text("".join(lines))
+            os.replace(temporary, path)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    trackers: list[Any] = []
+    last_metrics: dict[str, Any] = {}
+    steps_per_second = 0.0
+
+    def report(self, status: str, wall_seconds: float, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
+        """The contents of run.json."""
+        tflops = training_flops(self.config, self.train.batch_size) * self.steps_per_second / 1e12
+        peak = peak_tflops(self.device)
+        machine = None
+        if status == "finished":
+            machine = matmul_tflops(self.device, torch.bfloat16 if self.bf16 else torch.float32)
+        return {
+            "status": status,
+            "name": self.train.run_name or self.output_dir.name,
+            "task": self.config.task,
+            "grid": [self.config.grid_height, self.config.grid_width],
+            "variant": self.recipe.model["variant"],
+            "seed": self.train.seed,
+            "steps": self.step,
+            "max_steps": self.max_steps,
+            "metrics": {"eval": evaluation or None, "best": self.best or None, "train": self.last_metrics or None},
+            "wall_seconds": round(self.seconds, 2),
+            "session_seconds": round(wall_seconds, 2),
+            "steps_per_second": self.steps_per_second,
+            "puzzles_per_second": self.last_metrics.get("puzzles_per_second"),
+            "tflops": tflops,
+            "tflops_peak_of_device": peak,
+            "share_of_peak": None if peak is None else tflops / (peak * self.world),
+            "tflops_of_large_matmul": machine,
+            "share_of_large_matmul": None if not machine else tflops / (machine * self.world),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "precision": "bf16 states, fp32 weights" if self.bf16 else "fp32",
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            "data": self.data,
+            "config": self.recipe.flat(),
+            "model_config": self.config.to_dict(),
+            **environment(self.device, self.world),
+        }
+
+
+def _describe(puzzles: Any) -> dict[str, Any]:
+    return {"source": puzzles.source, "n": len(puzzles), "fingerprint": puzzles.fingerprint}
+
+
+def _mean_of(pieces: list[Any], name: str, device: torch.device) -> Tensor:
+    values = [getattr(piece, name) for piece in pieces]
+    if values[0] is None:
+        return torch.zeros((), device=device)
+    return torch.stack([v.detach() for v in values]).float().mean()
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")) or "compil" in str(error)
+
+
+def evaluate_model(
+    model: AirModel, puzzles: Any, *, batch_size: int, rank: int = 0, world: int = 1, dtype: torch.dtype | None = None
+) -> dict[str, float]:
+    """Sums over this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy."""
+    mine = puzzles.select(slice(rank, None, world))
+    inputs, labels, n = mine.inputs, mine.labels, len(mine)
+    keys = ("n", "exact_accuracy", "cell_accuracy", "valid_accuracy")
+    if n == 0:
+        return dict.fromkeys(keys, 0.0)
+    batch_size = min(batch_size, n)
+    # A last batch of another size would make a compiled model compile again: fill it up, and do not count those.
+    padded = np.resize(np.arange(n), -(-n // batch_size) * batch_size)
+    solution = model.solve(
+        torch.from_numpy(inputs[padded]).long(),
+        torch.from_numpy(mine.puzzle_ids[padded]).long(),
+        batch_size=batch_size,
+        dtype=dtype,
+        return_logits=False,
+    )
+    answers = solution.predictions[:n].cpu().numpy().astype(np.uint8)
+    known = labels != 0
+    right = (answers == labels) & known
+    valid = mine.task.verdicts(inputs, answers).valid
+    values = (n, (right == known).all(1).sum(), (right.sum(1) / known.sum(1).clip(1)).sum(), np.sum(valid))
+    return dict(zip(keys, map(float, values)))
+
+
+def write_model_folder(model: AirModel, config: AirConfig, folder: Path) -> None:
+    """save_pretrained of the model and of its processor; the travelling code files come with them."""
+    from transformers.utils import logging
+
+    bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
+    try:
+        from air_model.pipeline_air import save_release
+
+        save_release(model, folder)
+    except ImportError:
+        model.save_pretrained(folder)
+        AirProcessor.from_config(config).save_pretrained(folder)
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The world outside
+
+
+class Signals:
+    """SIGTERM (Slurm preemption, `kill`) and SIGINT ask for a checkpoint and a clean end; a second one ends now."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            signal.signal(number, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+def end_with_launcher() -> None:
+    """`accelerate launch` of one process does not pass SIGTERM on: ask Linux to, when the launcher dies."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # 1 = PR_SET_PDEATHSIG
+
+
+def refuse_lonely_process(world: int) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts ONE process and says nothing: refuse to train alone then."""
+    if world > 1:
+        return
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    asked = None
+    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        asked = "accelerate launch was given more than one process or machine"
+    elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        asked = f"WORLD_SIZE={os.environ['WORLD_SIZE']}"
+    elif int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ and not launched:
+        # Inside srun (not just sbatch): every task would train the whole run by itself, into the same folder.
+        asked = f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}"
+    if asked:
+        raise RunError(
+            f"More processes were asked for ({asked}), but only this one was started, so it would train alone. Start "
+            "CPU processes with `torchrun --nproc_per_node N train_accelerate.py ...`, several GPUs with `accelerate "
+            "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
+        )
+
+
+def environment(device: torch.device, world: int) -> dict[str, Any]:
+    """Commit, versions and hardware, for run.json."""
+    import accelerate
+    import transformers
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return None
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "commit_is_clean": git("status", "--porcelain", "--untracked-files=no") == "",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+            "processes": world,
+            "threads": torch.get_num_threads(),
+            "cpus": os.cpu_count(),
+        },
+    }
+
+
+def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name: str) -> list[Any]:
+    """Accelerate's trackers: "auto" is tensorboard where it is installed; none is required or asks for an account."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+
+    if names == "none" or not names:
+        return []
+    wanted = ["tensorboard"] if names == "auto" else [name.strip() for name in names.split(",")]
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    for name in wanted:
+        if name not in known:
+            raise RunError(f"There is no tracker {name!r}. Known: {', '.join(known)}, or none.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classes = {str(kind): LOGGER_TYPE_TO_CLASS[str(kind)] for kind in filter_trackers(wanted, output_dir)}
+    if missing := [name for name in wanted if name not in classes and names != "auto"]:
+        raise RunError(f"The tracker {missing[0]} is not installed. Run `pip install {missing[0]}`, or trackers=none.")
+    trackers = []
+    for kind in classes.values():
+        place = {"logging_dir": output_dir} if kind.requires_logging_directory else {}
+        tracker = kind("air" if not place else run_name or "tensorboard", **place)
+        if hasattr(tracker, "start"):
+            tracker.start()
+        # Tensorboard takes no lists or None.
+        flat = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config.items()}
+        tracker.store_init_configuration(flat)
+        trackers.append(tracker)
+    return trackers
+
+
+def draw_curve(metrics: Path, target: Path) -> None:
+    """The learning curve of metrics.jsonl as a PNG: loss, and exact accuracy of training and evaluation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+
+    def series(key: str) -> tuple[list[int], list[float]]:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        return [p[0] for p in points], [p[1] for p in points]
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    left.plot(*series("train/loss"), color="#000000", linewidth=1)
+    left.set(xlabel="optimizer step", ylabel="training loss")
+    right.plot(*series("train/exact_accuracy"), color="#0072B2", linewidth=1, label="training, halted slots")
+    right.plot(*series("eval/exact_accuracy"), color="#D55E00", marker="o", markersize=3, label="evaluation")
+    right.plot(*series("eval/cell_accuracy"), color="#009E73", linestyle="--", linewidth=1, label="evaluation, cells")
+    right.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02))
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = target.with_name(f".{target.name}.tmp")
+    figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    os.replace(temporary, target)
+
+
+def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
+    """(training set, evaluation set or None), cut to the sizes that the recipe asks for."""
+    from air_model.datasets_builders import load_puzzles
+
+    config = recipe.train
+    if not config.data:
+        raise RunError("The recipe names no data. Add data=...: a Hub id, a folder of build_dataset.py, or a CSV.")
+    task = _task_of(recipe)
+    train_set = load_puzzles(config.data, config.train_split, task=task)
+    if config.train_size is not None and config.train_size < len(train_set):
+        rows = np.random.default_rng(config.data_seed).permutation(len(train_set))[: config.train_size]
+        train_set = train_set.select(np.sort(rows))
+    if config.eval_data is None and Path(config.data).is_file():
+        print(
+            f"{config.data} is one file: nothing is held out to evaluate on. Give eval_data=... for that.",
+            file=sys.stderr,
+        )
+        return train_set, None
+    source, limit = config.eval_data or config.data, config.eval_limit or None
+    if config.eval_split != "auto":
+        return train_set, load_puzzles(source, config.eval_split, task=task, limit=limit)
+    try:
+        return train_set, load_puzzles(source, "dev", task=task, limit=limit)
+    except FileNotFoundError:
+        return train_set, load_puzzles(source, "test", task=task, limit=limit)
+
+
+def _task_of(recipe: Recipe) -> Any | None:
+    """The task as far as the recipe itself fixes it; None leaves it to the data."""
+    m = recipe.model
+    if m.get("task") in ("sudoku", "maze") and m.get("grid_height"):
+        return make_task(m["task"], m["grid_height"], m.get("grid_width"), m.get("box_height"), m.get("box_width"))
+    return None
+
+
+def run_training(
+    recipe: Recipe,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    append_runs: Path | None = None,
+    data: tuple[Any, Any | None] | None = None,
+) -> dict[str, Any]:
+    """A whole run: data, training, checkpoints, evaluation, files. Returns the contents of run.json.
+
+    Args:
+        resume: go on from the newest complete checkpoint under output_dir, or start where there is none.
+        overwrite: delete an earlier run in output_dir. append_runs: a .jsonl to which run.json is appended at the end.
+        data: (training, evaluation) PuzzleSets instead of those that the recipe names.
+    """
+    start = time.perf_counter()
+    output_dir = Path(output_dir)
+    refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
+    first_process = os.environ.get("RANK", "0") == "0"
+    if (output_dir / "run.json").exists() and not resume:
+        if not overwrite:
+            raise RunError(
+                f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
+                "choose another --output-dir."
+            )
+        if first_process:
+            for name in ("checkpoints", "model", "model_last", "metrics.jsonl", "run.json", "curve.png"):
+                path = output_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    signals = Signals()
+    train_set, eval_set = data or load_data(recipe)
+    trainer = Trainer(recipe, output_dir, train_set, eval_set)
+    trainer.accelerator.wait_for_everyone()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    resumed = resume and trainer.resume()
+    if resume and not resumed:
+        trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")
+    if not resumed and trainer.is_main:
+        trainer._forget_after(0)
+    if trainer.is_main:
+        trainer.trackers = make_trackers(recipe.train.trackers, output_dir, recipe.flat(), recipe.train.run_name)
+        write_json(output_dir / "run.json", trainer.report("running", 0.0))
+    signals.install()
+    end_with_launcher()
+    evaluation: dict[str, float] = {}
+    try:
+        trainer.run(signals)
+        status = "stopped" if trainer.stop_reason else "finished"
+        if status == "finished":
+            evaluation = trainer.evaluate(final=True)
+            with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
+                trainer.save_model("model_last")
+                if not trainer.best:
+                    trainer.save_model("model")
+        else:
+            trainer.say(f"Stopped by {trainer.stop_reason} after step {trainer.step}; --resume goes on from here.")
+    except BadLoss as error:
+        kept = keep_last_good(trainer)
+        if trainer.is_main:
+            write_json(output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
+        raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
+    finally:
+        if trainer.is_main:
+            for tracker in trainer.trackers:
+                tracker.finish()
+    report = trainer.report(status, time.perf_counter() - start, evaluation)
+    if trainer.is_main:
+        write_json(output_dir / "run.json", report)
+        with contextlib.suppress(ImportError):
+            if (output_dir / "metrics.jsonl").is_file():
+                draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
+        if append_runs is not None and status == "finished":
+            with Path(append_runs).open("a") as file:
+                file.write(json.dumps(report, default=str) + "\n")
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def keep_last_good(trainer: Trainer) -> str:
+    """After a bad loss: keep the weights in memory if they are still good, and say what there is to go on from."""
+    good = trainer.world == 1 and all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
+    if good and trainer.device.type == "cpu" and trainer.step and not int(trainer.first_bad):
+        trainer.save()
+    newest = trainer.store.found()
+    return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a name in recipes/, or a path to a YAML file")
+    parser.add_argument("--output-dir", type=Path, required=True, help="everything that the run writes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint, or start")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in --output-dir")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, 20 steps: does everything work here?")
+    parser.add_argument("--append-runs", type=Path, metavar="FILE.jsonl", help="append run.json to this file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of TrainConfig or AirConfig")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        recipe = read_recipe(arguments.recipe, arguments.overrides)
+        if arguments.smoke:
+            given = {text.partition("=")[0] for text in arguments.overrides}
+            small = {k: v for k, v in SMOKE.items() if k not in given}
+            recipe = make_recipe({**recipe.flat(), "epochs": None, **small})
+        run_training(
+            recipe,
+            arguments.output_dir,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            append_runs=arguments.append_runs,
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        if os.environ.get("AIR_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,671 @@
+"""What the training loop is made of: recipes, fresh puzzles, slots, metrics, checkpoints (loop: train_accelerate.py).
+
+One optimizer step runs one ACT step for B slots. A slot holds a puzzle until it halts; then it gets a fresh puzzle
+and fresh states. Everything of a step stays on the device: refilling is torch.where, metrics are summed there and read
+every `log_every` steps. All randomness of step t comes from (seed, t) alone, so a resumed run needs no generator
+state to draw the same numbers, and every process draws the same global batch and takes its own rows.
+
+Shape letters: B slots (of this process), S cells, T state positions, D hidden, N puzzles, V tokens.
+Source: SPEC sections 3 and 4.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import types
+import typing
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.modeling_air import AirCarry
+from air_model.optim_air import OPTIMIZERS, SCHEDULES
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes
+
+
+@dataclass
+class TrainConfig:
+    """Every training value of a recipe; the other keys of a recipe are fields of AirConfig and `variant`.
+
+    The unit of time is the optimizer step; one step is one ACT step of all slots.
+    """
+
+    data: str = ""  # Hub id, folder of scripts/build_dataset.py, folder of CSVs, or a CSV (.gz)
+    train_split: str = "train"
+    train_size: int | None = None  # puzzles drawn from the training split; None takes all
+    data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike
+    augment: str = "symmetries"  # a fresh random symmetry for every copy (mazes: turned and re-labelled), or "none"
+    easier_share: float = 0.0  # share of Sudoku copies with a random number of further cells filled in
+    eval_data: str | None = None  # None: `data`
+    eval_split: str = "auto"  # "auto": dev where there is one, else test
+    eval_limit: int = 512  # puzzles evaluated while training; 0 for all
+    eval_batch_size: int = 0  # 0: batch_size of a process
+
+    max_steps: int | None = None  # the budget, in optimizer steps ...
+    epochs: float | None = None  # ... or in passes over the base puzzles; give one of the two
+    batch_size: int = 768  # slots, over all processes
+    accumulation: int = 1  # pieces that a process cuts its slots into to save memory; the result is the same
+    seed: int = 0
+
+    optimizer: str = "adam_atan2"
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    atan2_scale: float = 1.27  # a of Adam-atan2; HRM's own kernel has 1
+    muon_lr: float = 5e-3
+    muon_weight_decay: float = 0.0
+    puzzle_lr: float = 1e-4
+    puzzle_weight_decay: float = 1.0
+    schedule: str = "cosine"
+    warmup_steps: int = 2000
+    lr_min_ratio: float = 1.0
+    tail_share: float = 0.3  # schedule=linear_tail: share of the steps over which the rate falls
+    grad_clip: float = 0.0
+    ema: float = 0.0
+    ema_warmup: bool = False
+    halt_exploration_prob: float = 0.1
+    train_act_steps: int | None = None  # ACT steps at most while training; None: halt_max_steps, as in evaluation
+    cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
+
+    mixed_precision: str = "auto"  # "auto": bf16 on CUDA, fp32 elsewhere; "bf16"; "no"
+    compile: str = "auto"  # "auto": "default" on CUDA, off elsewhere; "off", or a mode of torch.compile
+    activation_checkpointing: bool = False
+
+    save_every: int = 1000
+    eval_every: int = 1000  # 0: only at the end
+    log_every: int = 50
+    total_limit: int = 2  # complete checkpoints kept
+    max_minutes: float = 0.0  # stop after this time with a checkpoint, as on SIGTERM; 0: never
+    trackers: str = "auto"  # "auto": tensorboard where installed; "none", or names joined by commas
+    run_name: str = ""
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "augment": ("symmetries", "none"),
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "mixed_precision": ("auto", "bf16", "no"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known. Choose one of {', '.join(choices)}.")
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"Give the budget once: max_steps={self.max_steps}, epochs={self.epochs}. Set exactly one of them."
+            )
+        for name in ("batch_size", "accumulation", "log_every", "save_every", "total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+        for name in ("max_steps", "epochs"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        for name in ("easier_share", "halt_exploration_prob", "lr_min_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        for name in ("lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.cycles is not None:
+            self.cycles = {int(k): [int(v) for v in pair] for k, pair in self.cycles.items()}
+            if min(self.cycles, default=1) != 0 or any(len(p) != 2 or min(p) < 1 for p in self.cycles.values()):
+                raise ValueError(
+                    f"cycles={self.cycles} must map first steps to [l_cycles, h_cycles] and begin with step 0, as in "
+                    "{0: [1, 1], 5000: [2, 2]}."
+                )
+
+    def steps(self, num_puzzles: int) -> int:
+        """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
+        return self.max_steps or max(1, int(self.epochs * num_puzzles / self.batch_size))
+
+    def cycles_at(self, step: int) -> tuple[int, int] | None:
+        """(l_cycles, h_cycles) of optimizer step `step`, counted from 1, or None without a curriculum."""
+        if self.cycles is None:
+            return None
+        return tuple(self.cycles[max(first for first in self.cycles if first < step)])
+
+
+TRAIN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+# Fields of AirConfig that a recipe may set: its own ones, without bookkeeping.
+MODEL_FIELDS = [
+    name
+    for name in AirConfig.__annotations__
+    if name in {f.name for f in dataclasses.fields(AirConfig)}
+    and name not in ("model_type", "code_version", "custom_pipelines", "pad_token_id", "ignore_index")
+]
+# Changing these leaves every weight of the run as it was, so a resumed run may.
+FREE_ON_RESUME = {
+    "save_every", "eval_every", "log_every", "total_limit", "max_minutes", "trackers", "run_name",
+    "eval_data", "eval_split", "eval_limit", "eval_batch_size",
+}  # fmt: skip
+
+
+class Recipe(NamedTuple):
+    """A recipe, read and checked: `variant` and fields of AirConfig in `model`, the rest in `train`."""
+
+    model: dict[str, Any]
+    train: TrainConfig
+
+    def flat(self) -> dict[str, Any]:
+        return {**self.model, **dataclasses.asdict(self.train)}
+
+
+def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] | None = None) -> Recipe:
+    """Read recipes/NAME.yaml (or a path) and apply `key=value` overrides.
+
+    Raises:
+        FileNotFoundError: no such recipe. ValueError: an unknown key (names the nearest one), or a value of the wrong
+        type or range.
+    """
+    import yaml
+
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        path = RECIPES / f"{Path(name).stem}.yaml"
+        if Path(name).suffix not in ("", ".yaml") or not path.is_file():
+            raise FileNotFoundError(f"There is no recipe {str(name)!r}. Known: {', '.join(known)}, or give a path.")
+    values = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
+    if not isinstance(overrides, dict):
+        pairs = {}
+        for text in overrides or []:
+            key, separator, value = text.partition("=")
+            if not separator:
+                raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
+            pairs[key.strip().lstrip("-").replace("-", "_")] = yaml.safe_load(value) if value else ""
+        overrides = pairs
+    # The budget is one choice: naming one way on the command line replaces the other one of the file.
+    for mine, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if overrides.get(mine) is not None and other not in overrides:
+            values.pop(other, None)
+    # A variant named on the command line brings its whole row: the file's cycles are not those of TRM, say.
+    for key in VARIANTS.get(overrides.get("variant"), {}):
+        values.pop(key, None)
+    return make_recipe({**values, **overrides})
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Sort the keys of a recipe into model and training values, and check both."""
+    known = [*TRAIN_FIELDS, *MODEL_FIELDS, "variant"]
+    for key in values:
+        if key not in known:
+            match = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f" Did you mean {match[0]!r}?" if match else ""
+            raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
+    hints = {f.name: f.type for f in (*dataclasses.fields(AirConfig), *dataclasses.fields(TrainConfig))}
+    hints["variant"] = str
+    values = {key: _coerce(key, value, hints[key]) for key, value in values.items()}
+    train = TrainConfig(**{k: v for k, v in values.items() if k in TRAIN_FIELDS})
+    model = {"variant": "Lx_H", **{k: v for k, v in values.items() if k not in TRAIN_FIELDS}}
+    if model["variant"] not in VARIANTS:
+        AirConfig.from_variant(model["variant"])  # raises, naming the nearest one
+    return Recipe(model, train)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value as the type of its field: YAML reads 1e-4 as text, and 3 for a float as an integer."""
+    kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+    if value is None and type(None) in kinds:
+        return None
+    if typing.get_origin(hint) is typing.Literal or any(typing.get_origin(k) is typing.Literal for k in kinds):
+        return value  # AirConfig checks its own choices
+    try:
+        if bool in kinds and isinstance(value, bool):
+            return value
+        if isinstance(value, bool) or value is None:
+            raise TypeError
+        if int in kinds and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+            return int(value)
+        if float in kinds:
+            return float(value)
+        if str in kinds and isinstance(value, (str, int, float)):
+            return str(value)
+        if dict in kinds and isinstance(value, dict):
+            return value
+    except (TypeError, ValueError):
+        pass
+    names = " or ".join(sorted(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None)))
+    raise ValueError(f"{key}={value!r} is not of the right type: expected {names}.")
+
+
+def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfig:
+    """The AirConfig of a recipe, its grid taken from the data where the recipe does not say."""
+    values = dict(recipe.model)
+    variant = values.pop("variant")
+    found = {
+        "task": task.name,
+        "grid_height": task.height,
+        "grid_width": task.width,
+        "box_height": getattr(task, "box_height", None),
+        "box_width": getattr(task, "box_width", None),
+        "vocab_size": task.vocab_size,
+        "num_puzzle_identifiers": num_puzzle_ids,
+    }
+    for key, value in found.items():
+        if values.setdefault(key, value) != value and key != "num_puzzle_identifiers":
+            if values[key] is None:
+                values[key] = value
+                continue
+            raise ValueError(
+                f"The recipe says {key}={values[key]}, the data has {key}={value}. Leave {key} out of the recipe, or "
+                "give other data."
+            )
+    return AirConfig.from_variant(variant, **values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fresh puzzles
+
+
+def seeded(generator: torch.Generator, *key: int) -> torch.Generator:
+    """The generator, set to a state that depends on the key alone. Host work only: nothing waits for the device."""
+    digest = hashlib.blake2b(np.asarray(key, np.int64).tobytes(), digest_size=8).digest()
+    return generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Puzzles(NamedTuple):
+    """A batch: inputs (B, S) int64, labels (B, S) int64 with ignore_index where there is none, ids (B,) int64."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+class PuzzleSampler:
+    """Endless fresh batches: every base puzzle once an epoch, each time another random copy.
+
+    `draw(step)` depends on (seed, step) alone. Sudoku copies are drawn on the device: digits relabelled, bands,
+    stacks, rows and columns permuted, the grid transposed where boxes are square: the distribution of the published
+    1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
+    re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
+    cells of the solution, k uniform on {1, ..., blanks - 1} (the data mixing of arXiv:2601.10679).
+
+    Args:
+        puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
+        batch_size: of all processes. rank, world: whose rows of it to return.
+        device: where the puzzles live and the copies are made.
+    """
+
+    def __init__(
+        self,
+        puzzles: Any,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: str = "symmetries",
+        easier_share: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        ignore_index: int = -100,
+    ) -> None:
+        self.task, self.seed, self.batch_size, self.ignore_index = puzzles.task, seed, batch_size, ignore_index
+        self.augment, self.easier_share = augment, easier_share
+        self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.device = torch.device(device)
+        inputs, labels = np.asarray(puzzles.inputs, np.uint8), np.asarray(puzzles.labels, np.uint8)
+        if not len(inputs):
+            raise ValueError("The training data has no puzzles. Build or choose another data set.")
+        # Rows of one group are stored copies of one base puzzle; below, each group's first row and number of rows.
+        order = np.argsort(puzzles.groups, kind="stable")
+        first, sizes = np.unique(puzzles.groups[order], return_index=True, return_counts=True)[1:]
+        inputs, labels, ids = inputs[order], labels[order], np.asarray(puzzles.puzzle_ids)[order]
+        self.num_puzzles = len(first)
+        if easier_share and self.task.name != "sudoku":
+            raise ValueError(f"easier_share={easier_share} needs Sudoku data; {self.task.name} has no easier copies.")
+        if augment == "symmetries" and self.task.name == "maze":
+            copies = inputs[:, self.task.dihedral]  # (N, K, S)
+            labels = np.stack([self.task.label(copies[:, k]) for k in range(copies.shape[1])], axis=1)
+        else:
+            copies, labels = inputs[:, None], labels[:, None]
+        self.inputs, self.labels = torch.from_numpy(copies).to(self.device), torch.from_numpy(labels).to(self.device)
+        self.ids, self.first, self.sizes = (torch.from_numpy(a).long().to(self.device) for a in (ids, first, sizes))
+        self.generator = torch.Generator(self.device)
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            generator = seeded(self.generator, self.seed, 1, epoch)
+            self._orders[epoch] = torch.randperm(self.num_puzzles, generator=generator, device=self.device)
+        return self._orders[epoch]
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) int64: the base puzzles of this process's slots in optimizer step `step`, counted from 1."""
+        n, first = self.num_puzzles, (step - 1) * self.batch_size
+        low, high = first + self.rows.start, first + self.rows.stop
+        parts = []
+        for epoch in range(low // n, (high - 1) // n + 1):
+            parts.append(self._order(epoch)[max(0, low - epoch * n) : min(n, high - epoch * n)])
+        return torch.cat(parts)
+
+    def draw(self, step: int) -> Puzzles:
+        """One fresh copy for every slot of this process."""
+        index = self.indices(step)
+        generator = seeded(self.generator, self.seed, 2, step)
+
+        def uniform(*shape: int) -> Tensor:
+            """Random numbers of the whole batch, this process's rows of them."""
+            return torch.rand(self.batch_size, *shape, generator=generator, device=self.device)[self.rows]
+
+        row = self.first[index] + (uniform() * self.sizes[index]).long()
+        copy = (uniform() * self.inputs.shape[1]).long()
+        inputs, labels = self.inputs[row, copy].long(), self.labels[row, copy].long()  # (B, S)
+        if self.augment == "symmetries" and self.task.name == "sudoku":
+            cells, tokens = sudoku_symmetries(self.task, uniform)
+            inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
+        if self.easier_share:
+            inputs = reveal(inputs, labels, uniform, self.easier_share, self.task.blank_token)
+        return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
+
+
+def sudoku_symmetries(task: Any, uniform: Any) -> tuple[Tensor, Tensor]:
+    """Random maps out[j] = tokens[in[cells[j]]]: cells (B, S), tokens (B, V). `uniform(*shape)` draws (B, *shape)."""
+    n, height, width = task.height, task.box_height, task.box_width
+
+    def lines(per_group: int) -> Tensor:  # (B, n): groups of lines permuted, and the lines within each
+        groups = uniform(n // per_group).argsort(-1)
+        within = uniform(n // per_group, per_group).argsort(-1)
+        return (groups[:, :, None] * per_group + within).flatten(1)
+
+    rows, columns = lines(height), lines(width)
+    cells = rows[:, :, None] * n + columns[:, None, :]  # (B, n, n)
+    if height == width:
+        flip = uniform() < 0.5
+        cells = torch.where(flip[:, None, None], cells.transpose(1, 2), cells)
+    digits = uniform(n).argsort(-1) + 2
+    fixed = torch.arange(2, device=digits.device).expand(len(digits), 2)  # PAD and blank
+    return cells.flatten(1), torch.cat([fixed, digits], dim=1)
+
+
+def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, blank: int) -> Tensor:
+    """A `share` of the puzzles with k ~ U{1 .. blanks - 1} random blanks filled in from the labels, (B, S)."""
+    empty = inputs == blank
+    count = 1 + (uniform() * (empty.sum(1) - 1).clamp(min=0)).long()
+    order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    chosen = (uniform() < share)[:, None] & (rank < count[:, None]) & empty
+    return torch.where(chosen, labels, inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slots
+
+
+class Slots:
+    """B puzzles in work and their states. All fields are tensors on the device; `halted` asks for a refill."""
+
+    def __init__(self, model: nn.Module, batch_size: int, seq_len: int, device: torch.device) -> None:
+        zeros = torch.zeros(batch_size, seq_len, dtype=torch.long, device=device)
+        self.puzzles = Puzzles(zeros, zeros.clone(), zeros[:, 0].clone())
+        self.carry = model.initial_carry(batch_size, device)
+        self.halted = torch.ones(batch_size, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def refill(self, model: nn.Module, fresh: Puzzles) -> None:
+        """Slots that halted take their row of `fresh`, the initial states and zero steps."""
+        halted, column = self.halted, self.halted[:, None]
+        self.puzzles = Puzzles(
+            torch.where(column, fresh.inputs, self.puzzles.inputs),
+            torch.where(column, fresh.labels, self.puzzles.labels),
+            torch.where(halted, fresh.ids, self.puzzles.ids),
+        )
+        start = model.initial_carry(len(halted), halted.device)
+        z_h, z_l, steps = self.carry.z_h, self.carry.z_l, self.carry.steps
+        self.carry = AirCarry(
+            z_h=torch.where(column[:, None], start.z_h.to(z_h.dtype), z_h),
+            z_l=torch.where(column[:, None], start.z_l.to(z_l.dtype), z_l),
+            steps=torch.where(halted, torch.zeros_like(steps), steps),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that a checkpoint keeps."""
+        puzzles = {f"puzzles.{k}": v for k, v in self.puzzles._asdict().items()}
+        return {**self.carry, "halted": self.halted, **puzzles}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        device = self.halted.device
+        tensors = {k: v.to(device) for k, v in tensors.items()}
+        self.puzzles = Puzzles(*(tensors[f"puzzles.{k}"] for k in Puzzles._fields))
+        self.carry = AirCarry(z_h=tensors["z_h"], z_l=tensors["z_l"], steps=tensors["steps"])
+        self.halted = tensors["halted"]
+
+
+def halt(steps: Tensor, q_halt: Tensor, q_continue: Tensor | None, min_steps: Tensor, max_steps: int) -> Tensor:
+    """Which slots stop after this ACT step while training, (B,) bool (SPEC section 3).
+
+    Args:
+        steps: (B,) ACT steps done, this one included. q_continue: None in a model without it (halt on q_halt > 0).
+        min_steps: (B,) exploration: no halt before this many steps.
+    """
+    wants = q_halt > (0.0 if q_continue is None else q_continue)
+    return (steps >= max_steps) | (wants & (steps >= min_steps))
+
+
+def exploration(
+    generator: torch.Generator, seed: int, step: int, batch_size: int, prob: float, max_steps: int
+) -> Tensor:
+    """min_steps of every slot of the global batch, (B,) int64: (u < prob) · U{2 .. max_steps}."""
+    u = torch.rand(2, batch_size, generator=seeded(generator, seed, 3, step), device=generator.device)
+    return (u[0] < prob) * (2 + (u[1] * (max_steps - 1)).long()).clamp(max=max_steps)
+
+
+HALTED_METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+LOSSES = ("loss", "lm_loss", "q_halt_loss", "q_continue_loss")
+
+
+@torch.no_grad()
+def step_metrics(logits: Tensor, labels: Tensor, q_halt: Tensor, steps: Tensor, halted: Tensor, ignore: int) -> Tensor:
+    """Sums over the slots that halt at this step: (5,) float32: their count, then HALTED_METRICS (SPEC section 3)."""
+    known = labels != ignore
+    count = known.sum(-1)
+    right = (known & (logits.argmax(-1) == labels)).sum(-1)
+    exact = right == count
+    valid = halted & (count > 0)
+    columns = [torch.ones_like(q_halt), right / count.clamp(min=1), exact, (q_halt >= 0) == exact, steps]
+    return torch.stack([torch.where(valid, column.float(), 0.0).sum() for column in columns])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def forward_flops(config: AirConfig, positions: int | None = None) -> float:
+    """Floating-point operations of one pass of one puzzle through one stack (ANCHORS section 2b): 27.93 M a position
+    for full-size Sudoku. A multiply-add counts as two; norms, embeddings and heads are left out."""
+    t = config.num_stack_positions if positions is None else positions
+    d, inner = config.hidden_size, config.intermediate_size
+    if config.token_mixer == "mlp":
+        mixing = 2 * 3 * d * t * config.swiglu_width(config.num_state_positions)
+    else:
+        mixing = t * (2 * 4 * d * d) + 4 * t * t * d
+    layer = mixing + t * 2 * 3 * d * inner
+    layers = config.num_hidden_layers
+    if not config.shared_block:  # the mean of both stacks, weighted by how often each runs
+        runs = config.schedule
+        layers = (runs.count("l") * (config.l_layers or layers) + runs.count("h") * (config.h_layers or layers)) / len(
+            runs
+        )
+    return layer * layers
+
+
+def training_passes(config: AirConfig) -> int:
+    """Passes through the stack in a training step: updates with gradient count thrice, the second forward once."""
+    updates = len(config.schedule)
+    with_gradient = updates - config.first_gradient_update
+    return (updates - with_gradient) + 3 * with_gradient + (updates if config.q_continue else 0)
+
+
+def training_flops(config: AirConfig, batch_size: int) -> float:
+    """Operations of one optimizer step: 28.1e12 for full-size Sudoku, batch 768, published arithmetic."""
+    return forward_flops(config) * training_passes(config) * batch_size
+
+
+# Dense bf16 peak of common cards, TFLOP/s, from the makers' data sheets.
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "4090": 165, "5090": 209, "3090": 71}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """bf16 peak of this GPU after its data sheet, or None where it is not in the table (CPUs, other cards)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """This machine's own rate in a large matrix product, TFLOP/s: what a training step could reach at best."""
+    import time
+
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    a @ b
+    best, begin = 0.0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        sync()
+        start = time.perf_counter()
+        a @ b
+        sync()
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best / 1e12
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: a folder of safetensors and JSON, written beside and renamed, with a manifest of sizes and hashes
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint folder that does not hold what its manifest says."""
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside the target, then rename: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """safetensors wants contiguous tensors that share no memory, and lives on the CPU."""
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+
+
+class CheckpointStore:
+    """The folder `checkpoints/` of a run: checkpoint_N after N optimizer steps.
+
+    A checkpoint is complete when its folder has its final name: it is written as `.checkpoint_N.tmp` and renamed last.
+    """
+
+    def __init__(self, folder: Path, total_limit: int = 2) -> None:
+        self.folder, self.total_limit = Path(folder), total_limit
+
+    def found(self) -> list[tuple[int, Path]]:
+        """(step, folder) of all checkpoints under their final names, oldest first."""
+        names = self.folder.glob("checkpoint_*") if self.folder.is_dir() else []
+        return sorted((int(p.name.split("_")[1]), p) for p in names if p.name.split("_")[1].isdigit())
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for checkpoint `step`; what earlier, killed runs left behind is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".checkpoint_*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = self.folder / f".checkpoint_{step}.tmp"
+        temporary.mkdir()
+        return temporary
+
+    def finish(self, temporary: Path, step: int) -> Path:
+        """Write the manifest, flush to the disk, rename, and delete the oldest beyond `total_limit`."""
+        files = sorted(p for p in temporary.iterdir() if p.name != "manifest.json")
+        manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*files, temporary / "manifest.json"]:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        target = self.folder / f"checkpoint_{step}"
+        if target.exists():  # the step was saved before, e.g. by SIGTERM right after a regular save
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        self.prune(self.total_limit)
+        return target
+
+    def prune(self, keep: int) -> None:
+        for _, path in self.found()[: -keep or None]:
+            doomed = path.with_name(f".{path.name}.old")  # renamed first: a kill meanwhile leaves no half checkpoint
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    @staticmethod
+    def verify(path: Path) -> None:
+        """Raises DamagedCheckpoint unless every file of the manifest is there, with its size and hash."""
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            for name, entry in manifest.items():
+                file = path / name
+                if not file.is_file():
+                    raise DamagedCheckpoint(f"{name} is missing")
+                if file.stat().st_size != entry["bytes"]:
+                    raise DamagedCheckpoint(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+                if _hash(file) != entry["sha256"]:
+                    raise DamagedCheckpoint(f"{name} was changed since it was written")
+            if "state.json" not in manifest:
+                raise DamagedCheckpoint("state.json is missing")
+        except DamagedCheckpoint:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedCheckpoint(f"manifest.json cannot be read ({error})") from error
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint; damaged ones are passed over with a warning."""
+        for _, path in reversed(self.found()):
+            try:
+                self.verify(path)
+                return path
+            except DamagedCheckpoint as error:
+                warnings.warn(f"Checkpoint {path} is damaged ({error}); trying the one before it.", stacklevel=2)
+        return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    return json.loads((path / "state.json").read_text())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path) if path.is_file() else {}
+
+
+def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[str] = frozenset()) -> list[str]:
+    """'key: old -> new' for every key in which two flat recipes differ, those of `allowed` left out."""
+    missing = object()
+    lines = []
+    for key in sorted({*old, *new} - set(allowed)):
+        # JSON knows no integer keys or tuples: compare both sides as JSON would hold them.
+        a, b = (json.dumps(v.get(key), sort_keys=True, default=str) if key in v else missing for v in (old, new))
+        if a != b:
+            lines.append(f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}")
+    return lines
