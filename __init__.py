@@ -1,8 +1,11 @@
-"""AIR."""
+"""AIR: two-state recursive reasoning models that solve puzzles, for transformers (arXiv:2605.17811)."""
 
 from .configuration_air import VARIANTS, AirConfig, __version__
 from .modeling_air import AirCarry, AirModel, AirOutput, AirSolution
+from .pipeline_air import PuzzleSolvingPipeline, register, save_release, solve_puzzles
 from .processing_air import AirProcessor
+
+register()
 
 __all__ = [
     "VARIANTS",
@@ -12,5 +15,9 @@ __all__ = [
     "AirOutput",
     "AirProcessor",
     "AirSolution",
+    "PuzzleSolvingPipeline",
     "__version__",
+    "register",
+    "save_release",
+    "solve_puzzles",
 ]

@@ -9,11 +9,12 @@ Source of the rules: AIR (arXiv:2605.17811); HRM (arXiv:2506.21734) and TRM (arX
 family.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -56,6 +57,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedding": "none"}
+
+CUSTOM_PIPELINES = {
+    "puzzle-solving": {
+        "impl": "pipeline_air.PuzzleSolvingPipeline",
+        "pt": ["AutoModel"],
+        "default": {},
+        "type": "text",
+    }
+}
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -140,8 +150,9 @@ class AirConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     ignore_index: int = -100
     code_version: str = __version__
-    # Kept in the config, or a later plain `push_to_hub` of the model would drop the pipeline.
     custom_pipelines: dict | None = None
+    # Set by the installed package: transformers asks for trust_remote_code wherever `custom_pipelines` is not empty.
+    pipeline_is_registered: ClassVar[bool] = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
@@ -166,15 +177,7 @@ class AirConfig(PreTrainedConfig):
             self.puzzle_embedding_size = self.hidden_size
         if self.prefix_length is None:
             self.prefix_length = math.ceil(self.puzzle_embedding_size / max(self.hidden_size, 1))
-        if self.custom_pipelines is None:
-            self.custom_pipelines = {
-                "puzzle-solving": {
-                    "impl": "pipeline_air.PuzzleSolvingPipeline",
-                    "pt": ["AutoModel"],
-                    "default": {},
-                    "type": "text",
-                }
-            }
+        self.custom_pipelines = {} if self.pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -185,6 +188,10 @@ class AirConfig(PreTrainedConfig):
         if unknown:
             hints = "".join(nearest(name, fields) for name in unknown)
             raise ValueError(f"Unknown AirConfig fields {unknown}.{hints} See AirConfig for the list.")
+
+    def to_dict(self) -> dict[str, Any]:
+        # Always saved, or a later plain `push_to_hub` of the model would drop the pipeline.
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):

@@ -26,6 +26,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, logging
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_air import AirConfig
 
@@ -56,7 +57,8 @@ class AirCarry(ModelOutput):
 class AirOutput(ModelOutput):
     """One ACT step. Losses are scalars, means over the batch; loss = lm_loss + 0.5 * (q_halt_loss + q_continue_loss).
 
-    logits (B, S, V); q_halt_logits, q_continue_logits and target_q_continue (B,), float32.
+    logits (B, S, V); q_halt_logits, q_continue_logits and target_q_continue (B,), float32. On request (with
+    `output_hidden_states`, `output_attentions`): what every block, and with eager attention every map, gave in order.
     """
 
     loss: torch.FloatTensor | None = None
@@ -68,6 +70,8 @@ class AirOutput(ModelOutput):
     q_continue_logits: torch.FloatTensor | None = None
     target_q_continue: torch.FloatTensor | None = None
     carry: AirCarry | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -84,7 +88,8 @@ class AirSolution:
     """Answers of `solve`, each as it was at the step at which its puzzle stopped.
 
     predictions (B, S) int64, logits (B, S, V) or None, q_halt_logits and q_continue_logits (B,), act_steps (B,) int32;
-    stats: batch_size, slot_steps (ACT steps computed, over all slots), fill (share of them that worked on a puzzle).
+    stats: batch_size, passes (forward calls), slot_steps (ACT steps computed, over all slots), fill (mean share of
+    the slots that held a puzzle).
     """
 
     predictions: Tensor
@@ -220,7 +225,7 @@ class AirAttention(nn.Module):
         self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
         self.observer: Callable | None = None
 
-    def forward(self, h: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if cos is not None:
@@ -230,8 +235,8 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
-        return self.o_proj(out.reshape(h.shape))
+        out, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        return self.o_proj(out.reshape(h.shape)), weights
 
 
 class AirSwiGLU(nn.Module):
@@ -266,7 +271,7 @@ class AirBlock(GradientCheckpointingLayer):
             across = h.transpose(1, 2)  # (B, D, T)
             h = rms_norm(across + self.mlp_t(across), self.eps).transpose(1, 2)
         else:
-            h = rms_norm(h + self.self_attn(h, cos, sin), self.eps)
+            h = rms_norm(h + self.self_attn(h, cos, sin)[0], self.eps)
         return rms_norm(h + self.mlp(h), self.eps)
 
 
@@ -305,6 +310,7 @@ class AirPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": AirBlock, "attentions": AirAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -482,6 +488,7 @@ class AirModel(AirPreTrainedModel):
         name = self.config.activation_dtype
         return self.lm_head.weight.dtype if name is None else getattr(torch, name)
 
+    @capture_outputs  # adds output_hidden_states, output_attentions and return_dict
     def forward(
         self,
         input_ids: Tensor,
@@ -491,7 +498,7 @@ class AirModel(AirPreTrainedModel):
         hook: Hook | None = None,
         dtype: torch.dtype | None = None,
         rows: Tensor | None = None,
-        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> AirOutput:
         """One ACT step.
 
@@ -508,6 +515,8 @@ class AirModel(AirPreTrainedModel):
         Raises:
             ValueError: shapes, tokens or a carry that do not fit the config.
         """
+        if unknown := sorted(set(kwargs) - {"output_hidden_states", "output_attentions"}):
+            raise TypeError(f"AirModel.forward got unknown arguments {unknown}.")
         self._check(input_ids, puzzle_ids, labels, carry)
         device = input_ids.device
         dtype = dtype or self.activation_dtype(device.type)
@@ -531,7 +540,7 @@ class AirModel(AirPreTrainedModel):
                     output.target_q_continue = best.sigmoid()
             if labels is not None:
                 self._add_losses(output, labels)
-        return output if return_dict is None or return_dict else output.to_tuple()
+        return output
 
     def _add_losses(self, output: AirOutput, labels: Tensor) -> None:
         labels = labels.long()
@@ -617,7 +626,8 @@ class AirModel(AirPreTrainedModel):
         dtype: torch.dtype | None = None,
         return_logits: bool = True,
         progress: bool = False,
-        on_finish: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
+        on_finish: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | None] | None = None,
+        queue: Tensor | None = None,
     ) -> AirSolution:
         """Solve puzzles by repeating ACT steps; puzzles that stop leave their slot to waiting ones.
 
@@ -633,7 +643,8 @@ class AirModel(AirPreTrainedModel):
             dtype: of weights and states meanwhile; default float32 on CPU (bfloat16 products are hundreds of times
                 slower on processors without such instructions), bfloat16 on CUDA, else the weights'.
             return_logits: False saves B * S * V numbers. progress: show a bar.
-            on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped.
+            on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
+                return further rows to solve. queue: the rows to begin with, in order; default all.
 
         Returns:
             AirSolution, rows in the order of `input_ids`.
@@ -674,9 +685,9 @@ class AirModel(AirPreTrainedModel):
             steps = torch.zeros(len(rows), dtype=torch.int32, device=device)
             return AirCarry(z_h=carry.z_h[at].to(device, dtype), z_l=carry.z_l[at].to(device, dtype), steps=steps)
 
-        waiting = torch.arange(total, device=device)
-        rows, slots, slot_steps = waiting[:0], None, 0
-        bar = logging.tqdm(total=total, unit="puzzle", disable=not progress)
+        waiting = torch.arange(total, device=device) if queue is None else queue.to(device)
+        rows, slots, slot_steps, passes = waiting[:0], None, 0, 0
+        bar = logging.tqdm(total=len(waiting), unit="puzzle", disable=not progress)
         was_training = self.training
         self.eval()
         try:
@@ -699,6 +710,7 @@ class AirModel(AirPreTrainedModel):
                             hook=step_hook,
                             dtype=dtype,
                             rows=rows,
+                            return_dict=True,
                         )
                     except RuntimeError as error:
                         if not _is_out_of_memory(error) or len(rows) == 1:
@@ -711,7 +723,7 @@ class AirModel(AirPreTrainedModel):
                         if device.type == "cuda":
                             torch.cuda.empty_cache()
                         continue
-                    slot_steps += len(rows)
+                    slot_steps, passes = slot_steps + len(rows), passes + 1
                     slots = out.carry
                     done = slots.steps >= max_act_steps
                     if halt == "q":
@@ -725,9 +737,12 @@ class AirModel(AirPreTrainedModel):
                     solution.act_steps[stopped] = slots.steps[done]
                     if solution.logits is not None:
                         solution.logits[stopped] = out.logits[done]
-                    if on_finish is not None:
-                        on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
                     bar.update(len(stopped))
+                    if on_finish is not None:
+                        more = on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
+                        if more is not None and len(more):
+                            waiting = torch.cat([waiting, more.to(device)])
+                            bar.total += len(more)
                     rows, slots = rows[~done], AirCarry(*(z[~done] for z in _states(slots)))
         finally:
             bar.close()
@@ -735,7 +750,8 @@ class AirModel(AirPreTrainedModel):
         solution.stats = {
             "batch_size": batch_size,
             "slot_steps": slot_steps,
-            "fill": int(solution.act_steps.sum()) / slot_steps if slot_steps else 1.0,
+            "passes": passes,
+            "fill": slot_steps / (passes * batch_size) if passes else 1.0,
         }
         if recorder is not None:
             solution.rollout = recorder.rollout(solution.act_steps * updates)
@@ -830,7 +846,9 @@ class _Recorder:
 
     def rollout(self, used: Tensor) -> AirRollout:
         """used: (N,) updates that each puzzle ran; later ones repeat the last."""
-        at = torch.minimum(torch.arange(len(self.updates), device=used.device), used.long().unsqueeze(1) - 1)
+        at = torch.minimum(
+            torch.arange(len(self.updates), device=used.device), used.long().clamp(min=1).unsqueeze(1) - 1
+        )
         at = at.unsqueeze(-1).expand_as(self.z_h)
         return AirRollout(self.z_h.gather(1, at), self.z_l.gather(1, at), self.updates)
 
