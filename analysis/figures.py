@@ -1,0 +1,540 @@
+"""Figures of the analyses: boards, film strips, animations, attention maps, curves and bars.
+
+    draw_rollout(rollout, puzzle, task, "rollout.png")          # both states side by side, after any update
+    draw_film_strip(rollout, puzzle, task, "strip.png")         # both states at several ACT steps
+    animate_rollout(rollout, puzzle, task, "rollout.gif")       # every update; changed cells marked (.gif or .mp4)
+
+`rollout` is `AirModel.solve(..., return_rollout=True).rollout` (or anything with z_h, z_l and updates), `task` a
+GridTask. Colours: z_H vermillion, z_L blue, the rest Okabe-Ito. Nothing here touches pyplot's global state, so a server
+may draw from several threads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from air_model.processing_air import PAD, GridTask
+
+STATE_COLOURS = {"h": "#D55E00", "l": "#0072B2"}
+STATE_NAMES = {"h": "$z_H$", "l": "$z_L$"}
+STATE_ROLES = {"h": "proposal", "l": "scratchpad"}
+INK, MUTED, FAINT = "#222222", "#6B7280", "#D6DAE0"
+CLUE, HELD, PADDED = "#E9ECF0", "#B4BBC6", "#8A93A1"  # cell backgrounds: given, held back as blank, held back as PAD
+WRONG, CHANGED = "#CC79A7", "#F0E442"
+MAZE_WALL, MAZE_START, MAZE_GOAL = "#33373D", "#009E73", "#CC79A7"
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+DPI = 150
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of width x height inches with its own canvas."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path, dpi: int = DPI) -> Path:
+    """Write the figure atomically; the suffix (.png, .pdf, .svg) says how."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
+    figure.savefig(partial, dpi=dpi, metadata=metadata or None)
+    os.replace(partial, path)
+    return path
+
+
+def tint(colour: str, amount: float) -> tuple[float, float, float]:
+    """`colour` mixed into white; amount 1 is the colour itself."""
+    return tuple(1 - amount * (1 - channel) for channel in to_rgb(colour))
+
+
+# ---- one board -----------------------------------------------------------------------------------------------------
+
+
+class Board:
+    """One decoded grid of a state, drawn into `ax`; `show` repaints it, so that an animation costs little.
+
+    Args:
+        ax: where to draw. task: the grid. puzzle: (S,) tokens. level: "h" or "l", picks the colour.
+        label: (S,) tokens of the right answer; then wrong cells are marked (Sudoku) or its path dotted (maze).
+    """
+
+    def __init__(self, ax: Axes, task: GridTask, puzzle: np.ndarray, level: str, label: np.ndarray | None = None):
+        self.ax, self.task, self.level = ax, task, level
+        self.puzzle, self.label = puzzle, label
+        self.colour = STATE_COLOURS[level]
+        height, width = task.height, task.width
+        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[], aspect="equal")
+        blank = np.ones((height, width, 3))
+        self.image = ax.imshow(blank, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        ax.tick_params(length=0)
+        self.frames = [LineCollection([], colors=c, linewidths=w, zorder=6) for c, w in ((INK, 2.6), (CHANGED, 1.5))]
+        for frame in self.frames:
+            ax.add_collection(frame)
+        self.texts: list[Any] = []
+        self._draw_fixed()
+
+    @property
+    def lettered(self) -> bool:
+        """Whether cells show their token as a letter; mazes show colours."""
+        return self.task.name != "maze"
+
+    def _inches_per_cell(self) -> float:
+        box = self.ax.get_position()
+        figure_width, figure_height = self.ax.figure.get_size_inches()
+        return min(box.width * figure_width / self.task.width, box.height * figure_height / self.task.height)
+
+    def _draw_fixed(self) -> None:
+        """What no token changes: lines, empty letters, S and G of a maze, the dots of its right path."""
+        ax, task, cell = self.ax, self.task, self._inches_per_cell()
+        height, width = task.height, task.width
+        if self.lettered:
+            thin = [[(-0.5, r - 0.5), (width - 0.5, r - 0.5)] for r in range(1, height)]
+            thin += [[(c - 0.5, -0.5), (c - 0.5, height - 0.5)] for c in range(1, width)]
+            ax.add_collection(LineCollection(thin, colors="#C3C8D0", linewidths=0.6, zorder=2))
+            if task.name == "sudoku":
+                thick = [
+                    [(-0.5, r - 0.5), (width - 0.5, r - 0.5)] for r in range(task.box_height, height, task.box_height)
+                ]
+                thick += [
+                    [(c - 0.5, -0.5), (c - 0.5, height - 0.5)] for c in range(task.box_width, width, task.box_width)
+                ]
+                ax.add_collection(LineCollection(thick, colors=INK, linewidths=1.4, zorder=3))
+            size = cell * 72 * 0.56
+            for i in range(task.seq_len):
+                text = ax.text(i % width, i // width, "", ha="center", va="center_baseline", fontsize=size, zorder=4)
+                self.texts.append(text)
+            (self.crosses,) = ax.plot([], [], "x", color=WRONG, ms=cell * 13, mew=max(0.8, cell * 4), zorder=5)
+        else:
+            size = cell * 72 * 0.8
+            for token, letter in ((task.START, "S"), (task.GOAL, "G")):
+                for i in np.flatnonzero(self.puzzle == token):
+                    colour = MAZE_START if token == task.START else MAZE_GOAL
+                    text = ax.text(i % width, i // width, letter, ha="center", va="center_baseline", fontsize=size)
+                    text.set(color="white", weight="bold", zorder=5)
+                    text.set_path_effects([withStroke(linewidth=cell * 9, foreground=colour)])
+            if self.label is not None:
+                path = np.flatnonzero(self.label == task.PATH)
+                ax.plot(path % width, path // width, ".", color="black", ms=cell * 72 * 0.28, mew=0, zorder=4)
+        for spine in ax.spines.values():
+            spine.set(color=INK, linewidth=1.6, zorder=7)
+
+    def background(self, tokens: np.ndarray, changed: np.ndarray | None) -> np.ndarray:
+        """(S, 3) colours of the cells."""
+        task = self.task
+        if not self.lettered:
+            table = ["#C2CAD6", MAZE_WALL, "#FFFFFF", MAZE_START, MAZE_GOAL, self.colour]
+            return np.array([to_rgb(c) for c in table])[tokens]
+        colours = np.ones((task.seq_len, 3))
+        colours[self.puzzle != task.blank_token] = to_rgb(CLUE)
+        colours[tokens == task.blank_token] = to_rgb(HELD)
+        colours[tokens == PAD] = to_rgb(PADDED)
+        colours[self.wrong(tokens)] = tint(WRONG, 0.28)
+        if changed is not None:
+            colours[changed & (tokens > task.blank_token)] = tint(CHANGED, 0.8)
+        return colours
+
+    def wrong(self, tokens: np.ndarray) -> np.ndarray:
+        """(S,) committed cells that differ from the label, or, without one, break a rule."""
+        committed = tokens > self.task.blank_token
+        if self.label is not None:
+            return committed & (tokens != self.label)
+        altered = (self.puzzle != self.task.blank_token) & (tokens != self.puzzle)
+        clashing = self.task.conflicts(tokens) if self.task.name == "sudoku" else False
+        return committed & (altered | clashing)
+
+    def show(self, tokens: Any, before: Any = None) -> None:
+        """Paint `tokens` (S,); cells that differ from `before` (S,) are marked as changed."""
+        task = self.task
+        tokens = np.asarray(tokens).astype(np.int64)
+        changed = None if before is None else tokens != np.asarray(before)
+        colours = self.background(tokens, changed)
+        self.image.set_data(colours.reshape(task.height, task.width, 3))
+        if self.lettered:
+            for i, text in enumerate(self.texts):
+                clue = self.puzzle[i] != task.blank_token and self.puzzle[i] == tokens[i]
+                letter = "" if tokens[i] == task.blank_token or tokens[i] == PAD else task.alphabet[tokens[i]]
+                text.set(text=letter, color=INK if clue else self.colour, weight="bold" if clue else "normal")
+            wrong = np.flatnonzero(self.wrong(tokens))
+            self.crosses.set_data(wrong % task.width + 0.34, wrong // task.width - 0.34)
+        elif changed is not None:
+            row, column = np.divmod(np.flatnonzero(changed), task.width)
+            squares = [
+                [(c - 0.5, r - 0.5), (c + 0.5, r - 0.5), (c + 0.5, r + 0.5), (c - 0.5, r + 0.5), (c - 0.5, r - 0.5)]
+                for r, c in zip(row, column)
+            ]
+            for frame in self.frames:
+                frame.set_segments(squares)
+
+    def emphasise(self, on: bool) -> None:
+        """Frame the board in its state's colour: this state was the one updated."""
+        for spine in self.ax.spines.values():
+            spine.set(color=self.colour if on else FAINT, linewidth=3.0 if on else 1.6)
+
+
+def legend_handles(task: GridTask, labelled: bool, changes: bool) -> list[Any]:
+    """What the colours of the boards mean."""
+    if task.name == "maze":
+        handles = [
+            Patch(facecolor=MAZE_WALL, label="wall"),
+            Patch(facecolor=MAZE_START, label="S"),
+            Patch(facecolor=MAZE_GOAL, label="G"),
+            Patch(facecolor=STATE_COLOURS["h"], label="path in $z_H$"),
+            Patch(facecolor=STATE_COLOURS["l"], label="path in $z_L$"),
+            Patch(facecolor="#C2CAD6", label="held back (PAD)"),
+        ]
+        if labelled:
+            handles.append(Line2D([], [], marker=".", ls="", color="black", label="right path"))
+        if changes:
+            handles.append(Patch(facecolor="none", edgecolor="#B8AD00", linewidth=1.5, label="just changed"))
+        return handles
+    handles = [
+        Patch(facecolor=CLUE, edgecolor="#C3C8D0", label="clue"),
+        Patch(facecolor=HELD, label="held back (blank)"),
+        Patch(facecolor=PADDED, label="held back (PAD)"),
+        Patch(facecolor=tint(WRONG, 0.28), edgecolor=WRONG, label="wrong" if labelled else "breaks a rule"),
+    ]
+    if changes:
+        handles.append(Patch(facecolor=tint(CHANGED, 0.8), label="just changed"))
+    return handles
+
+
+# ---- roll-outs -----------------------------------------------------------------------------------------------------
+
+
+class _Film:
+    """The numbers of one puzzle's roll-out that its pictures need."""
+
+    def __init__(self, rollout: Any, puzzle: Any, task: GridTask, label: Any, row: int, per_step: int | None) -> None:
+        self.task, self.puzzle = task, task.as_tokens(puzzle)
+        self.label = None if label is None else task.as_tokens(label)
+        self.updates = list(rollout.updates)
+        self.states = {level: self._one(getattr(rollout, f"z_{level}"), row) for level in "hl"}
+        self.per_step = per_step or _period(self.updates)
+        if len(self.updates) % self.per_step:
+            raise ValueError(f"{len(self.updates)} updates are not a whole number of ACT steps of {self.per_step}.")
+        self.act_steps = len(self.updates) // self.per_step
+
+    def _one(self, grids: Any, row: int) -> np.ndarray:
+        grids = grids.detach().cpu().numpy() if hasattr(grids, "detach") else np.asarray(grids)
+        grids = grids[row] if grids.ndim == 3 else grids
+        expected = (len(self.updates), self.task.seq_len)
+        if grids.shape != expected:
+            raise ValueError(
+                f"A roll-out of this {self.task.name} must be {expected} (updates x cells), got {grids.shape}. Pass the "
+                "task of the model that made it."
+            )
+        return grids.astype(np.int64)
+
+    def name(self, at: int) -> str:
+        """'ACT step 3 of 16 · L-update 2'."""
+        step, index = divmod(at, self.per_step)
+        level = self.updates[at]
+        nth = self.updates[step * self.per_step : at + 1].count(level)
+        return f"ACT step {step + 1} of {self.act_steps}  ·  {level.upper()}-update {nth}"
+
+    def curve(self, level: str) -> np.ndarray:
+        """Per update: share of cells that are right, or, without a label, that agree with the final decode of z_H."""
+        target = self.label if self.label is not None else self.states["h"][-1]
+        return (self.states[level] == target).mean(-1)
+
+    def summary(self, level: str, at: int) -> str:
+        """What a viewer counts on this board."""
+        tokens, task = self.states[level][at], self.task
+        held = int(((tokens == PAD) | ((tokens == task.blank_token) & (task.name == "sudoku"))).sum())
+        parts = [f"{held} held back"] if held else []
+        if self.label is not None:
+            parts.insert(0, f"{int((tokens == self.label).sum())} of {task.seq_len} cells right")
+        elif task.name != "grid" and bool(task.verdicts(self.puzzle[None], tokens[None].astype(np.uint8)).valid[0]):
+            parts.insert(0, "solved")
+        return ",  ".join(parts) or "every cell committed"
+
+
+def _period(updates: Sequence[str]) -> int:
+    """Updates per ACT step of a roll-out, from its letters: the published six where that fits, else their period."""
+    for period in (6, *range(1, len(updates) + 1)):
+        if len(updates) % period == 0 and updates[period - 1] == "h":
+            if list(updates) == list(updates[:period]) * (len(updates) // period):
+                return period
+    return len(updates)
+
+
+def _titles(ax: Axes, level: str, summary: str) -> Any:
+    ax.set_title(
+        f"{STATE_NAMES[level]}   {STATE_ROLES[level]}", color=STATE_COLOURS[level], fontsize=15, weight="bold", pad=7
+    )
+    return ax.text(0.5, -0.03, summary, transform=ax.transAxes, ha="center", va="top", fontsize=10, color=MUTED)
+
+
+def _timeline(ax: Axes, film: _Film) -> None:
+    """Both states' curves over all updates, and where ACT steps begin."""
+    x = np.arange(1, len(film.updates) + 1)
+    for level in "lh":
+        y = 100 * film.curve(level)
+        ax.plot(x, y, color=STATE_COLOURS[level], lw=1.8, label=STATE_NAMES[level], solid_capstyle="round")
+    ticks = np.arange(film.act_steps) * film.per_step + 0.5
+    every = max(1, film.act_steps // 16)
+    ax.set(xlim=(0.5, len(x) + 0.5), ylim=(-4, 104), yticks=[0, 50, 100])
+    ax.set_xticks(ticks[::every] + film.per_step / 2, [str(s + 1) for s in range(film.act_steps)][::every], fontsize=9)
+    for tick in ticks[1:]:
+        ax.axvline(tick, color="#EDEFF2", lw=0.8, zorder=0)
+    ax.tick_params(length=0, labelsize=9, colors=MUTED)
+    ax.set_xlabel("ACT step", fontsize=9, color=MUTED, labelpad=2)
+    what = "cells right, %" if film.label is not None else "cells as in the last $z_H$, %"
+    ax.set_title(what, fontsize=9, color=MUTED, loc="left", pad=3)
+    bare(ax)
+
+
+def bare(ax: Axes) -> None:
+    """Leave only the left and lower axis lines, in grey."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set(color=FAINT, linewidth=1.0)
+
+
+def _two_boards(film: _Film, changes: bool) -> tuple[Figure, dict[str, Board], dict[str, Any], Any, Axes]:
+    """Figure with both boards, their captions, a heading and the timeline."""
+    task = film.task
+    ratio = task.height / task.width
+    board_width = 4.3 if ratio <= 1 else 4.3 / ratio
+    board_height = board_width * ratio
+    width, height = 2 * board_width + 1.3, board_height + 2.75
+    figure = new_figure(width, height)
+    boards, captions = {}, {}
+    for column, level in enumerate("hl"):
+        left = (0.4 + column * (board_width + 0.5)) / width
+        ax = figure.add_axes((left, 1.9 / height, board_width / width, board_height / height))
+        boards[level] = Board(ax, task, film.puzzle, level, film.label)
+        captions[level] = _titles(ax, level, "")
+    heading = figure.text(0.4 / width, 1 - 0.22 / height, "", fontsize=12, color=INK, va="center")
+    timeline = figure.add_axes((0.75 / width, 0.78 / height, (width - 1.15) / width, 0.58 / height))
+    _timeline(timeline, film)
+    figure.legend(
+        handles=legend_handles(task, film.label is not None, changes), loc="lower center", ncol=8, frameon=False,
+        fontsize=9, handlelength=1.1, handleheight=1.1, columnspacing=1.3, handletextpad=0.5, labelcolor=MUTED,
+        bbox_to_anchor=(0.5, 0.0),
+    )  # fmt: skip
+    return figure, boards, captions, heading, timeline
+
+
+def draw_rollout(
+    rollout: Any,
+    puzzle: Any,
+    task: GridTask,
+    path: str | Path,
+    *,
+    label: Any = None,
+    row: int = 0,
+    per_step: int | None = None,
+    at: int = -1,
+    title: str | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """One picture: z_H and z_L side by side after update `at` (default the last), and how they got there.
+
+    Args:
+        rollout: `.z_h`, `.z_l` (B, U, S) or (U, S) tokens and `.updates`, U letters "l" or "h".
+        puzzle, label: text or tokens (S,). With a label wrong cells are marked; without, cells that break a rule.
+        row: which puzzle of the roll-out. at: which update, counted from 0.
+        path: .png, .pdf or .svg.
+        per_step: updates per ACT step (`config.updates_per_step`); default read off the letters, which is not unique
+            where an ACT step repeats itself otherwise than the published "llhllh".
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the roll-out does not fit the task, or has no such update.
+    """
+    film = _Film(rollout, puzzle, task, label, row, per_step)
+    at = _checked_update(film, at)
+    figure, boards, captions, heading, timeline = _two_boards(film, changes=False)
+    for level, board in boards.items():
+        board.show(film.states[level][at])
+        captions[level].set_text(film.summary(level, at))
+    heading.set_text(f"{title}  ·  {film.name(at)}" if title else film.name(at))
+    timeline.axvline(at + 1, color=INK, lw=1.0)
+    return save(figure, path, dpi)
+
+
+def _checked_update(film: _Film, at: int) -> int:
+    total = len(film.updates)
+    if not -total <= at < total:
+        raise ValueError(f"The roll-out has {total} updates, numbered 0 to {total - 1}; there is no update {at}.")
+    return at % total
+
+
+def draw_film_strip(
+    rollout: Any,
+    puzzle: Any,
+    task: GridTask,
+    path: str | Path,
+    *,
+    label: Any = None,
+    row: int = 0,
+    per_step: int | None = None,
+    updates: Sequence[int] | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """Both states (rows) at several moments (columns; default the first update and the ends of some ACT steps)."""
+    film = _Film(rollout, puzzle, task, label, row, per_step)
+    if updates is None:
+        steps = np.unique(np.geomspace(1, film.act_steps, min(6, film.act_steps)).round().astype(int))
+        updates = [step * film.per_step - 1 for step in steps]
+    updates = [_checked_update(film, at) for at in updates]
+    ratio = task.height / task.width
+    side = 2.25
+    width, height = 0.75 + len(updates) * (side + 0.18), 2 * (side * ratio + 0.42) + 0.95
+    figure = new_figure(width, height)
+    for line, level in enumerate("hl"):
+        for column, at in enumerate(updates):
+            left = 0.6 + column * (side + 0.18)
+            bottom = 0.55 + (1 - line) * (side * ratio + 0.42) + 0.2
+            ax = figure.add_axes((left / width, bottom / height, side / width, side * ratio / height))
+            board = Board(ax, task, film.puzzle, level, film.label)
+            board.show(film.states[level][at])
+            if line == 0:
+                ax.set_title(film.name(at).replace(f" of {film.act_steps}", "").replace("  ·  ", "\n"), fontsize=10)
+            if column == 0:
+                ax.set_ylabel(STATE_NAMES[level], color=STATE_COLOURS[level], fontsize=17, rotation=0, labelpad=16)
+            ax.set_xlabel(film.summary(level, at), fontsize=8, color=MUTED, labelpad=4)
+    figure.legend(
+        handles=legend_handles(task, film.label is not None, False), loc="lower center", ncol=8, frameon=False,
+        fontsize=9, handlelength=1.1, handleheight=1.1, columnspacing=1.3, labelcolor=MUTED,
+    )  # fmt: skip
+    return save(figure, path, dpi)
+
+
+def animate_rollout(
+    rollout: Any,
+    puzzle: Any,
+    task: GridTask,
+    path: str | Path,
+    *,
+    label: Any = None,
+    row: int = 0,
+    per_step: int | None = None,
+    updates: Sequence[int] | None = None,
+    frame_seconds: float = 0.14,
+    hold_seconds: float = 2.5,
+    dpi: int = 80,
+    title: str | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Both states through the whole roll-out, changed cells marked, the state just updated framed.
+
+    Args:
+        path: .gif, or .mp4 where the program ffmpeg is installed.
+        updates: which updates become frames (default all, until nothing changes any more).
+        frame_seconds, hold_seconds: of every frame, and of the last.
+        on_frame: called with (frames drawn, frames in all).
+
+    Others as `draw_rollout`. Raises ValueError for another suffix, or for .mp4 without ffmpeg.
+    """
+    path = Path(path)
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"Animations are written as .gif or .mp4, got {path.name!r}.")
+    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise ValueError("Writing .mp4 needs the program ffmpeg, which is not installed: write a .gif instead.")
+    film = _Film(rollout, puzzle, task, label, row, per_step)
+    updates = _until_still(film) if updates is None else [_checked_update(film, at) for at in updates]
+    images = []
+    for image in _frames(film, updates, title, dpi):
+        images.append(image)
+        if on_frame is not None:
+            on_frame(len(images), len(updates))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    writer = _write_gif if path.suffix == ".gif" else _write_mp4
+    writer(images, partial, frame_seconds, hold_seconds)
+    os.replace(partial, path)
+    return path
+
+
+def _until_still(film: _Film) -> list[int]:
+    """All updates up to one ACT step after the last change."""
+    moving = [np.flatnonzero((g[1:] != g[:-1]).any(-1)) for g in film.states.values()]
+    last = max((int(m[-1]) + 1 for m in moving if len(m)), default=0)
+    return list(range(min(len(film.updates), last + 1 + film.per_step)))
+
+
+def _frames(film: _Film, updates: Sequence[int], title: str | None, dpi: int) -> Iterator[np.ndarray]:
+    """(height, width, 3) uint8 of each update. Only what moves is drawn anew, and a board seen before is pasted."""
+    figure, boards, captions, heading, timeline = _two_boards(film, changes=True)
+    cursor = timeline.axvline(1, color=INK, lw=1.2)
+    figure.set_dpi(dpi)
+    canvas, moving = figure.canvas, [heading, cursor, *captions.values()]
+    for artist in (*moving, *(board.ax for board in boards.values())):
+        artist.set_visible(False)
+    canvas.draw()
+    still = canvas.copy_from_bbox(figure.bbox)
+    for artist in (*moving, *(board.ax for board in boards.values())):
+        artist.set_visible(True)
+    for caption in captions.values():
+        caption.set_animated(True)  # drawn by hand: it changes where its board does not
+    seen: dict[tuple, Any] = {}
+    for at in updates:
+        canvas.restore_region(still)
+        for level, board in boards.items():
+            grid, before = film.states[level][at], film.states[level][max(at - 1, 0)]
+            key = (level, grid.tobytes(), before.tobytes(), film.updates[at] == level)
+            if key not in seen:
+                board.show(grid, before)
+                board.emphasise(film.updates[at] == level)
+                board.ax.draw(canvas.get_renderer())
+                seen[key] = canvas.copy_from_bbox(board.ax.bbox.padded(45 * dpi / 80))
+            canvas.restore_region(seen[key])
+            captions[level].set_text(film.summary(level, at))
+        heading.set_text(f"{title}  ·  {film.name(at)}" if title else film.name(at))
+        cursor.set_xdata([at + 1, at + 1])
+        for artist in moving:
+            artist.draw(canvas.get_renderer())
+        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _write_gif(images: list[np.ndarray], path: Path, frame_seconds: float, hold_seconds: float) -> None:
+    from PIL import Image
+
+    # One palette for all frames: without it colours flicker and the file grows.
+    middle, last = images[len(images) // 2], images[-1]
+    palette = Image.fromarray(np.concatenate([images[0], middle, last])).quantize(colors=128, dither=Image.Dither.NONE)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[colours.sum(-1).argmax()] = 255  # white stays white on a white page
+    palette.putpalette(colours.astype(np.uint8).tobytes())
+    frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    durations = [round(1000 * frame_seconds)] * (len(frames) - 1) + [round(1000 * hold_seconds)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+
+
+def _write_mp4(images: list[np.ndarray], path: Path, frame_seconds: float, hold_seconds: float) -> None:
+    from PIL import Image
+
+    images = images + [images[-1]] * max(0, round(hold_seconds / frame_seconds) - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(images):
+            even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # H.264 wants even sides
+            Image.fromarray(even).save(Path(folder) / f"{number:05d}.png")
+        command = ["ffmpeg", "-y", "-loglevel", "error", "-framerate", f"{1 / frame_seconds:.4f}"]
+        command += ["-i", str(Path(folder) / "%05d.png"), "-pix_fmt", "yuv420p", str(path)]
+        subprocess.run(command, check=True)
