@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline
 
 from .configuration_air import AirConfig
-from .modeling_air import AirModel, AirUpdate
+from .modeling_air import AirModel, AirUpdate, Hook, _chain
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 
 TASK = "puzzle-solving"
@@ -112,6 +112,7 @@ def solve_puzzles(
     check: bool = True,
     return_rollout: bool = False,
     progress: bool = False,
+    hook: Hook | None = None,
 ) -> Answers:
     """Solve N puzzles, trying again where the rules refuse the answer.
 
@@ -133,6 +134,8 @@ def solve_puzzles(
         symmetries: False repeats the puzzle as given (with noise, or for several models).
         puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
         return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
+        hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
+            those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back).
 
     Raises:
         ValueError: ill-formed puzzles or settings.
@@ -169,7 +172,7 @@ def solve_puzzles(
     size = max(1, ROWS_AT_ONCE // attempts)
     parts = [
         _solve_part(models, task, tokens[at : at + size], None if ids is None else ids[at : at + size], views, noise,
-                    selection, seed, options)
+                    selection, seed, hook, options)
         for at in range(0, max(len(tokens), 1), size)
     ]  # fmt: skip
     return parts[0] if len(parts) == 1 else _joined(parts)
@@ -184,6 +187,7 @@ def _solve_part(
     noise: float,
     selection: str,
     seed: int,
+    hook: Hook | None,
     options: dict[str, Any],
 ) -> Answers:
     """`solve_puzzles` for as many rows as fit at once. Row k * N + i of a call is view k of puzzle i."""
@@ -218,7 +222,7 @@ def _solve_part(
             inputs,
             puzzle_ids=None if puzzle_ids is None else puzzle_ids.repeat(k),
             queue=torch.from_numpy(np.flatnonzero(~accepted)),
-            hook=_noise_hook(puzzles, noise, seed + 7919 * m) if noise else None,
+            hook=_chain(_noise_hook(puzzles, noise, seed + 7919 * m) if noise else None, hook),
             return_logits=False,
             on_finish=finish,
             **options,
