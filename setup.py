@@ -9,6 +9,16 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "configuration_air.py").read_text(), re.M)[1]
 SUBPACKAGES = ["analysis", "datasets_builders", "metrics", "metrics.puzzle_accuracy", "scripts", "spaces_demo"]
 
+COMMANDS = {
+    "air-train": "train_accelerate",
+    "air-solve": "scripts.solve",
+    "air-evaluate": "scripts.evaluate",
+    "air-build-dataset": "scripts.build_dataset",
+    "air-analyze": "scripts.analyze",
+    "air-convert": "scripts.convert_checkpoint",
+    "air-push": "scripts.push_to_hub",
+}
+
 EXTRAS = {
     # adam-atan2-pytorch is the optimizer of the published recipe; tensorboard the default tracker.
     "train": [
@@ -45,10 +55,20 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     package_dir={"air_model": "."},
     packages=["air_model", *(f"air_model.{name}" for name in SUBPACKAGES)],
-    package_data={"air_model": ["recipes/*.yaml", "model_card.md"], "air_model.datasets_builders": ["*.md"]},
+    # Everything that the code reads at run time; tests and checkpoints stay out.
+    package_data={
+        "air_model": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "model_card.md", "LICENSE"],
+        "air_model.analysis": ["*.md", "*.html", "*.css"],
+        "air_model.datasets_builders": ["*.md"],
+        "air_model.metrics.puzzle_accuracy": ["*.md"],
+        "air_model.scripts": ["*.sh", "*.slurm"],
+        "air_model.spaces_demo": ["*.md", "*.txt", "*.css", "*.js", "*.html"],
+    },
+    entry_points={"console_scripts": [f"{name} = air_model.{module}:main" for name, module in COMMANDS.items()]},
     install_requires=[
         # The upper bound picks a CPU wheel where one is at hand; unbounded, pip fetches gigabytes of CUDA packages.
         "torch>=2.10,<2.14",
