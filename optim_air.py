@@ -133,8 +133,10 @@ class PuzzleSignSGD:
         counts.index_add_(0, ids, torch.ones_like(ids, dtype=grad.dtype))
         rows = grad[ids] / counts[ids, None]  # a row seen k times travels in k equal parts
         all_ids, all_rows = ids.new_empty(world * len(ids)), rows.new_empty(world * len(ids), rows.shape[1])
-        dist.all_gather_into_tensor(all_ids, ids.contiguous())
-        dist.all_gather_into_tensor(all_rows, rows.contiguous())
+        # torch 2.13 renamed it, and warns about the old name.
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        gather(all_ids, ids.contiguous())
+        gather(all_rows, rows.contiguous())
         return all_ids, torch.zeros_like(grad).index_add_(0, all_ids, all_rows)
 
 

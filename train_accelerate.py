@@ -817,7 +817,7 @@ def draw_curve(metrics: Path, target: Path) -> None:
 
 def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
     """(training set, evaluation set or None), cut to the sizes that the recipe asks for."""
-    from air_model.datasets_builders import load_puzzles
+    from air_model.datasets_builders.loading import load_puzzles
 
     config = recipe.train
     if not config.data:
