@@ -2,7 +2,7 @@
 
 from .configuration_air import VARIANTS, AirConfig, __version__
 from .modeling_air import AirCarry, AirModel, AirOutput, AirSolution
-from .pipeline_air import PuzzleSolvingPipeline, register, save_release, solve_puzzles
+from .pipeline_air import PuzzleSolvingPipeline, load_model, register, save_release, solve_puzzles
 from .processing_air import AirProcessor
 
 register()
@@ -17,6 +17,7 @@ __all__ = [
     "AirSolution",
     "PuzzleSolvingPipeline",
     "__version__",
+    "load_model",
     "register",
     "save_release",
     "solve_puzzles",

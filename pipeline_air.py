@@ -19,7 +19,7 @@ import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrainedConfig
 
 from .configuration_air import AirConfig
 from .modeling_air import AirModel, AirUpdate, Hook, _chain
@@ -113,6 +113,7 @@ def solve_puzzles(
     return_rollout: bool = False,
     progress: bool = False,
     hook: Hook | None = None,
+    on_answers: Callable[[np.ndarray, Answers], None] | None = None,
 ) -> Answers:
     """Solve N puzzles, trying again where the rules refuse the answer.
 
@@ -136,6 +137,7 @@ def solve_puzzles(
         return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
         hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back).
+        on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
 
     Raises:
         ValueError: ill-formed puzzles or settings.
@@ -169,85 +171,122 @@ def solve_puzzles(
         "return_rollout": return_rollout,
         "progress": progress,
     }
-    size = max(1, ROWS_AT_ONCE // attempts)
-    parts = [
-        _solve_part(models, task, tokens[at : at + size], None if ids is None else ids[at : at + size], views, noise,
-                    selection, seed, hook, options)
-        for at in range(0, max(len(tokens), 1), size)
-    ]  # fmt: skip
+    size, parts = max(1, ROWS_AT_ONCE // attempts), []
+    for at in range(0, max(len(tokens), 1), size):
+        rows = slice(at, at + size)
+        attempt = _Attempts(models, task, tokens[rows], None if ids is None else ids[rows], views, selection)
+        tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
+        parts.append(attempt.run(noise, seed, hook, options, tell))
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _solve_part(
-    models: list[AirModel],
-    task: GridTask,
-    puzzles: np.ndarray,
-    puzzle_ids: Tensor | None,
-    views: Symmetry,
-    noise: float,
-    selection: str,
-    seed: int,
-    hook: Hook | None,
-    options: dict[str, Any],
-) -> Answers:
-    """`solve_puzzles` for as many rows as fit at once. Row k * N + i of a call is view k of puzzle i."""
-    (n, s), k = puzzles.shape, len(views.cells)
-    total = len(models) * k
-    back = views.inverse()
-    answers, q = np.zeros((total, n, s), np.uint8), np.full((total, n), -np.inf, np.float32)
-    steps = np.zeros((total, n), np.int64)
-    # The generic grid has no rules that could accept an answer.
-    by_rules = selection == "auto" and task.name != "grid"
-    accepted = np.zeros(n, bool)
-    inputs = np.concatenate([Symmetry(views.cells[v], views.tokens[v]).apply(puzzles) for v in range(k)])
-    inputs = torch.from_numpy(np.ascontiguousarray(inputs))
-    rollouts, stats = [], {"batch_size": 0, "slot_steps": 0, "passes": 0}
+class _Attempts:
+    """All attempts at N puzzles that fit into memory at once: M models x K views of each, A = M * K."""
 
-    for m, model in enumerate(models):
+    def __init__(
+        self,
+        models: list[AirModel],
+        task: GridTask,
+        puzzles: np.ndarray,
+        puzzle_ids: Tensor | None,
+        views: Symmetry,
+        selection: str,
+    ) -> None:
+        self.models, self.task, self.puzzles, self.selection = models, task, puzzles, selection
+        self.views, self.back = views, views.inverse()
+        self.n, self.k = len(puzzles), len(views.cells)
+        total = len(models) * self.k
+        self.puzzle_ids = None if puzzle_ids is None else puzzle_ids.repeat(self.k)
+        self.answers = np.zeros((total, *puzzles.shape), np.uint8)
+        self.q = np.full((total, self.n), -np.inf, np.float32)
+        self.steps = np.zeros((total, self.n), np.int64)
+        self.accepted = np.zeros(self.n, bool)
+        self.rollouts: list = []
 
-        def finish(rows: Tensor, predictions: Tensor, q_halt: Tensor, act_steps: Tensor, m: int = m) -> Tensor | None:
-            rows = rows.cpu().numpy()
-            view, i = rows // n, rows % n
-            found = Symmetry(back.cells[view], back.tokens[view]).apply(predictions.cpu().numpy().astype(np.uint8))
-            answers[m * k + view, i], q[m * k + view, i] = found, q_halt.float().cpu().numpy()
-            steps[m * k + view, i] = act_steps.cpu().numpy()
-            if total == 1:
-                return None
-            if by_rules:
-                accepted[i] |= task.verdicts(puzzles[i], found).valid
-            again = ~accepted[i] & (view + 1 < k)
-            return torch.from_numpy(rows[again] + n)
+    def run(
+        self,
+        noise: float,
+        seed: int,
+        hook: Hook | None,
+        options: dict[str, Any],
+        on_answers: Callable[[np.ndarray, Answers], None] | None,
+    ) -> Answers:
+        n, k = self.n, self.k
+        # Row v * n + i of a call of `solve` is view v of puzzle i.
+        rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
+        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
+        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0}
+        for m, model in enumerate(self.models):
+            is_last = m == len(self.models) - 1
 
-        solution = model.solve(
-            inputs,
-            puzzle_ids=None if puzzle_ids is None else puzzle_ids.repeat(k),
-            queue=torch.from_numpy(np.flatnonzero(~accepted)),
-            hook=_chain(_noise_hook(puzzles, noise, seed + 7919 * m) if noise else None, hook),
-            return_logits=False,
-            on_finish=finish,
-            **options,
+            def finish(
+                rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, m: int = m, is_last: bool = is_last
+            ) -> Tensor:
+                rows = rows.cpu().numpy()
+                view, i = rows // n, rows % n
+                self._record(m * k + view, i, view, predictions, q, steps)
+                again = ~self.accepted[i] & (view + 1 < k)
+                done = i[self.accepted[i] | (is_last & ~again)]
+                if on_answers is not None and len(done):
+                    on_answers(done, self.collect(done))
+                return torch.from_numpy(rows[again] + n)
+
+            solution = model.solve(
+                inputs,
+                puzzle_ids=self.puzzle_ids,
+                queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
+                hook=_chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
+                return_logits=False,
+                on_finish=finish,
+                **options,
+            )
+            self.rollouts.append(solution.rollout)
+            for name in ("slot_steps", "passes"):
+                stats[name] += solution.stats[name]
+            stats["batch_size"] = max(stats["batch_size"], solution.stats["batch_size"])
+        result = self.collect(np.arange(n))
+        slots = stats["passes"] * stats["batch_size"]
+        result.stats = {**stats, "fill": stats["slot_steps"] / slots if slots else 1.0}
+        return result
+
+    def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
+        """Attempts `at` of puzzles `i` have ended."""
+        predictions, q, steps = (part.float().cpu().numpy() for part in found)
+        mapped = Symmetry(self.back.cells[view], self.back.tokens[view]).apply(predictions.astype(np.uint8))
+        self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
+        # The generic grid has no rules that could accept an answer.
+        if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
+            self.accepted[i] |= self.task.verdicts(self.puzzles[i], mapped).valid
+
+    def collect(self, rows: np.ndarray) -> Answers:
+        """The best answers so far to some puzzles."""
+        puzzles, answers, q, steps = self.puzzles[rows], self.answers[:, rows], self.q[:, rows], self.steps[:, rows]
+        chosen = _choose(self.task, puzzles, answers, q, steps > 0, self.selection)
+        at = (chosen, np.arange(len(rows)))
+        rollout = None
+        if len(rows) and len(self.rollouts) == len(self.models) and self.rollouts[0] is not None:
+            rollout = self._rollout(rows, chosen)
+        return Answers(
+            tokens=answers[at],
+            verdict=Verdict(*self.task.verdicts(puzzles, answers[at])[:3]),
+            q_halt_logits=q[at],
+            act_steps=steps.sum(0),
+            attempts=(steps > 0).sum(0),
+            view=chosen,
+            rollout=rollout,
         )
-        rollouts.append(solution.rollout)
-        for name in ("slot_steps", "passes"):
-            stats[name] += solution.stats[name]
-        stats["batch_size"] = max(stats["batch_size"], solution.stats["batch_size"])
 
-    chosen = _choose(task, puzzles, answers, q, steps > 0, selection)
-    at = (chosen, np.arange(n))
-    slots = stats["passes"] * stats["batch_size"]
-    stats["fill"] = stats["slot_steps"] / slots if slots else 1.0
-    result = Answers(
-        tokens=answers[at],
-        verdict=Verdict(*task.verdicts(puzzles, answers[at])[:3]),
-        q_halt_logits=q[at],
-        act_steps=steps.sum(0),
-        attempts=(steps > 0).sum(0),
-        view=chosen,
-        stats=stats,
-    )
-    if options["return_rollout"]:
-        result.rollout = _rollout(rollouts, back, chosen, k)
-    return result
+    def _rollout(self, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The chosen attempts' decoded states, mapped back to the puzzles as given."""
+        states = []
+        for name in ("z_h", "z_l"):
+            decoded = []
+            for i, at in zip(rows, chosen):
+                m, v = divmod(int(at), self.k)
+                grids = getattr(self.rollouts[m], name)[v * self.n + i].cpu().numpy()
+                decoded.append(Symmetry(self.back.cells[v], self.back.tokens[v]).apply(grids))
+            states.append(np.stack(decoded))
+        return states[0], states[1], self.rollouts[0].updates
 
 
 def _choose(
@@ -277,7 +316,7 @@ def _choose(
     return chosen
 
 
-def _noise_hook(puzzles: np.ndarray, noise: float, seed: int):
+def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
     """A hook that disturbs both states after the first update of each ACT step, from the second attempt on."""
     n = len(puzzles)
     # Of the puzzle itself, not of its place in the list: the same puzzle meets the same noise in any company.
@@ -308,18 +347,6 @@ def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     uniform = (((x >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
     a, b = uniform.view(len(keys), 2, count).unbind(1)
     return ((-2 * a.log()).sqrt() * (2 * math.pi * b).cos()).view(len(keys), *shape)
-
-
-def _rollout(rollouts: list, back: Symmetry, chosen: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The chosen attempts' decoded states, mapped back to the puzzles as given."""
-    n, states = len(chosen), []
-    model, view = chosen // k, chosen % k
-    maps = Symmetry(back.cells[view], back.tokens[view])
-    for name in ("z_h", "z_l"):
-        decoded = torch.stack([getattr(rollouts[m], name)[v * n + i] for i, (m, v) in enumerate(zip(model, view))])
-        # One symmetry per puzzle, for all its updates: the puzzles must be the axis before the cells.
-        states.append(maps.apply(decoded.cpu().numpy().astype(np.uint8).swapaxes(0, 1)).swapaxes(0, 1).astype(np.int8))
-    return states[0], states[1], rollouts[0].updates
 
 
 def _joined(parts: list[Answers]) -> Answers:
@@ -505,6 +532,38 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
             os.replace(path, folder / path.name)
 
 
+def load_model(
+    source: str | os.PathLike, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> AirModel:
+    """The AirModel of a folder or a Hub id, in eval(), on the GPU if there is one; in float32 on a CPU.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it. ValueError: damaged, incomplete, or not an AIR model.
+    """
+    folder, name = Path(source).expanduser(), str(source)
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{source} holds no config.json: give a folder that save_pretrained or convert_checkpoint.py wrote, "
+                "or a Hub id USER/NAME."
+            )
+        name = str(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    try:
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if kind != AirConfig.model_type:
+            raise ValueError(f"its config.json is of a {kind!r} model, not of AIR")
+        model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
+    except Exception as error:  # safetensors, the Hub's client and transformers have no common error
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ValueError(f"{source} cannot be loaded as an AIR model: {reason}") from error
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(f"{source} cannot be loaded as an AIR model: its weights lack {', '.join(lacking[:3])}.")
+    return model.to(device).eval()
+
+
 def register() -> None:
     """Make AutoConfig, AutoModel, AutoProcessor and pipeline("puzzle-solving") find the installed classes.
 
@@ -523,4 +582,4 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(TASK, PuzzleSolvingPipeline, pt_model=AutoModel, type="text")
 
 
-__all__ = ["Answers", "PuzzleSolvingPipeline", "register", "save_release", "solve_puzzles"]
+__all__ = ["Answers", "PuzzleSolvingPipeline", "load_model", "register", "save_release", "solve_puzzles"]
