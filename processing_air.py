@@ -439,8 +439,8 @@ class SudokuTask(GridTask):
         """Digit relabelling; bands, stacks, and rows and columns within them, permuted; transposed where boxes are
         square. Uniform over the group, n draws at once."""
         size, h, w = self.height, self.box_height, self.box_width
-        row = _random_lines(rng, n, size, h)
-        column = _random_lines(rng, n, size, w)
+        row = random_lines(rng, n, size, h)
+        column = random_lines(rng, n, size, w)
         if h == w:  # elsewhere a transposed box no longer is a box
             flip = rng.random(n) < 0.5
             cells = np.where(
@@ -456,7 +456,7 @@ class SudokuTask(GridTask):
         return Symmetry(cells.reshape(n, -1), tokens)
 
 
-def _random_lines(rng: np.random.Generator, n: int, size: int, per_group: int) -> np.ndarray:
+def random_lines(rng: np.random.Generator, n: int, size: int, per_group: int) -> np.ndarray:
     """(n, size) orders of rows (or columns): groups of `per_group` permuted, and the lines within each."""
     groups = np.argsort(rng.random((n, size // per_group)), axis=-1)
     within = np.argsort(rng.random((n, size // per_group, per_group)), axis=-1)
@@ -746,15 +746,13 @@ class AirProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids"]
 
-    def __call__(
-        self, text: Any = None, return_tensors: str | None = "pt", check: bool = True, **kwargs
-    ) -> BatchFeature:
+    def __call__(self, text: Any = None, **kwargs) -> BatchFeature:
         """Encode one puzzle or a list of puzzles.
 
         Args:
             text: a puzzle as text or S tokens, or a list (or (N, S) array) of them.
-            return_tensors: "pt", "np" or None (lists).
-            check: refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of mazes with path
+            return_tensors: "pt" (default), "np" or None (lists).
+            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of mazes with path
                 marks are answers, not puzzles: only their letters are checked.
 
         Returns:
@@ -763,6 +761,8 @@ class AirProcessor(ProcessorMixin):
         Raises:
             ValueError: names what is wrong and where; in a list also which puzzle (counted from 1).
         """
+        # By keyword only: transformers keeps defaults out of a processor's explicit arguments.
+        return_tensors, check = kwargs.pop("return_tensors", "pt"), kwargs.pop("check", True)
         if not isinstance(text, str) and not hasattr(text, "__len__"):
             raise ValueError("AirProcessor takes puzzles as text: processor('53..7....…').")
         if not isinstance(text, str) and len(text) == 0:

@@ -1,0 +1,383 @@
+"""Puzzles as arrays, from a CSV, a folder or the Hub; none of it needs the `datasets` package.
+
+puzzles = load_puzzles("train_1000.csv.gz", "train")         # one file is one split
+puzzles = load_puzzles("folder of build_dataset.py", "test")
+puzzles = load_puzzles("sapientinc/sudoku-extreme", "test", limit=1000)
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from air_model.processing_air import PAD, GridTask, make_task
+
+META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
+COLUMNS = {"question": ("question", "q"), "answer": ("answer", "a"), "rating": ("rating",), "source": ("source",)}
+CHUNK = 50_000
+
+
+class BadRows(ValueError):
+    """Rows that cannot be used; `rows` lists (row, line, reason), counted from 1 (line 1 is the header)."""
+
+    def __init__(self, where: str, rows: list[tuple[int, int, str]], advice: str = ""):
+        self.where, self.rows = where, rows
+        lines = [f"{where}: row {row} (line {line}): {reason}" for row, line, reason in rows]
+        head = f"{len(rows)} bad row{'s' if len(rows) > 1 else ''} in {where}."
+        super().__init__("\n".join([f"{head} {advice}".rstrip(), *lines]))
+
+
+@dataclass
+class PuzzleSet:
+    """N puzzles of one split.
+
+    inputs, labels: uint8 (N, S). rating: int32 (N,) or None. puzzle_ids: int32 (N,), the row of the puzzle embedding.
+    groups: int32 (N,), rows with one number are symmetric copies of one puzzle. fingerprint: hash of the content.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    task: GridTask
+    rating: np.ndarray | None = None
+    puzzle_ids: np.ndarray = field(default=None)  # type: ignore[assignment]
+    groups: np.ndarray = field(default=None)  # type: ignore[assignment]
+    source: str = ""
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.inputs)
+        self.puzzle_ids = np.zeros(n, np.int32) if self.puzzle_ids is None else self.puzzle_ids
+        self.groups = np.arange(n, dtype=np.int32) if self.groups is None else self.groups
+        if not self.fingerprint:
+            digest = hashlib.sha256(repr(self.task._key()).encode())
+            for part in (self.inputs, self.labels):
+                digest.update(np.ascontiguousarray(part).data)
+            self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def select(self, rows: np.ndarray | slice) -> PuzzleSet:
+        """The PuzzleSet of some rows."""
+        rating = None if self.rating is None else self.rating[rows]
+        return PuzzleSet(
+            self.inputs[rows],
+            self.labels[rows],
+            self.task,
+            rating,
+            self.puzzle_ids[rows],
+            self.groups[rows],
+            self.source,
+        )
+
+
+def load_puzzles(
+    data: str | Path,
+    split: str = "train",
+    *,
+    task: str | GridTask | None = None,
+    limit: int | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> PuzzleSet:
+    """Load one split.
+
+    Args:
+        data: a CSV (`.gz` allowed) with question and answer columns: the whole file, whatever `split` says; a folder
+            that scripts/build_dataset.py wrote; a folder with one CSV per split, named by it (train*.csv, …); or a
+            data set on the Hub ("user/name": CSVs, or what build_dataset.py wrote).
+        split: "train", "test", "dev", ...
+        task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze or
+            boxes other than the squarest need a GridTask.
+        limit: only the first rows.
+        config: which table of a built folder; by default its default one.
+        revision: of a Hub data set.
+
+    Raises:
+        FileNotFoundError: no such file, folder, split or Hub data set (or no network).
+        BadRows: a ValueError that lists every unusable row.
+    """
+    path = Path(data)
+    if path.is_file():
+        return _load_csv(path, task, limit)
+    if not path.exists():
+        path = hub_folder(str(data), split, revision)
+    if (path / META).exists():
+        return _load_built(path, split, task, limit, config)
+    return _load_csv(find_csv(path, split), task, limit)
+
+
+def find_csv(folder: Path, split: str) -> Path:
+    """The CSV of a split in a folder; FileNotFoundError naming what is there."""
+    files = sorted(p for p in folder.iterdir() if p.name.endswith((".csv", ".csv.gz")))
+    found = [p for p in files if p.name.startswith(split)]
+    if not found:
+        have = ", ".join(p.name for p in files) or "no CSV at all"
+        raise FileNotFoundError(
+            f"{folder} has no split {split!r} (a file named {split}*.csv or .csv.gz); it has: {have}."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has several files for the split {split!r}: {', '.join(p.name for p in found)}."
+            " Name one of them."
+        )
+    return found[0]
+
+
+def hub_folder(repo_id: str, split: str | None = None, revision: str | None = None) -> Path:
+    """Download (or find in the cache) what is needed of a Hub data set; returns the local snapshot folder."""
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/")) or " " in repo_id:
+        raise FileNotFoundError(
+            f"There is no file or folder {repo_id!r}, and it is no Hub data set id (user/name) either."
+        )
+    from huggingface_hub import snapshot_download
+
+    names = "*" if split is None else f"*{split}*"
+    patterns = [f"{names}.csv", f"{names}.csv.gz", f"*/{names}.parquet", "README.md", META]
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"The data set {repo_id!r} could not be fetched from the Hub ({type(error).__name__}; is there a network,"
+            " and does the data set exist?). Without the Hub, make a stand-in with `python scripts/build_dataset.py"
+            f" {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'} --source generate --output-dir DIR` and pass"
+            " DIR instead."
+        ) from error
+
+
+# ---- CSV
+
+
+def read_rows(
+    path: Path, bad: list[tuple[int, int, str]]
+) -> Iterator[tuple[list[str], list[str], list[str], list[str], int]]:
+    """Chunks of (questions, answers, ratings, sources, first row number) of a CSV.
+
+    Columns are found by name, in any order and case. A file that ends early or is no text yields what it holds and
+    adds the fault to `bad`.
+    """
+    opener = gzip.open if path.name.endswith(".gz") else open
+    row = 0
+    # "latin-1" reads any byte, so a foreign letter is reported with its row rather than as a decoding error.
+    with opener(path, "rt", encoding="latin-1", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            header = [name.strip().lower().removeprefix("ï»¿") for name in next(reader, [])]
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is not a complete gzip file ({error}): download or write it again.") from None
+        at = {}
+        for column, names in COLUMNS.items():
+            found = [i for i, name in enumerate(header) if name in names]
+            if not found and column in ("question", "answer"):
+                raise ValueError(
+                    f"{path} has no column {' or '.join(names)}: its header is {', '.join(header) or 'empty'}. A"
+                    " puzzle CSV needs question (or q) and answer (or a); rating and source are optional."
+                )
+            at[column] = found[0] if found else None
+        out: tuple[list[str], ...] = ([], [], [], [])
+        first = 1
+        while True:
+            try:
+                record = next(reader)
+            except StopIteration:
+                break
+            except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
+                bad.append((row + 1, reader.line_num + 1, f"the file is damaged or ends early ({error})"))
+                break
+            if not record:
+                continue
+            row += 1
+            for values, column in zip(out, COLUMNS):
+                i = at[column]
+                values.append(record[i] if i is not None and i < len(record) else "")
+            if len(out[0]) == CHUNK:
+                yield *out, first
+                out, first = ([], [], [], []), row + 1
+        if out[0]:
+            yield *out, first
+
+
+def guess_task(question: str, where: str) -> GridTask:
+    """Task of a puzzle text: a maze has walls or spaces, everything else is a Sudoku. Square grids only."""
+    cells = question.strip("\r\n")
+    side = math.isqrt(len(cells))
+    if side < 2 or side * side != len(cells):
+        raise ValueError(
+            f"{where}: the first puzzle has {len(cells)} cells, which is no square grid; give the task and its shape"
+            " (for example --task maze --grid 13x20)."
+        )
+    return make_task("maze" if "#" in cells or " " in cells else "sudoku", side, side)
+
+
+def encode_many(texts: list[str], task: GridTask) -> tuple[np.ndarray, dict[int, str]]:
+    """Texts to tokens (N, S) uint8, vectorised, and the faults {index: reason}; bad rows hold PAD."""
+    size = task.seq_len
+    out = np.zeros((len(texts), size), np.uint8)
+    faults: dict[int, str] = {}
+    table = np.full(256, 255, np.uint8)
+    for letter, token in task._codes.items():
+        table[ord(letter)] = token
+    plain = [i for i, text in enumerate(texts) if len(text) == size and text.isascii()]
+    if plain:
+        joined = "".join([texts[i] for i in plain]).encode("ascii")
+        tokens = table[np.frombuffer(joined, np.uint8)].reshape(-1, size)
+        good = (tokens != 255).all(-1)
+        out[np.array(plain)[good]] = tokens[good]
+        slow = [i for i, ok in zip(plain, good) if not ok]
+    else:
+        slow = []
+    for i in {*range(len(texts))} - {*plain} if len(plain) < len(texts) else ():
+        slow.append(i)
+    for i in sorted(slow):  # drawings and line breaks are tolerated; the rest is named
+        try:
+            out[i] = task.encode(texts[i])
+        except ValueError as error:
+            faults[i] = str(error)
+    return out, faults
+
+
+def parse_ratings(texts: list[str], faults: dict[int, str]) -> np.ndarray | None:
+    """Ratings int32 (N,), None if the column is missing or empty throughout."""
+    if not any(texts):
+        return None
+    out = np.zeros(len(texts), np.int32)
+    for i, text in enumerate(texts):
+        try:
+            out[i] = int(float(text)) if text else 0
+        except (ValueError, OverflowError):
+            faults.setdefault(i, f"the rating {text!r} is not a number")
+    return out
+
+
+def pair_faults(task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: dict[int, str]) -> dict[int, str]:
+    """Rows whose answer contradicts the puzzle, {index: reason}; rows in `skip` are left out."""
+    given = inputs != task.blank_token
+    kept = (inputs == labels) | ~given
+    if task.name == "maze":
+        kept = (inputs == labels) | ((inputs == task.blank_token) & (labels == 5))
+    faults = {}
+    for i in np.flatnonzero(~kept.all(-1)):
+        if i not in skip:
+            cell = int(np.flatnonzero(~kept[i])[0])
+            a, b = task.alphabet[inputs[i, cell]], task.alphabet[labels[i, cell]]
+            faults[int(i)] = f"the answer contradicts the puzzle at {task.cell(cell)}: {a!r} was given, {b!r} answered"
+    return faults
+
+
+def _load_csv(path: Path, task: str | GridTask | None, limit: int | None) -> PuzzleSet:
+    bad: list[tuple[int, int, str]] = []
+    inputs, labels, ratings = [], [], []
+    count = 0
+    for questions, answers, rating, _, first in read_rows(path, bad):
+        if limit is not None:
+            room = limit - count
+            questions, answers, rating = questions[:room], answers[:room], rating[:room]
+        if task is None or isinstance(task, str):
+            task = task_for(questions[0], task, str(path))
+        x, faults = encode_many(questions, task)
+        y, more = encode_many(answers, task)
+        faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
+        faults |= pair_faults(task, x, y, faults)
+        r = parse_ratings(rating, faults)
+        bad += [(first + i, first + i + 1, reason) for i, reason in sorted(faults.items())]
+        inputs.append(x)
+        labels.append(y)
+        ratings.append(r)
+        count += len(x)
+        if limit is not None and count >= limit:
+            bad = [b for b in bad if b[0] <= limit]
+            break
+    if bad:
+        raise BadRows(str(path), bad, "Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out).")
+    if not count:
+        raise ValueError(f"{path} holds no puzzles below its header.")
+    rating = None if any(r is None for r in ratings) else np.concatenate(ratings)
+    return PuzzleSet(np.concatenate(inputs), np.concatenate(labels), task, rating, source=path.name)
+
+
+def task_for(question: str, name: str | None, where: str) -> GridTask:
+    """The task of a name, shaped after the first puzzle; the shape is guessed as a square."""
+    guess = guess_task(question, where)
+    return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
+
+
+# ---- folders that build_dataset.py wrote
+
+
+def task_from_meta(meta: dict) -> GridTask:
+    shape = meta["task"]
+    return make_task(shape["name"], shape["height"], shape["width"], shape.get("box_height"), shape.get("box_width"))
+
+
+def task_to_meta(task: GridTask) -> dict:
+    return {
+        "name": task.name,
+        "height": task.height,
+        "width": task.width,
+        "box_height": task.box_height,
+        "box_width": task.box_width,
+        "vocab_size": task.vocab_size,
+    }
+
+
+def _load_built(
+    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None
+) -> PuzzleSet:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    meta = json.loads((path / META).read_text())
+    config = config or meta["default_config"]
+    if config not in meta["configs"]:
+        raise ValueError(f"{path} has no configuration {config!r}; it has: {', '.join(meta['configs'])}.")
+    files = sorted((path / config).glob(f"{split}-*.parquet"))
+    if not files:
+        have = ", ".join(meta["configs"][config]["splits"])
+        raise FileNotFoundError(f"{path} has no split {split!r} in its configuration {config!r}; it has: {have}.")
+    built = task_from_meta(meta)
+    if isinstance(task, GridTask) and task != built or isinstance(task, str) and task != built.name:
+        raise ValueError(f"{path} holds {built}, not {task}.")
+    parts: dict[str, list[np.ndarray]] = {}
+    count = 0
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(CHUNK):
+            if limit is not None:
+                batch = batch.slice(0, limit - count)
+            count += len(batch)
+            for name, column in zip(batch.schema.names, batch.columns):
+                if name == "source":
+                    continue
+                values = (
+                    column.flatten().to_numpy(zero_copy_only=False)
+                    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
+                    else column.to_numpy(zero_copy_only=False)
+                )
+                parts.setdefault(name, []).append(
+                    values.reshape(len(batch), -1) if values.size != len(batch) else values
+                )
+            if limit is not None and count >= limit:
+                break
+        if limit is not None and count >= limit:
+            break
+    table = {name: np.concatenate(values) for name, values in parts.items()}
+    if table["inputs"].shape[1:] != (built.seq_len,) or (table["inputs"] == PAD).any():
+        raise ValueError(f"{path}: the inputs are not puzzles of {built}; build the folder again.")
+    return PuzzleSet(
+        table["inputs"],
+        table["labels"],
+        built,
+        table.get("rating"),
+        table["puzzle_id"],
+        table["group"],
+        f"{path.name}/{config}",
+        fingerprint=meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else "",
+    )
