@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrainedConfig
+from transformers.utils import logging
 
 from .configuration_air import AirConfig
 from .modeling_air import AirModel, AirUpdate, Hook, _chain
@@ -555,7 +556,12 @@ def load_model(
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if kind != AirConfig.model_type:
             raise ValueError(f"its config.json is of a {kind!r} model, not of AIR")
-        model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
+        bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
+        try:
+            model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
+        finally:
+            if bar:
+                logging.enable_progress_bar()
     except Exception as error:  # safetensors, the Hub's client and transformers have no common error
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise ValueError(f"{source} cannot be loaded as an AIR model: {reason}") from error

@@ -11,9 +11,9 @@ import numpy as np
 
 from .scores import MAZE_EDGES, SUDOKU_EDGES, score
 
-_DESCRIPTION = """Accuracy of grid puzzles such as Sudoku and mazes. The headline is exact_accuracy, the share of
-puzzles whose every labelled cell is right. valid_accuracy asks the rules of the puzzle instead of the label: for a maze with
-many shortest paths any of them counts."""
+_DESCRIPTION = """Accuracy of grid puzzles such as Sudoku and mazes. The headline is exact_accuracy: the share of grids
+with every labelled cell right. valid_accuracy asks the rules of the puzzle instead of the label: of a maze's many
+shortest paths any counts."""
 
 _INPUTS = """
 Args:

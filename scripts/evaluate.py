@@ -1,0 +1,210 @@
+"""Evaluate a model on a split; one JSON with accuracies, intervals, steps and speed.
+
+    python scripts/evaluate.py --model checkpoints/air-sudoku --data sapientinc/sudoku-extreme --output eval.json
+    python scripts/evaluate.py --model runs/small/model --data data/sudoku --split test --limit 1000 --halt q
+    python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 8 --halt q --by-rating
+    python scripts/evaluate.py --model DIR --data dev.csv.gz --calibration-plot calibration.png
+    python scripts/evaluate.py --model DIR --data dev.csv.gz --limit 200 --max-act-steps 64 --attempts 8 --curve c.png
+    torchrun --nproc_per_node 8 scripts/evaluate.py --model DIR --data sapientinc/sudoku-extreme --output eval.json
+
+exact_accuracy is the published protocol with --halt max and one attempt (the defaults). --attempts K tries symmetric
+views of what is still unsolved; the rules of the puzzle, never a label, decide which answer stands. Run a killed
+evaluation again with the same settings and --output: it goes on from the parts beside that file.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+import torch
+
+from air_model.pipeline_air import load_model
+from air_model.processing_air import task_from_config
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", nargs="+", required=True, help="model folder or Hub id; several are asked one after another")
+    add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer[,rating]")
+    add("--split", default="test")
+    add("--limit", type=int, help="only the first N puzzles")
+    add("--halt", choices=["max", "q"], default="max", help="max: all steps; q: each puzzle stops when q_halt says so")
+    add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
+    add("--attempts", type=int, default=1, help="symmetric views of each puzzle, the puzzle itself first")
+    add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
+    add("--selection", choices=["auto", "q", "vote"], default="auto", help="which attempt's answer stands")
+    add("--seed", type=int, default=0, help="of views and noise")
+    add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
+    add("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", help="default: the GPU if there is one")
+    add("--compile", action="store_true", help="torch.compile the stack: pays on a GPU over some thousand puzzles")
+    add("--by-rating", action="store_true", help="also accuracy per bucket of difficulty")
+    add("--output", type=Path, help="JSON file; default: print only")
+    add("--calibration-plot", type=Path, metavar="PNG", help="how far sigmoid(q_halt) can be trusted")
+    add("--curve", type=Path, metavar="PNG", help="only this: accuracy against ACT steps and attempts, and a JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        return evaluate(args)
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from air_model.analysis.evaluation import Evaluation, draw_calibration
+    from air_model.train_accelerate import environment
+
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be 1 or more, got {args.limit}.")
+    rank, world, device, wait = processes(args.device)
+    models = [load_model(source, device) for source in args.model]
+    puzzles = load_split(args.data, args.split, args.limit, task_from_config(models[0].config))
+    if args.compile:
+        for model in models:
+            for module in (getattr(model, name, None) for name in ("stack", "l_stack", "h_stack")):
+                if module is not None:
+                    module.compile()
+    if args.curve is not None:
+        return curve(args, models, puzzles) if rank == 0 else 0
+    options: dict[str, Any] = {
+        "halt": args.halt,
+        "max_act_steps": args.max_act_steps or models[0].config.halt_max_steps,
+        "attempts": args.attempts,
+        "noise": args.noise,
+        "selection": args.selection,
+        "seed": args.seed,
+        "dtype": getattr(torch, args.dtype) if args.dtype else None,
+        "batch_size": args.batch_size,
+    }
+    output = args.output or Path(f".evaluate-{os.getpid()}.json")
+    parts = output.with_name(f"{output.name}.parts")
+    evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, progress=rank == 0, **options)
+    evaluation.run()
+    wait()
+    if rank:
+        return 0
+    result = evaluation.result()
+    if not args.by_rating:
+        result.pop("by_rating", None)
+    if args.calibration_plot:
+        draw_calibration(result["calibration"], args.calibration_plot, Path(args.model[0]).name)
+    stats = evaluation.stats if hasattr(evaluation, "stats") else {}
+    result["settings"] = {
+        "model": args.model,
+        "variant": models[0].config.variant,
+        "parameters": sum(p.numel() for p in models[0].parameters()),
+        "data": args.data,
+        "split": args.split,
+        "limit": args.limit,
+        "task": repr(puzzles.task),
+        "data_fingerprint": puzzles.fingerprint,
+        **{k: str(v).removeprefix("torch.") if k == "dtype" and v else v for k, v in options.items()},
+        "dtype": args.dtype or ("bfloat16" if device.type == "cuda" else "float32"),
+        "batch_size": stats.get("batch_size", args.batch_size),
+        "fill": stats.get("fill"),
+        "processes": world,
+        "compile": args.compile,
+    }
+    result |= environment(device, world)
+    result["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    if args.output:
+        write_json(result, args.output)
+    evaluation.clear()
+    report(result, args)
+    return 0
+
+
+def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
+    """(rank, number of processes, device, a barrier); Accelerate when launched as several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), lambda: None
+    from accelerate import PartialState
+
+    # Shares differ in difficulty: the quick ones may wait for hours.
+    state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=7))
+    return state.process_index, state.num_processes, state.device, state.wait_for_everyone
+
+
+def load_split(data: str, split: str, limit: int | None, task: Any) -> Any:
+    """The puzzles, after a look at whether they are of the model's size."""
+    from air_model.datasets_builders.loading import load_puzzles
+
+    try:
+        found = load_puzzles(data, split, limit=1).task
+    except ValueError:
+        found = task  # not a square grid, or a damaged row: the full reading says so
+    if found != task and (found.name, found.seq_len) != (task.name, task.seq_len):
+        raise ValueError(f"{data} holds {found}, the model was made for {task}: choose the data or model that fits.")
+    return load_puzzles(data, split, task=task, limit=limit)
+
+
+def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
+    from air_model.analysis.evaluation import draw_thought_curve, thought_curve
+
+    curves = {
+        Path(name).name: thought_curve(
+            model,
+            puzzles,
+            max_act_steps=args.max_act_steps or 4 * model.config.halt_max_steps,
+            attempts=args.attempts,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            progress=True,
+        )
+        for name, model in zip(args.model, models)
+    }
+    draw_thought_curve(curves, args.curve)
+    write_json(
+        {"data": args.data, "split": args.split, "data_fingerprint": puzzles.fingerprint, "curves": curves},
+        args.curve.with_suffix(".json"),
+    )
+    print(f"{args.curve} and {args.curve.with_suffix('.json')}")
+    return 0
+
+
+def write_json(value: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def report(result: dict[str, Any], args: argparse.Namespace) -> None:
+    def share(name: str) -> str:
+        low, high = result[f"{name}_ci95"]
+        return f"{result[name]:8.2%}   (95 %: {low:.2%} to {high:.2%})"
+
+    print(f"n                    {result['n']:8}")
+    print(f"exact_accuracy       {share('exact_accuracy')}")
+    print(f"valid_accuracy       {share('valid_accuracy')}   by the rules, whatever the label")
+    print(f"cell_accuracy        {share('cell_accuracy')}   clues included")
+    if "blank_cell_accuracy" in result:
+        print(f"blank_cell_accuracy  {share('blank_cell_accuracy')}")
+    print(
+        f"mean_act_steps       {result['mean_act_steps']:8.2f}   over {result['mean_attempts']:.2f} attempts a puzzle"
+    )
+    if result["puzzles_per_second"]:
+        print(f"puzzles_per_second   {result['puzzles_per_second']:8.3g}")
+    for row in result.get("by_rating", []):
+        low, high = row["ci95"]
+        exact = f"{row['exact_accuracy']:8.2%}   (95 %: {low:.2%} to {high:.2%})"
+        print(f"  rating {row['rating']:>8}  n {row['n']:6}  exact {exact}")
+    for path in (args.output, args.calibration_plot):
+        if path:
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
