@@ -40,7 +40,9 @@ class Tester:
         return AirConfig.from_variant(self.variant, task="grid", **{**sizes, **self.fields})
 
     def prepare_config_and_inputs_for_common(self) -> tuple[AirConfig, dict[str, Any]]:
-        return self.get_config(), {"input_ids": modeling.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)}
+        return self.get_config(), {
+            "input_ids": modeling.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
+        }
 
 
 class Common(modeling.ModelTesterMixin):
