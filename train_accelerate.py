@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -148,6 +149,9 @@ class Trainer:
         if config.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(self.device).train()
+        if self.bf16 and self.device.type == "cpu":
+            # torch's fused attention is slow in bf16 on CPUs: plain products halved the step time where measured.
+            self.model.set_attn_implementation("eager")
         self.optimizers = build_optimizers(
             self.model,
             config.optimizer,
@@ -227,6 +231,8 @@ class Trainer:
             self.config.l_cycles, self.config.h_cycles = cycles
         fresh = self.sampler.draw(step)
         slots.refill(self.model, type(fresh)(*(t.to(self.device, non_blocking=True) for t in fresh)))
+        if self.stacks and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
 
         pieces = []
         size = self.local_batch // config.accumulation
@@ -317,6 +323,8 @@ class Trainer:
                     self.optimizers.zero_grad()
                     continue
                 bar.update()
+                if not self.first_step_seconds:
+                    self.first_step_seconds = time.perf_counter() - self.born
                 done = self.step >= self.max_steps
                 if self.step % config.log_every == 0 or done:
                     self.seconds = begin_seconds + time.perf_counter() - begin
@@ -447,8 +455,7 @@ class Trainer:
             if not failed:
                 return True
             if self.is_main:
-                for left in self.store.folder.glob(".checkpoint_*"):
-                    shutil.rmtree(left, ignore_errors=True)
+                self.store.sweep()
                 if attempt == 1 and len(self.store.found()) > 1:
                     self.say(f"Checkpoint {self.step} could not be written ({error}); deleting older ones.")
                     self.store.prune(1)
@@ -577,6 +584,8 @@ class Trainer:
     trackers: list[Any] = []
     last_metrics: dict[str, Any] = {}
     steps_per_second = 0.0
+    born = 0.0  # when the run began to set itself up
+    first_step_seconds = 0.0
 
     def report(self, status: str, wall_seconds: float, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """The contents of run.json."""
@@ -597,6 +606,7 @@ class Trainer:
             "metrics": {"eval": evaluation or None, "best": self.best or None, "train": self.last_metrics or None},
             "wall_seconds": round(self.seconds, 2),
             "session_seconds": round(wall_seconds, 2),
+            "seconds_to_first_step": round(self.first_step_seconds, 2),
             "steps_per_second": self.steps_per_second,
             "puzzles_per_second": self.last_metrics.get("puzzles_per_second"),
             "tflops": tflops,
@@ -606,7 +616,7 @@ class Trainer:
             "share_of_large_matmul": None if not machine else tflops / (machine * self.world),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "precision": "bf16 states, fp32 weights" if self.bf16 else "fp32",
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            "peak_memory_bytes": peak_memory(self.device),
             "data": self.data,
             "config": self.recipe.flat(),
             "model_config": self.config.to_dict(),
@@ -682,10 +692,16 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = False
+        self.before: dict[int, Any] = {}
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
-            signal.signal(number, self)
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.received:
@@ -721,6 +737,17 @@ def refuse_lonely_process(world: int) -> None:
             "CPU processes with `torchrun --nproc_per_node N train_accelerate.py ...`, several GPUs with `accelerate "
             "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
         )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None
 
 
 def environment(device: torch.device, world: int) -> dict[str, Any]:
@@ -817,7 +844,7 @@ def draw_curve(metrics: Path, target: Path) -> None:
 
 def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
     """(training set, evaluation set or None), cut to the sizes that the recipe asks for."""
-    from air_model.datasets_builders.loading import load_puzzles
+    from air_model.datasets_builders import load_puzzles
 
     config = recipe.train
     if not config.data:
@@ -883,8 +910,11 @@ def run_training(
     signals = Signals()
     train_set, eval_set = data or load_data(recipe)
     trainer = Trainer(recipe, output_dir, train_set, eval_set)
+    trainer.born = start
     trainer.accelerator.wait_for_everyone()
     output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.is_main:
+        trainer.store.sweep()
     resumed = resume and trainer.resume()
     if resume and not resumed:
         trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")
@@ -913,6 +943,7 @@ def run_training(
             write_json(output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
         raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
     finally:
+        signals.restore()
         if trainer.is_main:
             for tracker in trainer.trackers:
                 tracker.finish()

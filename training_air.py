@@ -222,6 +222,8 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
     if value is None and type(None) in kinds:
         return None
+    if str in kinds and value is False:  # YAML's idea of no and off
+        return "off" if key == "compile" else "no"
     if typing.get_origin(hint) is typing.Literal or any(typing.get_origin(k) is typing.Literal for k in kinds):
         return value  # AirConfig checks its own choices
     try:
@@ -589,11 +591,15 @@ class CheckpointStore:
         names = self.folder.glob("checkpoint_*") if self.folder.is_dir() else []
         return sorted((int(p.name.split("_")[1]), p) for p in names if p.name.split("_")[1].isdigit())
 
-    def begin(self, step: int) -> Path:
-        """An empty temporary folder for checkpoint `step`; what earlier, killed runs left behind is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def sweep(self) -> None:
+        """Remove what a kill left half written or half deleted."""
         for left in self.folder.glob(".checkpoint_*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def begin(self, step: int) -> Path:
+        """An empty temporary folder for checkpoint `step`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep()
         temporary = self.folder / f".checkpoint_{step}.tmp"
         temporary.mkdir()
         return temporary

@@ -1,11 +1,11 @@
 """Optimizers: the public code's weights after two training steps, and what each optimizer must and must not touch."""
 
 import json
-import math
+import sys
 
 import pytest
 import torch
-from conftest import GOLDEN, tiny_batch, tiny_model
+from conftest import GOLDEN, tiny_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -64,3 +64,79 @@ def test_two_steps_of_both_optimizers_give_the_public_weights(name, tmp_path):
         # As a norm: atan2 turns the rounding of a gradient near zero into a visible part of one weight's step.
         difference = (ours[mine].detach() - theirs).norm() / theirs.norm().clamp_min(1e-12)
         assert difference <= 1e-4, f"{key}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("name", ["adam_atan2", "adamw", "muon", "muon_adamw"])
+def test_no_optimizer_but_its_own_ever_holds_the_puzzle_table(name):
+    model = tiny_model()
+    optimizers = build_optimizers(model, name)
+    held = [id(p) for p in optimizers.params]
+    assert id(model.puzzle_embedding.weight) not in held
+    everything = {id(p) for n, p in model.named_parameters() if "puzzle" not in n}
+    assert set(held) == everything and len(held) == len(everything)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_leaves_embeddings_and_heads():
+    model = tiny_model("L2x_H2x_prepend")
+    others, matrices = build_optimizers(model, "muon").main
+    inside = {id(p) for n, p in model.named_parameters() if n.startswith("stack.")}
+    assert {id(p) for p in matrices.param_groups[0]["params"]} == inside
+    assert not inside & {id(p) for p in others.param_groups[0]["params"]}
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_on_a_cpu_follows_torchs_up_to_its_bfloat16(shape):
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for _ in range(2)]
+    weights[1].data.copy_(weights[0])
+    arguments = {"lr": 0.1, "weight_decay": 0.1}
+    optimizers = [Muon([weights[0]], **arguments), torch.optim.Muon([weights[1]], **arguments)]
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        for weight, optimizer in zip(weights, optimizers):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(*weights, atol=0.02, rtol=0.02)
+
+
+def test_sign_sgd_moves_and_decays_the_rows_of_the_batch_only():
+    table = nn.Parameter(torch.ones(5, 3))
+    table.grad = torch.zeros(5, 3)
+    table.grad[1], table.grad[2], table.grad[4] = 7.0, -0.1, 3.0
+    PuzzleSignSGD(table, lr=0.1, weight_decay=0.5).step(torch.tensor([1, 2, 1, 3]))
+    moved = [1.0, 0.95 - 0.1, 0.95 + 0.1, 0.95, 1.0]  # row 3 was seen without a gradient, row 4 was not seen
+    torch.testing.assert_close(table.detach(), torch.tensor(moved)[:, None].expand(5, 3))
+
+
+def test_the_schedule_warms_up_stays_and_falls():
+    published = {"max_steps": 100, "warmup_steps": 10, "min_ratio": 1.0}
+    assert [lr_factor(s, **published) for s in (1, 5, 10, 99)] == [0.1, 0.5, 1.0, 1.0]
+    cosine = {**published, "min_ratio": 0.1}
+    assert lr_factor(55, **cosine) == pytest.approx(0.55) and lr_factor(100, **cosine) == pytest.approx(0.1)
+    tail = {**published, "min_ratio": 0.0, "schedule": "linear_tail", "tail_share": 0.2}
+    assert [lr_factor(s, **tail) for s in (50, 80, 90, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+
+
+def test_the_average_of_weights_applies_inside_and_nowhere_else():
+    model = tiny_model()
+    ema = WeightEMA(model, 0.9)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    ema.update(1)
+    with ema.applied():
+        torch.testing.assert_close(model.lm_head.weight.detach(), before["lm_head.weight"] + 0.1)
+        torch.testing.assert_close(model.puzzle_embedding.weight.detach(), before["puzzle_embedding.weight"] + 1.0)
+    torch.testing.assert_close(model.lm_head.weight.detach(), before["lm_head.weight"] + 1.0)
+
+
+def test_adam_atan2_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adam_atan2_pytorch", None)
+    with pytest.raises(ImportError, match="pip install adam-atan2-pytorch"):
+        build_optimizers(tiny_model(), "adam_atan2")
+
+
+def test_an_unknown_optimizer_lists_the_known_ones():
+    with pytest.raises(ValueError, match="adam_atan2"):
+        build_optimizers(tiny_model(), "adam")

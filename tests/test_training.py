@@ -1,0 +1,621 @@
+"""The training loop: recipes, fresh puzzles, slots, checkpoints, resuming, and what happens when things go wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHARED, needs_shared
+from safetensors.torch import load_file
+
+from air_model import AirModel
+from air_model import train_accelerate as ta
+from air_model import training_air as parts
+from air_model.datasets_builders import PuzzleSet, load_puzzles
+from air_model.optim_air import adam_atan2
+from air_model.processing_air import make_task
+
+SUDOKU = make_task("sudoku", 4)
+TINY = {
+    "task": "sudoku", "grid_height": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 32, "halt_max_steps": 4, "halt_exploration_prob": 0.5, "warmup_steps": 3, "lr": 1e-2,
+    "batch_size": 8, "max_steps": 12, "log_every": 2, "save_every": 4, "eval_every": 6, "eval_limit": 8, "ema": 0.9,
+    "easier_share": 0.3, "trackers": "none",
+}  # fmt: skip
+
+
+def sudokus(n: int, seed: int = 0) -> PuzzleSet:
+    """n random 4 x 4 puzzles with about half of the cells given (more than one solution is fine here)."""
+    rng = np.random.default_rng(seed)
+    solved = np.tile(SUDOKU.encode("1234341221434321"), (n, 1))
+    labels = SUDOKU.random_symmetries(rng, n).apply(solved)
+    return PuzzleSet(np.where(rng.random(labels.shape) < 0.5, 1, labels).astype(np.uint8), labels, SUDOKU)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with train.csv (24 puzzles) and test.csv (10)."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, n in (("train", 24), ("test", 10)):
+        puzzles = sudokus(n, seed=n)
+        rows = [f"{SUDOKU.decode(a)},{SUDOKU.decode(b)}" for a, b in zip(puzzles.inputs, puzzles.labels)]
+        (folder / f"{split}.csv").write_text("\n".join(["question,answer", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, data):
+    """Writes a recipe file; returns a function that runs main on it and gives its exit status."""
+
+    def run(name: str, *arguments: str, **values) -> int:
+        path = tmp_path / "tiny.yaml"
+        lines = {"data": str(data), **TINY, **values}
+        path.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in lines.items()))
+        return ta.main(["--recipe", str(path), "--output-dir", str(tmp_path / name), *arguments])
+
+    return run
+
+
+def trainer(tmp_path: Path, **values) -> ta.Trainer:
+    recipe = parts.make_recipe({"data": "given", **TINY, **values})
+    return ta.Trainer(recipe, tmp_path, sudokus(24), sudokus(10, 1))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model_last" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in parts.RECIPES.glob("*.yaml")))
+def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
+    import yaml
+
+    keys = yaml.safe_load((parts.RECIPES / f"{name}.yaml").read_text())
+    wanted = {"max_steps", "batch_size", "seed", "save_every", "eval_every", "log_every", "variant", "data"}
+    assert wanted <= keys.keys()
+    recipe = parts.read_recipe(name)
+    parts.model_config(recipe, make_task(recipe.model["task"], recipe.model.get("grid_height")))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("batchsize=3", "'batch_size'"),
+        ("hiden_size=3", "'hidden_size'"),
+        ("lr=fast", "expected float"),
+        ("hidden_size=4.5", "expected int"),
+        ("batch_size=0", "1 or more"),
+        ("optimizer=sgd", "adam_atan2"),
+        ("variant=LxH", "'Lx_H'"),
+        ("seed", "key=value"),
+        ("easier_share=2", "between 0 and 1"),
+        ("cycles={5: [1, 1]}", "begin with step 0"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):
+    with pytest.raises(ValueError, match=message):
+        parts.read_recipe("sudoku_extreme", [override])
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="sudoku_extreme"):
+        parts.read_recipe("sudoku_extrem")
+
+
+def test_the_published_protocol_is_26040_steps_and_epochs_may_replace_them():
+    recipe = parts.read_recipe("sudoku_extreme")
+    assert (recipe.train.steps(1000), recipe.train.batch_size, recipe.train.lr_min_ratio) == (26040, 768, 1.0)
+    epochs = parts.read_recipe("sudoku_extreme", ["epochs=20000"]).train
+    assert epochs.max_steps is None and epochs.steps(1000) == 26041
+
+
+def test_a_variant_on_the_command_line_brings_its_whole_row():
+    recipe = parts.read_recipe("sudoku_extreme", ["variant=TRM_mlp"])
+    config = parts.model_config(recipe, make_task("sudoku"))
+    assert (config.h_cycles, config.l_cycles, config.num_hidden_layers, config.token_mixer) == (3, 6, 2, "mlp")
+    assert (
+        parts.model_config(
+            parts.read_recipe("sudoku_extreme", ["variant=TRM", "h_cycles=1"]), make_task("sudoku")
+        ).h_cycles
+        == 1
+    )
+
+
+def test_a_recipe_whose_grid_is_not_that_of_the_data_is_refused():
+    with pytest.raises(ValueError, match="grid_height=9"):
+        parts.model_config(parts.make_recipe({"max_steps": 1, "grid_height": 9}), SUDOKU)
+
+
+def test_the_arithmetic_of_the_published_step_is_28_teraflop():
+    config = parts.model_config(parts.read_recipe("sudoku_extreme"), make_task("sudoku"))
+    assert parts.training_passes(config) == 16
+    assert parts.training_flops(config, 768) == pytest.approx(28.1e12, rel=0.01)
+
+
+# ---- fresh puzzles
+
+
+def test_an_epoch_draws_every_base_puzzle_once():
+    sampler = parts.PuzzleSampler(sudokus(24), 8, seed=0)
+    for epoch in range(3):
+        drawn = torch.cat([sampler.indices(3 * epoch + k) for k in (1, 2, 3)])
+        assert sorted(drawn.tolist()) == list(range(24))
+
+
+def test_processes_share_the_global_batch():
+    whole = parts.PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5)
+    halves = [parts.PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5, rank=r, world=2) for r in (0, 1)]
+    for step in (1, 5, 4):
+        for field in parts.Puzzles._fields:
+            shares = torch.cat([getattr(half.draw(step), field) for half in halves])
+            assert torch.equal(getattr(whole.draw(step), field), shares)
+
+
+@pytest.mark.parametrize("size", [4, 6, 9])
+def test_sudoku_copies_are_puzzles_with_their_own_solutions(size):
+    task = make_task("sudoku", size)
+    h, w = task.box_height, task.box_width
+    row = lambda r: [(r % h * w + r // h + c) % size for c in range(size)]  # noqa: E731
+    labels = np.tile(np.array([row(r) for r in range(size)], np.uint8).reshape(1, -1) + 2, (5, 1))
+    inputs = np.where(np.random.default_rng(0).random(labels.shape) < 0.5, 1, labels).astype(np.uint8)
+    batch = parts.PuzzleSampler(PuzzleSet(inputs, labels, task), 40, seed=0).draw(1)
+    assert task.verdicts(batch.inputs.numpy().astype(np.uint8), batch.labels.numpy().astype(np.uint8)).valid.all()
+    assert len({tuple(r) for r in batch.labels.tolist()}) > 30
+
+
+def test_easier_copies_show_some_but_not_all_of_the_blanks():
+    puzzles = sudokus(24)
+    batch = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none", easier_share=1.0).draw(1)
+    index = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
+    before, after = torch.from_numpy(puzzles.inputs)[index] == 1, batch.inputs == 1
+    filled = (before & ~after).sum(1)
+    assert not (after & ~before).any() and (filled >= 1).all() and (filled < before.sum(1)).all()
+    assert len(filled.unique()) > 4
+    assert (batch.inputs == batch.labels)[~after].all()
+
+
+def test_maze_copies_are_labelled_by_the_benchmarks_rule():
+    task = make_task("maze", 6)
+    rng, mazes = np.random.default_rng(0), []
+    while len(mazes) < 4:
+        maze = np.where(rng.random(36) < 0.25, 1, 2).astype(np.uint8)
+        maze[rng.choice(36, 2, replace=False)] = 3, 4
+        with np.errstate(all="ignore"):
+            try:
+                task.label(maze)
+            except ValueError:
+                continue
+        mazes.append(maze)
+    inputs = np.stack(mazes)
+    batch = parts.PuzzleSampler(PuzzleSet(inputs, task.label(inputs), task), 32, seed=0).draw(1)
+    assert np.array_equal(task.label(batch.inputs.numpy().astype(np.uint8)), batch.labels.numpy())
+    assert len({tuple(r) for r in batch.inputs.tolist()}) > 8
+
+
+def test_stored_copies_of_a_puzzle_count_as_one_base_puzzle():
+    puzzles = sudokus(24)
+    puzzles.groups = np.arange(24, dtype=np.int32) // 6
+    sampler = parts.PuzzleSampler(puzzles, 4, seed=0, augment="none")
+    assert sampler.num_puzzles == 4
+    seen = {tuple(row) for step in range(1, 60) for row in sampler.draw(step).inputs.tolist()}
+    assert len(seen) == len({tuple(row) for row in puzzles.inputs.tolist()})
+
+
+# ---- the loop
+
+
+def test_fifty_steps_equal_a_plain_restatement_of_the_specification(tmp_path):
+    """SPEC section 3, slot by slot with Python lists and ifs, on the same random numbers."""
+    run = trainer(tmp_path, max_steps=50, ema=0.0)
+    torch.manual_seed(0)
+    model = AirModel(run.config).train()
+    adam = adam_atan2(
+        [p for n, p in model.named_parameters() if "puzzle" not in n], lr=1.0, betas=(0.9, 0.95), weight_decay=1.0
+    )
+    slots = [None] * 8
+    finished = 0
+    for step in range(1, 51):
+        fresh = run.sampler.draw(step)
+        u = torch.rand(2, 8, generator=parts.seeded(torch.Generator(), 0, 3, step))
+        for i in range(8):
+            if slots[i] is None:
+                start = model.initial_carry(1)
+                slots[i] = {"x": fresh.inputs[i], "y": fresh.labels[i], "h": start.z_h, "l": start.z_l, "steps": 0}
+        carry = model.initial_carry(8)
+        carry.z_h, carry.z_l = (torch.cat([s[k] for s in slots]) for k in "hl")
+        carry.steps = torch.tensor([s["steps"] for s in slots], dtype=torch.int32)
+        out = model(torch.stack([s["x"] for s in slots]), None, torch.stack([s["y"] for s in slots]), carry)
+        out.loss.backward()
+        lr = 1e-2 * min(1.0, step / 3)
+        adam.param_groups[0]["lr"] = lr
+        adam.step()
+        table = model.puzzle_embedding.weight
+        with torch.no_grad():
+            table.mul_(1 - 1e-4 * min(1.0, step / 3)).sub_(1e-4 * min(1.0, step / 3) * table.grad.sign())
+        model.zero_grad()
+        for i, slot in enumerate(slots):
+            slot["h"], slot["l"], slot["steps"] = out.carry.z_h[i : i + 1], out.carry.z_l[i : i + 1], slot["steps"] + 1
+            stop = slot["steps"] >= 4
+            if out.q_halt_logits[i] > out.q_continue_logits[i]:
+                least = 2 + int(u[1, i] * 3) if u[0, i] < 0.5 else 0
+                stop = stop or slot["steps"] >= least
+            if stop:
+                slots[i] = None
+                finished += 1
+    for _ in range(50):
+        run.train_step()
+    assert int(run.totals[0]) == finished
+    for name, ours in run.model.named_parameters():
+        torch.testing.assert_close(ours, dict(model.named_parameters())[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_accumulation_gives_the_weights_of_the_large_batch(tmp_path):
+    runs = [trainer(tmp_path, accumulation=n) for n in (1, 4)]
+    for run in runs:
+        for _ in range(6):
+            run.train_step()
+    for a, b in zip(*(run.model.parameters() for run in runs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runs[0].totals, runs[1].totals, rtol=1e-4, atol=1e-4)
+
+
+def test_a_curriculum_of_cycles_changes_the_schedule_at_its_steps(tmp_path):
+    run = trainer(tmp_path, cycles={0: [1, 1], 2: [2, 2]})
+    seen = []
+    for _ in range(4):
+        run.train_step()
+        seen.append(run.config.schedule)
+    assert seen == ["lh", "lh", "llhllh", "llhllh"]
+
+
+def test_bf16_on_a_cpu_keeps_float32_weights_and_bfloat16_states(tmp_path):
+    run = trainer(tmp_path, mixed_precision="bf16")
+    run.train_step()
+    assert run.slots.carry.z_h.dtype == torch.bfloat16 and run.model.lm_head.weight.dtype == torch.float32
+    assert torch.isfinite(run.totals).all()
+
+
+def test_exploration_draws_from_two_to_the_last_step():
+    drawn = parts.exploration(torch.Generator(), 0, 1, 4000, 0.5, 16)
+    assert set(drawn.tolist()) == {0, *range(2, 17)}
+    assert 0.45 < (drawn == 0).float().mean() < 0.55
+
+
+def test_a_slot_halts_at_the_last_step_or_when_it_wants_to_and_may():
+    steps, least = torch.tensor([4, 1, 1, 2, 2]), torch.tensor([0, 0, 2, 2, 0])
+    q_halt, q_continue = torch.tensor([-9.0, 1, 1, 1, -1]), torch.zeros(5)
+    assert parts.halt(steps, q_halt, q_continue, least, 4).tolist() == [True, True, False, True, False]
+    assert parts.halt(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager_training_within_rounding(tmp_path):
+    runs = [trainer(tmp_path, compile=mode) for mode in ("off", "default")]
+    for run in runs:
+        for _ in range(5):
+            run.train_step()
+    assert runs[1].stacks
+    for a, b in zip(*(run.model.parameters() for run in runs)):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# ---- a run and its files
+
+
+def test_a_run_writes_its_record_curve_and_a_model_that_loads_elsewhere(recipe, tmp_path):
+    assert recipe("run", "--append-runs", str(tmp_path / "runs.jsonl")) == 0
+    folder = tmp_path / "run"
+    report = json.loads((folder / "run.json").read_text())
+    assert report["status"] == "finished" and report["steps"] == 12 and report["config"]["batch_size"] == 8
+    assert {"commit", "versions", "hardware", "wall_seconds", "puzzles_per_second", "tflops"} <= report.keys()
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["name"] == "run"
+    assert (folder / "curve.png").stat().st_size > 1000
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 6, 8, 10, 12, 12]
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"checkpoint_8", "checkpoint_12"}  # total_limit 2
+    for name in ("model", "model_last"):
+        assert {"config.json", "model.safetensors", "processor_config.json"} <= {
+            p.name for p in (folder / name).iterdir()
+        }
+    model = AirModel.from_pretrained(folder / "model")
+    assert torch.isfinite(model(torch.from_numpy(sudokus(2).inputs)).logits).all()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(recipe, tmp_path, capsys):
+    assert recipe("run", max_steps=2) == 0
+    assert recipe("run", max_steps=2) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert recipe("run", "--overwrite", max_steps=2) == 0
+
+
+def test_one_csv_without_evaluation_data_trains_and_says_so(recipe, tmp_path, data, capsys):
+    assert recipe("run", max_steps=2, data=str(data / "train.csv")) == 0
+    assert "eval_data" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_missing_data_is_one_sentence(recipe, capsys):
+    assert recipe("run", data="no/such/folder/here") == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "no/such/folder/here" in error
+
+
+# ---- never lose a run
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own code gets to clean up."""
+
+
+@pytest.mark.parametrize("point", ["between steps", "before the rename", "half a file", "before the old one goes"])
+def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch, point):
+    assert recipe("whole") == 0
+    step, finish, save, replace = ta.Trainer.train_step, parts.CheckpointStore.finish, ta.save_tensors, os.replace
+
+    def step_then_die(self):
+        if self.step == 7:
+            raise Killed
+        step(self)
+
+    def die_before_rename(self, temporary, number):
+        if number == 8:
+            raise Killed
+        return finish(self, temporary, number)
+
+    def die_in_a_file(tensors, path):
+        if path.name == "optimizer.safetensors" and ".checkpoint_8" in str(path):
+            path.write_bytes(b"half")
+            raise Killed
+        save(tensors, path)
+
+    def die_before_deleting(source, target):
+        replace(source, target)
+        if str(target).endswith(".checkpoint_4.old"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        if point == "between steps":
+            patch.setattr(ta.Trainer, "train_step", step_then_die)
+        elif point == "before the rename":
+            patch.setattr(parts.CheckpointStore, "finish", die_before_rename)
+        elif point == "half a file":
+            patch.setattr(ta, "save_tensors", die_in_a_file)
+        else:
+            patch.setattr(os, "replace", die_before_deleting)
+        with pytest.raises(Killed):
+            recipe("killed")
+    assert recipe("killed", "--resume") == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    lines = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "killed")
+    ]
+    unclocked = [[{k: v for k, v in row.items() if "per_second" not in k} for row in rows] for rows in lines]
+    assert unclocked[0] == unclocked[1]
+    assert {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()} == {"checkpoint_8", "checkpoint_12"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_adamw"])
+def test_every_optimizer_resumes_to_the_same_bits(recipe, tmp_path, optimizer, monkeypatch):
+    assert recipe("whole", optimizer=optimizer, max_steps=6, eval_every=0) == 0
+    step = ta.Trainer.train_step
+
+    def step_then_die(self):
+        if self.step == 5:
+            raise Killed
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta.Trainer, "train_step", step_then_die)
+        with pytest.raises(Killed):
+            recipe("killed", optimizer=optimizer, max_steps=6, eval_every=0)
+    assert recipe("killed", "--resume", optimizer=optimizer, max_steps=6, eval_every=0) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def command(tmp_path: Path, name: str, *arguments: str) -> list[str]:
+    script = [str(ROOT / "train_accelerate.py"), "--recipe", str(tmp_path / "tiny.yaml")]
+    return [*script, "--output-dir", str(tmp_path / name), *arguments]
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_a_real_sigkill_and_a_real_sigterm_lose_nothing(recipe, tmp_path):
+    values = {"max_steps": 400, "save_every": 10, "eval_every": 0, "log_every": 10}
+    assert recipe("whole", **values) == 0
+    process = subprocess.Popen([sys.executable, *command(tmp_path, "killed")], cwd=tmp_path)
+    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint_20")
+    process.kill()
+    process.wait()
+    process = subprocess.Popen([sys.executable, *command(tmp_path, "killed", "--resume")], cwd=tmp_path)
+    newest = max(int(p.name.split("_")[1]) for p in (tmp_path / "killed" / "checkpoints").glob("checkpoint_*"))
+    wait_for(tmp_path / "killed" / "checkpoints" / f"checkpoint_{newest + 10}")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] in ("stopped", "finished")
+    assert recipe("killed", "--resume", **values) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, monkeypatch):
+    step = ta.Trainer.train_step
+
+    def step_and_signal(self):
+        step(self)
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(ta.Trainer, "train_step", step_and_signal)
+        assert recipe("run") == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint_5").is_dir()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
+    assert recipe("run", "--resume") == 0 and recipe("whole") == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "missing"])
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, tmp_path, damage):
+    assert recipe("run") == 0
+    whole, newest = weights(tmp_path / "run"), tmp_path / "run" / "checkpoints" / "checkpoint_12"
+    file = newest / "optimizer.safetensors"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "flip":
+        content = bytearray(file.read_bytes())
+        content[-7] ^= 1
+        file.write_bytes(bytes(content))
+    elif damage == "manifest":
+        (newest / "manifest.json").write_text("{")
+    else:
+        file.unlink()
+    with pytest.warns(UserWarning, match="checkpoint_12 is damaged"):
+        assert recipe("run", "--resume") == 0
+    assert same(whole, weights(tmp_path / "run"))
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(recipe, tmp_path, monkeypatch, capsys):
+    save = ta.save_tensors
+
+    def full(tensors, path):
+        if ".checkpoint_8" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta, "save_tensors", full)
+        assert recipe("run") == 0
+    assert "checkpoint 8 could not be written" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_4", "checkpoint_12"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(recipe, tmp_path, monkeypatch, capsys):
+    step = ta.Trainer.train_step
+
+    def poisoned(self):
+        if self.step == 6:
+            with torch.no_grad():
+                self.slots.carry.z_h.fill_(float("nan"))
+                self.slots.halted.fill_(False)
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta.Trainer, "train_step", poisoned)
+        assert recipe("run") == 1
+    error = capsys.readouterr().err
+    assert "step 7" in error and "checkpoint_6" in error
+    kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint_6" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_resuming_with_another_recipe_is_refused_with_the_differences(recipe, tmp_path, capsys):
+    assert recipe("run", max_steps=4) == 0
+    assert recipe("run", "--resume", max_steps=4, lr=0.5, hidden_size=32) == 1
+    error = capsys.readouterr().err
+    assert "lr: 0.01 -> 0.5" in error and "hidden_size: 16 -> 32" in error and "batch_size" not in error
+
+
+def test_what_changes_no_weight_may_change_on_resume(recipe, tmp_path):
+    assert recipe("whole", save_every=6) == 0
+    assert recipe("longer", max_steps=6) == 0  # the rate is constant, so the budget decides nothing but the end
+    assert recipe("longer", "--resume", max_steps=12, log_every=3) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "longer"))
+
+
+def test_no_checkpoint_holds_a_pickle(recipe, tmp_path):
+    assert recipe("run", max_steps=4) == 0
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".jsonl", ".png", ".py"}
+
+
+# ---- several processes
+
+
+def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, tmp_path, capsys):
+    assert recipe("one") == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    ended = subprocess.run(
+        [*launch, *command(tmp_path, "two")], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
+    assert (tmp_path / "two" / "checkpoints" / "checkpoint_12" / "carry_1.safetensors").is_file()
+    assert recipe("two", "--resume", max_steps=14) == 0
+    assert "carry is dropped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+        {"WORLD_SIZE": "2"},
+        {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"},
+    ],
+)
+def test_a_process_that_should_have_company_refuses_to_train_alone(monkeypatch, environment):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    ta.refuse_lonely_process(1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="torchrun"):
+        ta.refuse_lonely_process(1)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Choose a divisor"):
+        trainer(tmp_path, accumulation=3)
+
+
+# ---- trackers
+
+
+def test_tensorboard_gets_the_metrics_when_it_is_asked_for(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert recipe("run", max_steps=4, trackers="tensorboard", run_name="tb") == 0
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_an_unknown_tracker_is_refused(recipe, capsys):
+    assert recipe("run", trackers="tensorbord") == 1
+    assert "Known:" in capsys.readouterr().err
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name, folder", [("sudoku_extreme", "sudoku_extreme"), ("maze_hard", "maze_hard")])
+def test_the_published_recipes_start_on_the_real_rows(tmp_path, name, folder):
+    assert load_puzzles(SHARED / "data" / folder, "train").inputs.shape[0] == 1000
+    arguments = [
+        "--recipe",
+        name,
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--smoke",
+        f"data={SHARED / 'data' / folder}",
+    ]
+    assert ta.main([*arguments, "max_steps=3"]) == 0
