@@ -14,7 +14,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Evaluation:
 
     Args:
         models: as in `solve_puzzles`. puzzles: PuzzleSet. folder: where parts go; a subfolder per fingerprint.
-        rank, world: this process and their number. options: of `solve_puzzles`.
+        rank, world: this process and their number; wait: a barrier between them. options: of `solve_puzzles`.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Evaluation:
         *,
         rank: int = 0,
         world: int = 1,
+        wait: Callable[[], None] = lambda: None,
         progress: bool = True,
         save_seconds: float = SAVE_SECONDS,
         **options: Any,
     ) -> None:
         self.models, self.puzzles, self.options = list(models), puzzles, options
-        self.rank, self.world, self.progress, self.save_seconds = rank, world, progress, save_seconds
+        self.rank, self.world, self.wait = rank, world, wait
+        self.progress, self.save_seconds = progress, save_seconds
         # batch_size changes speed, not answers.
         deciding = {k: v for k, v in options.items() if k != "batch_size"}
         self.folder = Path(folder) / fingerprint(self.models, puzzles, deciding)
@@ -80,9 +82,11 @@ class Evaluation:
         done = np.zeros(total, bool)
         done[self.read()["row"]] = True
         rows = np.flatnonzero(~done)[self.rank :: self.world]
+        # Nobody writes before everybody has read, or the shares would not fit together.
+        self.wait()
         mine = self.puzzles.select(rows)
         pending: list[tuple[np.ndarray, Answers]] = []
-        exact = 0
+        exact = seen = 0
         since = last = time.perf_counter()
         bar = tqdm(
             total=total if self.world == 1 else len(rows),
@@ -100,11 +104,12 @@ class Evaluation:
             last, pending = now, []
 
         def keep(at: np.ndarray, answers: Answers) -> None:
-            nonlocal exact
+            nonlocal exact, seen
             pending.append((rows[at], answers))
             exact += int((answers.tokens == mine.labels[at]).all(-1).sum())
+            seen += len(at)
+            bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
-            bar.set_postfix_str(f"exact {exact / max(1, bar.n - bar.initial):.1%} of this share", refresh=False)
             if time.perf_counter() - last > self.save_seconds:
                 save()
 
@@ -296,7 +301,6 @@ def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLik
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(f"{name}\nexact (%), n = {curve['n']}")
-        row[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return save(figure, path)
 

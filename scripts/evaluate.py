@@ -90,7 +90,7 @@ def evaluate(args: argparse.Namespace) -> int:
     }
     output = args.output or Path(f".evaluate-{os.getpid()}.json")
     parts = output.with_name(f"{output.name}.parts")
-    evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, progress=rank == 0, **options)
+    evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, wait=wait, progress=rank == 0, **options)
     evaluation.run()
     wait()
     if rank:
