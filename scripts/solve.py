@@ -1,0 +1,184 @@
+"""Solve puzzles and check the answers by the rules.
+
+    python scripts/solve.py --model checkpoints/air-sudoku 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
+    python scripts/solve.py --model DIR puzzle.txt more.csv             # files: a drawn grid, one puzzle a line, or CSV
+    cat maze.txt | python scripts/solve.py --model DIR -                # standard input
+    python scripts/solve.py --model DIR --attempts 8 --json puzzle.txt  # symmetric views until the rules accept
+    python scripts/solve.py --model DIR --animate thinking.gif puzzle.txt
+
+Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
+confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles are refused, naming the cell, and the exit
+status is then 1; an answer that the rules do not accept is printed as such, with status 0.
+"""  # noqa: E501
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+import numpy as np
+
+from air_model.pipeline_air import Answers, describe, load_model, solve_puzzles
+from air_model.processing_air import GridTask, task_from_config
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("puzzles", nargs="*", metavar="PUZZLE", help="text, a file, or - for standard input")
+    add("--model", nargs="+", action="extend", required=True, help="folder or Hub id; several are tried in turn")
+    add("--attempts", type=int, default=1, help="symmetric views of a puzzle, until the rules accept an answer")
+    add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
+    add("--halt", choices=["max", "q"], default="q", help="q (default): stop when the model says so; max: all steps")
+    add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int)
+    add("--device", help="default: the GPU if there is one")
+    add("--json", action="store_true", help="an object for one puzzle, a list for several")
+    add("--rollout", action="store_true", help="with --json: also both states after every update")
+    add("--animate", type=Path, metavar="GIF", help="how both states evolve on the first puzzle")
+    add("--color", choices=["auto", "always", "never"], default="auto")
+    # `--model DIR PUZZLE` would swallow the puzzle: of the words after --model only folders and ids are models.
+    args = parser.parse_args(argv)
+    args.puzzles = [word for word in args.model[1:] if not _is_model(word)] + args.puzzles
+    args.model = args.model[:1] + [word for word in args.model[1:] if _is_model(word)]
+    return args
+
+
+def _is_model(word: str) -> bool:
+    try:
+        return (Path(word) / "config.json").is_file()
+    except OSError:  # a maze is too long for a file name
+        return False
+
+
+def read_puzzles(word: str, task: GridTask) -> list[str]:
+    """The puzzles of one argument."""
+    text = word
+    if word == "-":
+        text = sys.stdin.read()
+    else:
+        try:
+            if Path(word).is_file():
+                text = Path(word).read_text()
+        except (OSError, ValueError):
+            pass  # too long for a file name: a puzzle
+    if not text.strip("\r\n"):
+        raise ValueError(f"{'standard input' if word == '-' else word} holds no puzzle.")
+    head = text.split("\n", 1)[0].lower().split(",")
+    if "question" in head:
+        return [row[head.index("question")] for row in csv.reader(io.StringIO(text)) if row][1:]
+    if _fits(text, task):
+        return [text]
+    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if block.strip("\n")]
+    puzzles = []
+    for block in blocks:
+        lines = [line for line in block.split("\n") if line]
+        # One puzzle a line, or one drawn over several lines; what is neither is refused as a whole.
+        puzzles += lines if not _fits(block, task) and len(lines) > 1 and _fits(lines[0], task) else [block]
+    return puzzles
+
+
+def _fits(text: str, task: GridTask) -> bool:
+    try:
+        task.encode(text)
+    except ValueError:
+        return False
+    return True
+
+
+def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:
+    left, plain = task.format(puzzle).split("\n"), task.format(answer).split("\n")
+    right = task.format(answer, puzzle, ansi=True).split("\n") if color else plain
+    width = max(map(len, left))
+    return "\n".join(f"{a:<{width}}    {b}" for a, b in zip(left, right))
+
+
+def report(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, color: bool) -> str:
+    found = describe(task, puzzle, answers, i)
+    steps, attempts = found["act_steps"], found["attempts"]
+    cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
+    verdict = "Solved" if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
+    board = side_by_side(task, puzzle, answers.tokens[i], color)
+    return f"{board}\n{verdict}. Confidence {found['confidence']:.1%}, {cost}."
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        return solve(args)
+    except (ValueError, OSError) as error:
+        print(f"solve: {error}", file=sys.stderr)
+        return 1
+
+
+def solve(args: argparse.Namespace) -> int:
+    if not args.puzzles:
+        if sys.stdin.isatty():
+            raise ValueError("Give a puzzle as text, a file, or - for standard input. Examples: --help.")
+        args.puzzles = ["-"]
+    models = [load_model(source, args.device) for source in args.model]
+    task = task_from_config(models[0].config)
+    texts = [text for word in args.puzzles for text in read_puzzles(word, task)]
+    refused: dict[int, str] = {}
+    for number, text in enumerate(texts):
+        try:
+            task.check_puzzle(text)
+        except ValueError as error:
+            refused[number] = str(error)
+    good = [number for number in range(len(texts)) if number not in refused]
+    place = {number: i for i, number in enumerate(good)}
+    puzzles = np.stack([task.encode(texts[number]) for number in good]) if good else None
+    answers = None
+    if good:
+        answers = solve_puzzles(
+            models,
+            task,
+            puzzles,
+            attempts=args.attempts,
+            max_act_steps=args.max_act_steps,
+            halt=args.halt,
+            noise=args.noise,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            return_rollout=args.rollout or args.animate is not None,
+            progress=len(good) > 1 and sys.stderr.isatty(),
+        )
+    results = []
+    color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for number, text in enumerate(texts):
+        if number in refused:
+            results.append({"puzzle": text, "error": refused[number]})
+            if not args.json:
+                which = f"puzzle {number + 1}: " if len(texts) > 1 else ""
+                print(f"solve: {which}{refused[number]}", file=sys.stderr)
+            continue
+        i = place[number]
+        found = describe(task, puzzles[i], answers, i)
+        if not args.rollout:
+            found.pop("rollout", None)
+        results.append({"puzzle": task.decode(puzzles[i]), **found})
+        if not args.json:
+            print(report(task, puzzles[i], answers, i, color), end="\n\n" if number + 1 < len(texts) else "\n")
+    if args.json:
+        print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    if args.animate and good:
+        from types import SimpleNamespace
+
+        from air_model.analysis.figures import animate_rollout
+
+        z_h, z_l, updates = answers.rollout
+        rollout = SimpleNamespace(z_h=z_h[:1], z_l=z_l[:1], updates=updates)
+        animate_rollout(rollout, puzzles[0], task, args.animate)
+        print(f"wrote {args.animate}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
