@@ -14,6 +14,8 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -66,6 +68,14 @@ CUSTOM_PIPELINES = {
         "type": "text",
     }
 }
+
+
+# What releases changed in config.json, oldest first: (release, function from the dictionary before to the one since).
+MIGRATIONS: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = []
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", str(version))[:3])
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -210,8 +220,15 @@ class AirConfig(PreTrainedConfig):
 
     @classmethod
     def migrate(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return the dictionary of an older release in today's field names (nothing to rename since 0.1.0)."""
-        return dict(config_dict)
+        """The dictionary of any older release in the fields of this one; `config_dict` itself stays as it is."""
+        config_dict = dict(config_dict)
+        written = _numbers(config_dict.get("code_version", "0"))
+        for release, change in MIGRATIONS:
+            if written < _numbers(release):
+                config_dict = change(config_dict)
+        if written < _numbers(__version__):
+            config_dict["code_version"] = __version__
+        return config_dict
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "AirConfig":

@@ -17,6 +17,7 @@ from air_model.scripts._release import Refused, Staged
 
 T = TypeVar("T")
 TRIES = 5
+SMALL = 100_000  # bytes; such files travel with the commit
 LONGEST_WAIT = 60.0  # seconds, whatever the Hub's Retry-After says
 # Earlier shards that a new commit would otherwise leave beside the new ones.
 SUPERSEDED = {
@@ -217,13 +218,16 @@ def _publish(
             say("The repository holds exactly these files already: nothing was sent.")
             commit, pull_request = head, None
             break
-        additions = [CommitOperationAdd(n, str(staged.folder / n)) for n in changed]
-        for number, addition in enumerate(additions, start=1):
+        additions = [CommitOperationAdd(name, str(staged.folder / name)) for name in changed]
+        # Large files first and one by one: each that arrived is skipped when the command is repeated.
+        large = [op for op in additions if (staged.folder / op.path_in_repo).stat().st_size > SMALL]
+        for number, addition in enumerate(large, start=1):
             size = (staged.folder / addition.path_in_repo).stat().st_size
-            say(f"[{number}/{len(additions)}] {addition.path_in_repo} ({size:,} bytes)")
-            # Regular files travel with the commit; this sends the large ones, and skips those that are there.
-            ask(api.preupload_lfs_files, f"Uploading {addition.path_in_repo}", additions=[addition], revision=branch,
-                create_pr=create_pr)  # fmt: skip
+            say(f"Uploading {number} of {len(large)}: {addition.path_in_repo} ({size:,} bytes)")
+            # create_pr, because a proposal must not need the right to write.
+            arguments = {"additions": [addition], "revision": branch, "create_pr": create_pr}
+            ask(api.preupload_lfs_files, f"Uploading {addition.path_in_repo}", **arguments)
+        say(f"Committing {len(changed)} new or changed files" + (f", {len(stale)} deleted." if stale else "."))
         operations = [*additions, *(CommitOperationDelete(n) for n in stale)]
         try:
             info = ask(
