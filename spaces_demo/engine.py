@@ -1,0 +1,517 @@
+"""Checkpoints, jobs and the stream of updates behind the page; nothing here knows about Gradio.
+
+A `Job` says what to run. `run(engine, job)` yields lists of plain dictionaries, which come in this order:
+
+    {"t": "attempt", "view": 0}                                  once per attempt
+    {"t": "f", "k": 0, "lv": "l", "h": "53..", "l": "5..."}      once per update: both states as text
+    {"t": "q", "step": 1, "p": 0.02}                             once per ACT step: the wish to halt, as probability
+    {"t": "end", "solution": ..., "solved": ..., ...}            once
+
+All computing is `solve_puzzles` on `AirModel.solve`; the updates come out through its hook.
+"""
+
+import json
+import queue
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import air_model
+from air_model.analysis.attention import attention_rows
+from air_model.analysis.interventions import Freeze
+from air_model.configuration_air import AirConfig
+from air_model.modeling_air import AirCarry, AirModel, AirUpdate, Hook
+from air_model.pipeline_air import describe, load_model, solve_puzzles, symmetric_views
+from air_model.processing_air import GridTask, Symmetry, task_from_config
+from air_model.spaces_demo.examples import levels
+
+MAX_TEXT = 20_000  # characters of a pasted puzzle
+MAX_STEPS = 64  # ACT steps of one job
+MAX_ATTEMPTS = 16
+CARRY_BYTES = 96 << 20  # states kept for questions about attention
+FREEZE = ("none", "z_h", "z_l")
+
+
+@dataclass
+class Checkpoint:
+    """One model that the page offers. `source` is a folder or a Hub id; None is an untrained stand-in."""
+
+    key: str
+    source: str | None
+    config: AirConfig
+    accuracy: float | None = None  # exact accuracy in its own evaluation file, where there is one
+    model: AirModel | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> GridTask:
+        return task_from_config(self.config)
+
+    @property
+    def trained(self) -> bool:
+        return self.source is not None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one visitor asks of a model.
+
+    puzzle: text; checkpoint: its key; halt: "q" or "max"; max_act_steps: 0 = the model's own number; freeze: "none",
+    "z_h" or "z_l", held from the ACT step `freeze_from` (counted from 0) on; attempts: symmetric views.
+    """
+
+    puzzle: str
+    checkpoint: str
+    halt: str = "q"
+    max_act_steps: int = 0
+    freeze: str = "none"
+    freeze_from: int = 0
+    attempts: int = 1
+
+    def states_key(self) -> tuple:
+        """Jobs that agree in this walk through the same states, as far as they go."""
+        return self.checkpoint, self.puzzle, self.freeze, self.freeze_from if self.freeze != "none" else 0
+
+
+class Stopped(Exception):
+    """The visitor left: the model stops at the next update."""
+
+
+class Carries:
+    """States at the start of ACT steps, kept within a fixed number of bytes; the oldest go first."""
+
+    def __init__(self, limit: int = CARRY_BYTES) -> None:
+        self.limit, self.bytes = limit, 0
+        self.kept: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def put(self, key: tuple, step: int, z_h: Tensor, z_l: Tensor) -> None:
+        size = z_h.nbytes + z_l.nbytes
+        with self.lock:
+            if (key, step) in self.kept or size > self.limit // 4:
+                return
+            self.kept[key, step] = (z_h.clone(), z_l.clone())
+            self.bytes += size
+            while self.bytes > self.limit:
+                _, (a, b) = self.kept.popitem(last=False)
+                self.bytes -= a.nbytes + b.nbytes
+
+    def get(self, key: tuple, step: int) -> tuple[Tensor, Tensor] | None:
+        with self.lock:
+            found = self.kept.get((key, step))
+            if found is not None:
+                self.kept.move_to_end((key, step))
+            return found
+
+
+class Engine:
+    """The checkpoints of this page, loaded when first used, in float32 on a CPU."""
+
+    def __init__(self, checkpoints: list[Checkpoint]) -> None:
+        assert checkpoints, "an engine without checkpoints"
+        self.checkpoints = {c.key: c for c in checkpoints}
+        self.default = checkpoints[0].key
+        self.carries = Carries()
+        self.lock = threading.Lock()
+
+    def checkpoint(self, key: str) -> Checkpoint:
+        if key not in self.checkpoints:
+            raise ValueError(f"There is no checkpoint {key[:80]!r} here. Known: {', '.join(self.checkpoints)}.")
+        return self.checkpoints[key]
+
+    def model(self, key: str) -> AirModel:
+        """The model of a checkpoint, loaded once."""
+        checkpoint = self.checkpoint(key)
+        with self.lock:
+            if checkpoint.model is None:
+                if checkpoint.source is None:
+                    torch.manual_seed(0)
+                    checkpoint.model = AirModel(checkpoint.config).eval()
+                else:
+                    checkpoint.model = load_model(checkpoint.source)
+        return checkpoint.model
+
+    def read(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray]:
+        """A visitor's text -> the checkpoint that fits it (the preferred one if it does) and the tokens.
+
+        Raises:
+            ValueError: a sentence about what is wrong, where.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"A puzzle is text, got {type(text).__name__}.")
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
+        if not text.strip():
+            raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
+        order = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
+        error: ValueError | None = None
+        for checkpoint in order:
+            try:
+                tokens = checkpoint.task.encode(text)
+            except ValueError as reason:
+                error = self._better(error, reason, checkpoint, text)
+                continue
+            checkpoint.task.check_puzzle(tokens)
+            return checkpoint, tokens
+        assert error is not None
+        sizes = list(dict.fromkeys(title(c.task) for c in order))
+        more = f" This page solves {', '.join(sizes)}." if len(sizes) > 1 else ""
+        raise ValueError(f"{error}{more}")
+
+    def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
+        """As `read`; of a file with one puzzle per line (a CSV too), the first that fits. The note says what was done.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        try:
+            return *self.read(text, prefer), ""
+        except ValueError as error:
+            lines = text.splitlines()[:1000] if isinstance(text, str) and len(text) <= MAX_TEXT else []
+            for number, line in enumerate(lines, start=1):
+                for part in re.split(r"[,;\t]", line) if len(lines) > 1 else ():
+                    try:
+                        if part.strip():
+                            found = self.read(part.strip('"'), prefer)
+                            return *found, f"Line {number} of the text holds this puzzle; the rest was left out."
+                    except ValueError:
+                        continue
+            raise error
+
+    @staticmethod
+    def _better(old: ValueError | None, new: ValueError, checkpoint: Checkpoint, text: str) -> ValueError:
+        """The more helpful of two complaints: that of the task which the text looks like."""
+        maze_like = text.count("#") + text.count(" ") > len(text) // 3 and not re.search(r"[2-9]", text)
+        if old is None or ((checkpoint.task.name == "maze") == maze_like and not getattr(old, "fits", False)):
+            new.fits = (checkpoint.task.name == "maze") == maze_like
+            return new
+        return old
+
+    def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
+        """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts)."""
+        settings = dict(settings or {})
+        known = {"checkpoint", "halt", "steps", "freeze", "from", "attempts"}
+        if unknown := sorted(str(k)[:40] for k in set(settings) - known):
+            raise ValueError(f"Unknown settings {unknown}. Known: {', '.join(sorted(known))}.")
+        prefer = settings.get("checkpoint") or None
+        if prefer is not None:
+            self.checkpoint(str(prefer))
+        checkpoint, tokens = self.read(text, prefer)
+        return Job(
+            puzzle=checkpoint.task.decode(tokens),
+            checkpoint=checkpoint.key,
+            halt=_one_of("halt", settings.get("halt", "q"), ("q", "max")),
+            max_act_steps=_whole("steps", settings.get("steps", 0), 0, MAX_STEPS),
+            freeze=_one_of("freeze", settings.get("freeze", "none"), FREEZE),
+            freeze_from=_whole("from", settings.get("from", 0), 0, MAX_STEPS),
+            attempts=_whole("attempts", settings.get("attempts", 1), 1, MAX_ATTEMPTS),
+        )
+
+    def catalog(self) -> dict[str, Any]:
+        """What the page must know about its checkpoints and tasks."""
+        return {
+            "default": self.default,
+            "checkpoints": [describe_checkpoint(c) for c in self.checkpoints.values()],
+            "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS},
+            "version": air_model.__version__,
+        }
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {str(value)[:40]!r}.")
+    return value
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = low - 1
+    if not low <= number <= high or isinstance(value, float) and value != number:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {str(value)[:40]!r}.")
+    return number
+
+
+def title(task: GridTask) -> str:
+    """'Sudoku 9×9': how the page calls a task."""
+    name = {"sudoku": "Sudoku", "maze": "Maze"}.get(task.name, "Grid")
+    return f"{name} {task.height}×{task.width}"
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    config, task = checkpoint.config, checkpoint.task
+    return {
+        "key": checkpoint.key,
+        "title": title(task),
+        "trained": checkpoint.trained,
+        "accuracy": checkpoint.accuracy,
+        "variant": config.variant or "own rule",
+        "l_injection": config.l_injection,
+        "h_injection": config.h_injection,
+        "hub": checkpoint.source if checkpoint.source and not Path(checkpoint.source).exists() else None,
+        "schedule": config.schedule,
+        "act_steps": config.halt_max_steps,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "attention": config.token_mixer == "attention",
+        "width": config.hidden_size,
+        "task": {
+            "kind": task.name,
+            "title": title(task),
+            "height": task.height,
+            "width": task.width,
+            "box": [task.box_height, task.box_width] if task.name == "sudoku" else None,
+            "alphabet": task.alphabet,
+            "blank": task.alphabet[task.blank_token],
+            # Decoded like this, a state holds the cell back: blank in a Sudoku, PAD in a maze.
+            "held": task.alphabet[:2] if task.name == "sudoku" else task.alphabet[0],
+            "units": task.units.tolist() if task.name == "sudoku" else None,
+            "levels": levels(task),
+        },
+    }
+
+
+# ---- finding checkpoints --------------------------------------------------------------------------------------------
+
+
+def find_checkpoints(sources: str | None = None) -> list[Checkpoint]:
+    """Those that AIR_MODEL names (Hub ids or folders, separated by commas), else the shipped ones, best first.
+
+    Raises:
+        FileNotFoundError, ValueError: a source that cannot be read; the sentence says which.
+    """
+    names = [name.strip() for name in (sources or "").split(",") if name.strip()]
+    if names:
+        return _with_unique_keys([_named(name) for name in names])
+    folders = [Path(air_model.__file__).parent / "checkpoints", Path(__file__).parent / "checkpoints"]
+    found = [_named(str(file.parent)) for folder in folders for file in sorted(folder.glob("*/config.json"))]
+    if not found:
+        config = AirConfig(task="sudoku", grid_height=6, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+        return [Checkpoint("untrained-6x6", None, config)]
+    # The best answers first, and among equals the larger puzzle: that is what a visitor meets.
+    return _with_unique_keys(sorted(found, key=lambda c: (-round(c.accuracy or 0, 1), -c.config.seq_len)))
+
+
+def _named(name: str) -> Checkpoint:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name} holds no config.json: name a folder that save_pretrained wrote.")
+        return Checkpoint(folder.resolve().name, str(folder), AirConfig.from_pretrained(folder), _accuracy(folder))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(f"{name} is neither a folder nor a Hub id (USER/NAME): check AIR_MODEL.")
+    try:
+        config = AirConfig.from_pretrained(name)
+    except OSError as error:
+        raise FileNotFoundError(f"{name} could not be loaded from the Hub: {str(error).splitlines()[0]}") from None
+    return Checkpoint(name.split("/")[1], name, config)
+
+
+def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    seen: dict[str, int] = {}
+    for checkpoint in checkpoints:
+        seen[checkpoint.key] = seen.get(checkpoint.key, 0) + 1
+        if seen[checkpoint.key] > 1:
+            checkpoint.key += f"-{seen[checkpoint.key]}"
+    return checkpoints
+
+
+def _accuracy(folder: Path) -> float | None:
+    """The highest exact accuracy that an evaluation file in the folder states."""
+    best = None
+    for path in sorted(folder.glob("*.json")):
+        if path.stat().st_size > 1 << 20:
+            continue
+        try:
+            content = json.loads(path.read_text())
+        except (ValueError, OSError):
+            continue
+        for value in _values_of(content, "exact_accuracy"):
+            best = max(best or 0.0, value)
+    return best
+
+
+def _values_of(content: Any, key: str) -> Iterator[float]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name == key and isinstance(value, (int, float)):
+                yield float(value)
+            else:
+                yield from _values_of(value, key)
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """States of one view -> text in the puzzle's own orientation."""
+
+    def __init__(self, task: GridTask, views: Symmetry) -> None:
+        self.letters = np.frombuffer(task.alphabet.encode(), np.uint8)
+        self.back = views.inverse()
+
+    def __call__(self, logits: Tensor, view: int) -> str:
+        tokens = logits[0].argmax(-1).cpu().numpy().astype(np.uint8)
+        if view:
+            tokens = Symmetry(self.back.cells[view], self.back.tokens[view]).apply(tokens)
+        return self.letters[tokens].tobytes().decode()
+
+
+def run(
+    engine: Engine, job: Job, frames: bool = True, stop: threading.Event | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Run a job and yield its events as they happen; the model works in a thread of its own meanwhile.
+
+    Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Setting `stop`, or
+    closing the generator, ends the model's work at its next update.
+    """
+    events: queue.SimpleQueue = queue.SimpleQueue()
+    stop = stop or threading.Event()
+
+    def work() -> None:
+        try:
+            _work(engine, job, frames, stop, events.put)
+            events.put(None)
+        except Stopped:
+            events.put(None)
+        except Exception as error:  # for the reader, who is in another thread
+            events.put(error)
+
+    worker = threading.Thread(target=work, name="air-solve", daemon=True)
+    worker.start()
+    try:
+        ended = False
+        while not ended:
+            batch = [events.get()]
+            while not events.empty():
+                batch.append(events.get())
+            if isinstance(batch[-1], Exception):
+                raise batch[-1]
+            if batch[-1] is None:
+                ended = batch.pop() is None
+            if batch:
+                yield batch
+    finally:
+        stop.set()
+        worker.join()
+
+
+def _work(
+    engine: Engine, job: Job, frames: bool, stop: threading.Event, put: Callable[[dict[str, Any]], None]
+) -> None:
+    model = engine.model(job.checkpoint)
+    config, task = model.config, engine.checkpoint(job.checkpoint).task
+    updates = len(config.schedule)
+    decode = Decoder(task, symmetric_views(task, job.attempts))
+    freeze = what_if(model, job)
+    current = -1
+
+    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+        nonlocal current
+        if stop.is_set():
+            raise Stopped
+        changed = freeze(update, z_h, z_l) if freeze else None
+        z_h, z_l = changed or (z_h, z_l)
+        view, step = int(update.rows[0]), int(update.steps[0])
+        if frames:
+            if view != current:
+                current = view
+                put({"t": "attempt", "view": view})
+            h, l = (decode(model.decode_state(z), view) for z in (z_h, z_l))
+            put({"t": "f", "k": step * updates + update.index, "lv": update.level, "h": h, "l": l})
+            if update.index == updates - 1:
+                q = model.q_head(z_h[:, 0])[0]
+                put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
+                if view == 0:
+                    engine.carries.put(job.states_key(), step + 1, z_h, z_l)
+        return changed
+
+    started = time.perf_counter()
+    puzzle = task.encode(job.puzzle)
+    answers = solve_puzzles(
+        model,
+        task,
+        puzzle[None],
+        attempts=min(job.attempts, len(decode.back.cells)),
+        max_act_steps=job.max_act_steps or None,
+        halt=job.halt,
+        hook=hook,
+    )
+    answer = describe(task, puzzle, answers, 0)
+    answer["confidence"] = round(answer["confidence"], 6)
+    put(
+        {
+            "t": "end",
+            **answer,
+            "puzzle": job.puzzle,
+            "view": int(answers.view[0]),
+            "seconds": round(time.perf_counter() - started, 3),
+            "checkpoint": job.checkpoint,
+            "task": title(task),
+            "settings": {k: v for k, v in asdict(job).items() if k not in ("puzzle", "checkpoint")},
+        }
+    )
+
+
+def what_if(model: AirModel, job: Job) -> Hook | None:
+    """The hook of a job's what-if switch."""
+    return None if job.freeze == "none" else Freeze(job.freeze, job.freeze_from).hook(model)
+
+
+def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
+    """Where one cell looks in ACT step `step` (from 0): first L-update and first H-update, every layer and head.
+
+    Returns:
+        l, h: [layer][head][cell], thousandths of the attention to cells (prefix positions dropped); neighbours:
+        {name: cell numbers} of the task; cell, step as asked.
+
+    Raises:
+        ValueError: no such cell or step, or a model without attention.
+    """
+    model, task = engine.model(job.checkpoint), engine.checkpoint(job.checkpoint).task
+    schedule = model.config.schedule
+    cell = _whole("cell", cell, 0, task.seq_len - 1)
+    step = _whole("step", step, 0, MAX_STEPS - 1)
+    if model.config.token_mixer != "attention":
+        raise ValueError(f"{job.checkpoint} mixes cells with an MLP instead of attention: there is nothing to draw.")
+    # The states at the start of a step that was run before are at hand; else, and under a freeze, walk there again.
+    states = engine.carries.get(job.states_key(), step) if step and job.freeze == "none" else None
+    first = step if states is not None else 0
+    device = model.lm_head.weight.device
+    carry = None
+    if states is not None:
+        carry = AirCarry(z_h=states[0], z_l=states[1], steps=torch.zeros(1, dtype=torch.int32, device=device))
+    wanted = {schedule.index(level): level for level in "lh"}
+    maps: dict[str, list] = {"l": [], "h": []}
+    now = (0, 0)  # ACT step and update that compute next
+    freeze = what_if(model, job)
+    query = torch.tensor([[cell]], device=device)
+
+    def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
+        if now[0] + first == step and now[1] in wanted:
+            rows, _ = attention_rows(q, k, scaling, query, task.seq_len)
+            maps[wanted[now[1]]].append((rows[0, :, 0] * 1000).round(decimals=1).tolist())
+
+    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+        nonlocal now
+        changed = freeze(update, z_h, z_l) if freeze else None
+        done, last = int(update.steps[0]), update.index == len(schedule) - 1
+        now = (done + 1, 0) if last else (done, update.index + 1)
+        if last and job.freeze == "none":
+            engine.carries.put(job.states_key(), first + done + 1, z_h, z_l)
+        return changed
+
+    ids = torch.from_numpy(task.encode(job.puzzle).astype(np.int64))[None]
+    with model.observe_attention(observe):
+        model.solve(ids, max_act_steps=step - first + 1, hook=hook, carry=carry, return_logits=False)
+    near = {name: np.flatnonzero(mask[cell]).tolist() for name, mask in task.neighbours.items()}
+    return {"cell": cell, "step": step, "l": maps["l"], "h": maps["h"], "neighbours": near}

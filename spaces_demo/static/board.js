@@ -1,0 +1,343 @@
+/* Board: one grid for everything the page shows.
+ *
+ *   mode "edit"  a Sudoku one types in, or a maze one paints
+ *   mode "state" a decoded state of a roll-out (state "h" or "l")
+ *   mode "heat"  how much attention one cell pays to each other cell
+ *
+ * It knows no rules: shape, letters and units come with the task that Python describes. Text is one letter per cell,
+ * row-major. Every cell is a gridcell that the arrow keys reach and that says what it holds.
+ */
+window.AirBoard = window.AirBoard || (() => {
+  "use strict";
+
+  const NAMES = { "#": "wall", " ": "free", S: "start", G: "goal", o: "path", "?": "undecided" };
+
+  class Board {
+    constructor(root, options) {
+      this.root = root;
+      this.name = options.name;
+      this.mode = options.mode || "state";
+      this.state = options.state || "";
+      this.label = options.label || "Board";
+      this.brush = "#";
+      this.text = "";
+      this.puzzle = "";
+      this.cells = [];
+      this.cursor = 0;
+      this.listeners = { change: [], select: [] };
+      root.classList.add("ab", `ab-${this.mode}`);
+      if (this.state) root.classList.add(`ab-z${this.state}`);
+    }
+
+    on(event, listener) { this.listeners[event].push(listener); return this; }
+
+    emit(event, detail) { for (const listener of this.listeners[event]) listener(detail); }
+
+    /* Build the cells of a task; keeps nothing of the grid before. */
+    setTask(task) {
+      if (this.task && JSON.stringify(this.task) === JSON.stringify(task)) return;
+      this.task = task;
+      const { height, width } = task;
+      this.size = height * width;
+      this.sudoku = task.kind === "sudoku";
+      this.unitsOf = null;
+      if (task.units) {
+        this.unitsOf = Array.from({ length: this.size }, () => []);
+        task.units.forEach((unit, u) => unit.forEach((cell) => this.unitsOf[cell].push(u)));
+      }
+      this.root.classList.toggle("ab-sudoku", this.sudoku);
+      this.root.classList.toggle("ab-maze", !this.sudoku);
+      this.root.style.setProperty("--ab-w", width);
+      this.root.style.setProperty("--ab-h", height);
+      const grid = document.createElement("div");
+      grid.className = "ab-grid";
+      grid.setAttribute("role", "grid");
+      grid.setAttribute("aria-label", this.label);
+      grid.setAttribute("aria-rowcount", height);
+      grid.setAttribute("aria-colcount", width);
+      if (this.mode !== "edit") grid.setAttribute("aria-readonly", "true");
+      this.cells = [];
+      for (let r = 0; r < height; r++) {
+        const row = document.createElement("div");
+        row.className = "ab-row";
+        row.setAttribute("role", "row");
+        for (let c = 0; c < width; c++) {
+          const cell = document.createElement("div");
+          cell.className = "ab-cell";
+          if (task.box) {
+            if ((c + 1) % task.box[1] === 0 && c + 1 < width) cell.classList.add("ab-right");
+            if ((r + 1) % task.box[0] === 0 && r + 1 < height) cell.classList.add("ab-below");
+          }
+          cell.setAttribute("role", "gridcell");
+          cell.setAttribute("aria-colindex", c + 1);
+          cell.setAttribute("aria-rowindex", r + 1);
+          cell.dataset.i = r * width + c;
+          cell.tabIndex = -1;
+          this.cells.push(cell);
+          row.appendChild(cell);
+        }
+        grid.appendChild(row);
+      }
+      this.root.replaceChildren(grid);
+      this.grid = grid;
+      this.cursor = 0;
+      this.cells[0].tabIndex = 0;
+      this.text = "";
+      this.puzzle = "";
+      this._listen(grid);
+      if (this.mode === "edit") this.setText(task.blank.repeat(this.size));
+    }
+
+    /* The puzzle behind a state: its clues are drawn as given. */
+    setPuzzle(puzzle) { this.puzzle = puzzle; this.text = ""; }
+
+    /* Show a grid; cells that differ from the one before flash when asked. Returns how many changed. */
+    setText(text, flash = false) {
+      const old = this.text;
+      let changed = 0;
+      for (let i = 0; i < this.size; i++) {
+        if (old && old[i] === text[i]) continue;
+        changed += 1;
+        this._draw(i, text[i], flash && !!old);
+      }
+      this.text = text;
+      if (this.mode === "edit") this._conflicts();
+      return changed;
+    }
+
+    _draw(i, letter, flash) {
+      const cell = this.cells[i], task = this.task;
+      const given = this.mode === "edit" ? letter : this.puzzle[i];
+      const clue = this.sudoku ? given !== undefined && given !== task.blank : given === "#" || given === "S" || given === "G";
+      const held = task.held.includes(letter) && this.mode !== "edit";
+      const list = cell.classList;
+      list.toggle("is-clue", clue && given === letter);
+      list.toggle("is-answer", this.mode !== "edit" && !held && letter !== given);
+      list.toggle("is-off", this.mode !== "edit" && clue && given !== letter && !held);
+      list.toggle("is-held", held);
+      if (!this.sudoku) {
+        for (const [mark, name] of Object.entries(NAMES)) list.toggle(`is-${name}`, letter === mark);
+        cell.textContent = letter === "S" || letter === "G" ? letter : "";
+      } else {
+        cell.textContent = letter === task.blank ? "" : letter;
+      }
+      if (flash) {
+        list.remove("is-flash");
+        void cell.offsetWidth; // restarts the animation
+        list.add("is-flash");
+      } else {
+        list.remove("is-flash");
+      }
+      cell.dataset.v = letter;
+      cell.setAttribute("aria-label", this._spoken(i, letter, clue, held));
+    }
+
+    _spoken(i, letter, clue, held) {
+      const where = `Row ${Math.floor(i / this.task.width) + 1}, column ${(i % this.task.width) + 1}, `;
+      if (!this.sudoku) return where + (NAMES[letter] || letter);
+      if (letter === this.task.blank) return where + (this.mode === "edit" ? "empty" : "held back");
+      if (held) return where + "undecided";
+      return where + (clue ? `clue ${letter}` : this.mode === "edit" ? letter : `answer ${letter}`);
+    }
+
+    /* ---- editing ---------------------------------------------------------------------------------------------- */
+
+    put(i, letter) {
+      if (this.mode !== "edit" || this.text[i] === letter) return;
+      let text = this.text;
+      const at = (t, k, v) => t.slice(0, k) + v + t.slice(k + 1);
+      if (letter === "S" || letter === "G") {
+        const before = text.indexOf(letter); // there is one start and one goal
+        if (before >= 0) text = at(text, before, this.task.blank);
+      }
+      this.setText(at(text, i, letter));
+      this.emit("change", this.text);
+    }
+
+    clear() {
+      this.setText(this.task.blank.repeat(this.size));
+      this.emit("change", this.text);
+    }
+
+    /* Two equal digits in one unit, shown while typing. */
+    _conflicts() {
+      this.conflict = "";
+      if (!this.unitsOf) return;
+      const bad = new Set(), { units, blank, height } = this.task;
+      units.forEach((unit, u) => {
+        const seen = {};
+        for (const i of unit) {
+          const v = this.text[i];
+          if (v === blank) continue;
+          if (v in seen) {
+            bad.add(i).add(seen[v]);
+            if (!this.conflict) {
+              const kind = ["Row", "Column", "Box"][Math.floor(u / height)];
+              this.conflict = `${kind} ${(u % height) + 1} holds two ${v}s.`;
+            }
+          } else seen[v] = i;
+        }
+      });
+      this.cells.forEach((cell, i) => {
+        const wrong = bad.has(i);
+        cell.classList.toggle("is-conflict", wrong);
+        if (wrong) cell.setAttribute("aria-invalid", "true");
+        else cell.removeAttribute("aria-invalid");
+      });
+    }
+
+    _listen(grid) {
+      const cellOf = (event) => {
+        const cell = event.target.closest && event.target.closest(".ab-cell");
+        return cell && grid.contains(cell) ? Number(cell.dataset.i) : -1;
+      };
+      grid.addEventListener("keydown", (event) => this._key(event));
+      grid.addEventListener("focusin", (event) => {
+        const i = cellOf(event);
+        if (i >= 0) this._move(i, false);
+      });
+      if (this.mode === "edit" && !this.sudoku) {
+        let paint = null;
+        grid.addEventListener("pointerdown", (event) => {
+          const i = cellOf(event);
+          if (i < 0 || event.button > 0) return;
+          event.preventDefault();
+          this._move(i, true);
+          // A wall on a wall takes it away, and the rest of the stroke does the same.
+          paint = this.brush === "#" && this.text[i] === "#" ? this.task.blank : this.brush;
+          this.put(i, paint);
+          if (grid.setPointerCapture) grid.setPointerCapture(event.pointerId);
+        });
+        grid.addEventListener("pointermove", (event) => {
+          if (paint === null) return;
+          const under = document.elementFromPoint(event.clientX, event.clientY);
+          const cell = under && under.closest(".ab-cell");
+          if (!cell || !grid.contains(cell)) return;
+          const i = Number(cell.dataset.i);
+          if (paint === "S" || paint === "G" || !"SG".includes(this.text[i])) this.put(i, paint);
+        });
+        for (const end of ["pointerup", "pointercancel"]) grid.addEventListener(end, () => { paint = null; });
+        return;
+      }
+      grid.addEventListener("click", (event) => {
+        const i = cellOf(event);
+        if (i < 0) return;
+        this._move(i, true);
+        this.emit("select", i);
+      });
+    }
+
+    _move(i, focus) {
+      this.cells[this.cursor].tabIndex = -1;
+      this.cells[this.cursor].classList.remove("is-cursor");
+      this.cursor = i;
+      this.cells[i].tabIndex = 0;
+      this.cells[i].classList.add("is-cursor");
+      if (focus) this.cells[i].focus({ preventScroll: true });
+    }
+
+    _key(event) {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const { width, height } = this.task, i = this.cursor, key = event.key;
+      const row = Math.floor(i / width), column = i % width;
+      const moves = {
+        ArrowUp: row > 0 ? i - width : i,
+        ArrowDown: row < height - 1 ? i + width : i,
+        ArrowLeft: column > 0 ? i - 1 : i,
+        ArrowRight: column < width - 1 ? i + 1 : i,
+        Home: row * width,
+        End: row * width + width - 1,
+      };
+      if (key in moves) {
+        event.preventDefault();
+        this._move(moves[key], true);
+        return;
+      }
+      if (this.mode !== "edit") {
+        if (key === "Enter" || key === " ") {
+          event.preventDefault();
+          this.emit("select", i);
+        }
+        return;
+      }
+      const letter = this._letter(key);
+      if (letter === null) return;
+      event.preventDefault();
+      this.put(i, letter);
+      // Typing along a row is how people copy a puzzle from paper; Backspace goes the other way.
+      if (key === "Backspace" && column > 0) this._move(i - 1, true);
+    }
+
+    /* What a key writes: a letter of the task, its blank, or null for nothing. */
+    _letter(key) {
+      const { alphabet, blank } = this.task;
+      if (key === "Backspace" || key === "Delete") return blank;
+      if (key.length !== 1) return null;
+      if (this.sudoku) {
+        if (".0 ".includes(key)) return blank;
+        const letter = key.toUpperCase();
+        return alphabet.slice(2).includes(letter) ? letter : null;
+      }
+      if (key === "#" || key === "w" || key === "W") return "#";
+      if (key === " " || key === ".") return blank;
+      const letter = key.toUpperCase();
+      return letter === "S" || letter === "G" ? letter : null;
+    }
+
+    /* ---- marks and heat ------------------------------------------------------------------------------------------ */
+
+    /* Outline a set of cells, and ring one. */
+    outline(cells, query = -1) {
+      const inside = new Set(cells), { width } = this.task;
+      this.cells.forEach((cell, i) => {
+        const on = inside.has(i);
+        cell.classList.toggle("is-near", on);
+        cell.classList.toggle("near-t", on && !inside.has(i - width));
+        cell.classList.toggle("near-b", on && !inside.has(i + width));
+        cell.classList.toggle("near-l", on && !(i % width > 0 && inside.has(i - 1)));
+        cell.classList.toggle("near-r", on && !((i + 1) % width > 0 && inside.has(i + 1)));
+        cell.classList.toggle("is-query", i === query);
+      });
+    }
+
+    /* Shade the cells by values (any scale); letters stay readable on top. */
+    heat(values, text) {
+      const top = Math.max(...values, 1e-9);
+      this.cells.forEach((cell, i) => {
+        const share = (values[i] / top) ** 1.5; // a bent scale: even attention stays pale
+        cell.style.setProperty("--heat", share.toFixed(3));
+        cell.classList.toggle("is-hot", share > 0.55);
+        const letter = text[i];
+        cell.textContent = this.sudoku ? (letter === this.task.blank ? "" : letter) : "SG".includes(letter) ? letter : "";
+        cell.classList.toggle("is-wall", !this.sudoku && letter === "#");
+        const where = `Row ${Math.floor(i / this.task.width) + 1}, column ${(i % this.task.width) + 1}`;
+        cell.setAttribute("aria-label", `${where}: ${(values[i] / 10).toFixed(1)} % of the attention`);
+        cell.dataset.heat = values[i];
+      });
+    }
+  }
+
+  /* Called by the component's js_on_load: value is the text, task its description. */
+  function mount(element, props, trigger, watch) {
+    if (!document.getElementById("air-board-style")) {
+      const style = document.createElement("style");
+      style.id = "air-board-style";
+      style.textContent = window.AIR_BOARD_STYLE;
+      document.head.append(style);
+    }
+    const { name, mode, state, title } = props;
+    const board = new Board(element.querySelector(".air-board"), { name, mode, state, label: title });
+    if (props.task) board.setTask(props.task);
+    if (props.value) board.setText(props.value);
+    board.on("change", (text) => { props.value = text; });
+    board.on("select", (i) => trigger("select", { index: i, value: board.text[i] }));
+    watch(["value", "task"], () => {
+      if (props.task) board.setTask(props.task);
+      if (props.value && board.task && props.value.length === board.size) board.setText(props.value);
+    });
+    if (window.AIR) window.AIR.addBoard(board);
+    return board;
+  }
+
+  return { Board, mount };
+})();
