@@ -5,7 +5,7 @@
     animate_rollout(rollout, puzzle, task, "rollout.gif")       # every update; changed cells marked (.gif or .mp4)
 
 `rollout` is `AirModel.solve(..., return_rollout=True).rollout` (or anything with z_h, z_l and updates), `task` a
-GridTask. Colours: z_H vermillion, z_L blue, the rest Okabe-Ito. Nothing here touches pyplot's global state, so a server
+GridTask. Colours: z_H vermillion, z_L blue, the rest Okabe-Ito. Nothing here touches pyplot's global state: a server
 may draw from several threads.
 """
 
@@ -241,8 +241,8 @@ class _Film:
         expected = (len(self.updates), self.task.seq_len)
         if grids.shape != expected:
             raise ValueError(
-                f"A roll-out of this {self.task.name} must be {expected} (updates x cells), got {grids.shape}. Pass the "
-                "task of the model that made it."
+                f"A roll-out of this {self.task.name} must be {expected} (updates x cells), got {grids.shape}. Pass "
+                "the task of the model that made it."
             )
         return grids.astype(np.int64)
 

@@ -1,0 +1,270 @@
+"""What every analysis shares: the puzzles it looks at, a resumable loop over them, statistics, and result files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.modeling_air import AirModel
+from air_model.processing_air import GridTask, task_from_config
+
+CHUNK = 32  # puzzles that one entry of the cache holds, at least
+
+
+@dataclass
+class Study:
+    """A model and the puzzles it is studied on.
+
+    inputs, labels: (N, S) int64 on the CPU; labels None where answers are not known. puzzle_ids: (N,) or None.
+    """
+
+    model: AirModel
+    inputs: Tensor
+    labels: Tensor | None = None
+    puzzle_ids: Tensor | None = None
+    task: GridTask = None  # type: ignore[assignment]
+    batch_size: int | None = None
+    dtype: torch.dtype | None = None
+    cache_dir: Path | None = None
+    progress: bool = False
+    source: str = ""
+    _model_hash: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        own = task_from_config(self.model.config)
+        self.task = own if self.task is None else self.task
+        if self.task != own:
+            raise ValueError(
+                f"The model solves {own!r} but the data are {self.task!r}: give data of the model's task and size."
+            )
+        self.inputs = _tokens(self.inputs)
+        self.labels = None if self.labels is None else _tokens(self.labels)
+        if self.inputs.ndim != 2 or self.inputs.shape[1] != self.task.seq_len:
+            raise ValueError(f"The puzzles must be (N, {self.task.seq_len}), got {tuple(self.inputs.shape)}.")
+        if self.labels is not None and self.labels.shape != self.inputs.shape:
+            raise ValueError(f"labels must be {tuple(self.inputs.shape)}, got {tuple(self.labels.shape)}.")
+        if len(self.inputs) == 0:
+            raise ValueError("There is no puzzle to analyse: the data set, or --limit, is empty.")
+        if self.puzzle_ids is not None:
+            self.puzzle_ids = _tokens(self.puzzle_ids)
+        self.model.eval()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def config(self) -> AirConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
+    @property
+    def updates(self) -> list[str]:
+        """The letters of all updates of a run with all ACT steps."""
+        return list(self.config.schedule) * self.config.halt_max_steps
+
+    def need_labels(self, what: str) -> Tensor:
+        if self.labels is None:
+            raise ValueError(f"{what} compares with the right answers, but these puzzles come without labels.")
+        return self.labels
+
+    def slots(self) -> int:
+        """Puzzles computed at once."""
+        if self.batch_size is not None:
+            return min(self.batch_size, len(self))
+        dtype = self.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        return min(self.model.default_batch_size(self.device, dtype), len(self), 512)
+
+    def part(self, rows: slice) -> Study:
+        """The same study of some of its puzzles."""
+        return Study(
+            self.model,
+            self.inputs[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.puzzle_ids is None else self.puzzle_ids[rows],
+            self.task,
+            self.slots(),
+            self.dtype,
+            source=self.source,
+        )
+
+    def solve(self, **kwargs: Any) -> Any:
+        """`AirModel.solve` of all puzzles, with this study's batch size and precision."""
+        kwargs.setdefault("return_logits", False)
+        return self.model.solve(self.inputs, self.puzzle_ids, batch_size=self.slots(), dtype=self.dtype, **kwargs)
+
+    def fingerprint(self, **settings: Any) -> str:
+        """Hash of weights, config, puzzles and settings: names a cache that may be reused."""
+        if not self._model_hash:
+            digest = hashlib.blake2b(
+                repr(sorted(self.config.to_diff_dict().items(), key=str)).encode(), digest_size=16
+            )
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            self._model_hash = digest.hexdigest()
+        digest = hashlib.blake2b(self._model_hash.encode(), digest_size=12)
+        for part in (self.inputs, self.labels, self.puzzle_ids):
+            digest.update(b"-" if part is None else part.contiguous().numpy().tobytes())
+        digest.update(json.dumps([str(self.dtype), self.device.type, settings], sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+
+def _tokens(values: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values).detach().cpu().long()
+
+
+def in_chunks(
+    study: Study, name: str, compute: Callable[[Study, int], dict[str, np.ndarray]], **settings: Any
+) -> Iterator[dict[str, np.ndarray]]:
+    """Run `compute(part, first)` over the puzzles, a chunk at a time, and yield what it returns.
+
+    With `study.cache_dir` every finished chunk is written there (npz, atomically), and a later run with the same
+    model, puzzles and settings starts behind the last one. `first` is the number of the part's first puzzle.
+    """
+    slots = study.slots()
+    size = slots * math.ceil(CHUNK / slots)
+    folder = None
+    if study.cache_dir is not None:
+        folder = Path(study.cache_dir) / f"{name}-{study.fingerprint(chunk=size, **settings)}"
+        folder.mkdir(parents=True, exist_ok=True)
+    with logging.tqdm(total=len(study), unit="puzzle", desc=name, disable=not study.progress) as bar:
+        for first in range(0, len(study), size):
+            rows = slice(first, min(first + size, len(study)))
+            file = None if folder is None else folder / f"{first:07d}.npz"
+            result = None if file is None else _read_npz(file)
+            if result is None:
+                result = compute(study.part(rows), first)
+                if file is not None:
+                    _write_npz(file, result)
+            bar.update(rows.stop - rows.start)
+            yield result
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray] | None:
+    if not file.exists():
+        return None
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, **arrays)
+    os.replace(partial, file)
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def mean_std_sem(values: Any, axis: int = 0) -> dict[str, Any]:
+    """n, mean, std (n - 1; 0 where n = 1) and standard error along `axis`; n = 0 gives None."""
+    values = np.asarray(values, np.float64)
+    n = values.shape[axis]
+    if n == 0:
+        return {"n": 0, "mean": None, "std": None, "sem": None}
+    std = values.std(axis, ddof=1) if n > 1 else np.zeros_like(values.mean(axis))
+    return {"n": n, "mean": values.mean(axis), "std": std, "sem": std / math.sqrt(n)}
+
+
+def interval(values: Any, share_positive: bool = False) -> dict[str, float | None]:
+    """{"mean", "ci95"} of a sample (1.96 * std / sqrt(n), std with n - 1, 0 where n = 1); None where it is empty."""
+    stats = mean_std_sem(np.asarray(values, np.float64).reshape(-1))
+    out = {"mean": None, "ci95": None} if not stats["n"] else {
+        "mean": float(stats["mean"]), "ci95": float(1.96 * stats["sem"])
+    }  # fmt: skip
+    if share_positive:
+        out["share_positive"] = float(np.mean(np.asarray(values) > 0)) if stats["n"] else None
+    return out
+
+
+def variant_name(config: AirConfig) -> str | None:
+    """The published variant whose rule this config follows; None for a rule of one's own.
+
+    Sizes, tasks and training choices do not matter, only what changes the update rule.
+    """
+    rule = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer", "q_continue")
+    fields = {name: getattr(config, name) for name in (*rule, "gradient_scope")}
+    for name in VARIANTS:
+        row = AirConfig.from_variant(name)
+        if all(getattr(row, key) == value for key, value in fields.items()):
+            return name
+    return None
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Nested results with numpy values as what JSON knows; NaN becomes None, so that every reader accepts the file."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (np.ndarray, Tensor)):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def write_json(path: str | Path, result: Any) -> Path:
+    return write_text(path, json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+
+
+def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
+    """Write equally long columns as one parquet table, atomically."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("Writing parquet needs pyarrow: pip install pyarrow, or leave --parquet out.") from None
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+    os.replace(partial, path)
+    return path
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; None becomes an empty cell."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [["" if cell is None else str(cell) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; an empty cell for None."""
+    return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def plus_minus(mean: float | None, spread: float | None, digits: int = 3) -> str:
+    return "" if mean is None else f"{number(mean, digits)} ± {number(spread, digits)}"

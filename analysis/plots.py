@@ -1,0 +1,489 @@
+"""Curves, bars and attention maps: the figures of the analyses that are not boards.
+
+Every function takes results in the shape that the analyses return; published results are brought into that shape by
+the `from_published` functions, so the paper's figures and ours come from the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from air_model.analysis.figures import (
+    DPI,
+    FAINT,
+    INK,
+    MUTED,
+    PALETTE,
+    STATE_COLOURS,
+    STATE_NAMES,
+    bare,
+    new_figure,
+    save,
+    tint,
+)
+from air_model.processing_air import GridTask
+
+METRIC_LABELS = {
+    "neighborhood": r"$\Delta_{\mathrm{nbr}}$",
+    "entropy": r"$\Delta_{\mathrm{ent}}$",
+    "violation": r"$\Delta_{\mathrm{viol}}$",
+    "nbr4": r"$\Delta\rho$ (4 nearest)",
+    "nbr8": r"$\Delta\rho$ (8 nearest)",
+    "window5": r"$\Delta\rho$ (5 × 5)",
+}
+METRIC_COLOURS = {
+    "neighborhood": "#0072B2",
+    "nbr4": "#0072B2",
+    "nbr8": "#56B4E9",
+    "window5": "#B5DDF3",
+    "entropy": "#009E73",
+    "violation": "#E69F00",
+}
+CLASS_LABELS = {"violation-adjacent": "Viol.-adj.", "error-adjacent": "Error-adj.", "control": "Control"}
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def attention_from_published(file: dict[str, Any], task: str) -> dict[str, Any]:
+    """One task of the published `attention_bars.json` in the shape of `AttentionResult.tables`."""
+    names = {"delta_neighborhood": "neighborhood", "delta_entropy": "entropy", "delta_violation": "violation"}
+    out: dict[str, Any] = {}
+    for layer, block in file[task].items():
+        out[layer] = {}
+        for name, entry in block.get("classes", block).items():
+            metrics = entry.get("metrics") or {k: v for k, v in entry.items() if isinstance(v, dict)}
+            out[layer][name] = {
+                "n_queries": entry.get("n_cells"),
+                "n_puzzles": entry["n_puzzles"],
+                "metrics": {names.get(k, k): {"mean": v["mean"], "ci95": v["ci95"]} for k, v in metrics.items()},
+            }
+    return out
+
+
+def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str | None = None, dpi: int = DPI) -> Path:
+    """One panel per layer, bars per class: contrasts with 95 % intervals. Maze densities have their own scale (left).
+
+    Args:
+        tables: {layer: {class: {"n_puzzles", "metrics": {name: {"mean", "ci95"}}}}}.
+    """
+    layers = list(tables)
+    classes = list(dict.fromkeys(name for layer in layers for name in tables[layer]))
+    metrics = list(dict.fromkeys(m for l in layers for c in tables[l].values() for m in c["metrics"]))  # noqa: E741
+    dense = [m for m in metrics if m in ("nbr4", "nbr8", "window5")]
+    plain = [m for m in metrics if m not in dense]
+    rows = [part for part in (dense, plain) if part]
+    figure = new_figure(0.9 + 2.7 * len(layers), 0.95 + 2.65 * len(rows))
+    axes = figure.subplots(len(rows), len(layers), squeeze=False, sharey="row")
+    for r, names in enumerate(rows):
+        for c, layer in enumerate(layers):
+            _contrast_bars(axes[r][c], tables[layer], classes, names)
+            if r == 0:
+                axes[r][c].set_title(f"Layer {layer}", fontsize=12, weight="bold", color=INK)
+        axes[r][0].set_ylabel("difference of mass per cell, L − H" if names == dense else "difference", fontsize=9)
+    handles = [Patch(facecolor=METRIC_COLOURS.get(m, PALETTE[6]), edgecolor=INK, lw=0.6, label=METRIC_LABELS.get(m, m))
+               for m in metrics]  # fmt: skip
+    figure.legend(handles=handles, loc="upper center", ncol=len(metrics), frameon=False, fontsize=11)
+    if title:
+        figure.text(0.5, 0.005, title, ha="center", va="bottom", fontsize=8.5, color=MUTED)
+    height = figure.get_size_inches()[1]
+    figure.tight_layout(rect=(0, 0.25 / height if title else 0, 1, 1 - 0.4 / height))
+    return save(figure, path, dpi)
+
+
+def _contrast_bars(ax: Axes, table: dict[str, Any], classes: Sequence[str], names: Sequence[str]) -> None:
+    width = 0.78 / len(names)
+    for i, metric in enumerate(names):
+        for x, name in enumerate(classes):
+            entry = table.get(name, {}).get("metrics", {}).get(metric, {})
+            if entry.get("mean") is None:
+                continue
+            at = x + (i - (len(names) - 1) / 2) * width
+            ax.bar(at, entry["mean"], width * 0.9, color=METRIC_COLOURS.get(metric, PALETTE[6]), edgecolor=INK, lw=0.6,
+                   zorder=3)  # fmt: skip
+            ax.errorbar(at, entry["mean"], yerr=entry["ci95"], color=INK, capsize=3, lw=1.2, zorder=4)
+    counts = [table.get(name, {}).get("n_puzzles", 0) for name in classes]
+    labels = [f"{CLASS_LABELS.get(name, name)}\n($n$ = {n})" for name, n in zip(classes, counts)]
+    ax.set_xticks(range(len(classes)), labels, fontsize=9)
+    ax.set_xlim(-0.55, len(classes) - 0.45)
+    ax.axhline(0, color=INK, lw=0.9, zorder=5)
+    ax.grid(axis="y", color="#EDEFF2", lw=0.8, zorder=0)
+    ax.tick_params(length=0, labelsize=9, colors=MUTED)
+    bare(ax)
+
+
+def _outline(cells: np.ndarray, width: int) -> list[list[tuple[float, float]]]:
+    """Line segments around a set of cells (S,) bool of a grid."""
+    grid = np.pad(cells.reshape(-1, width), 1)
+    across = np.argwhere(grid[1:] != grid[:-1])
+    down = np.argwhere(grid[:, 1:] != grid[:, :-1])
+    segments = [[(c - 1.5, r - 0.5), (c - 0.5, r - 0.5)] for r, c in across]
+    return segments + [[(c - 0.5, r - 1.5), (c - 0.5, r - 0.5)] for r, c in down]
+
+
+def _attention_panel(
+    ax: Axes, row: np.ndarray, task: GridTask, query: int, faults: np.ndarray, puzzle: np.ndarray | None,
+    label: np.ndarray | None, top: float, radius: int | None,
+) -> Any:  # fmt: skip
+    """One attention row as a heat map: query, neighbourhood, faults, and for a maze its walls and right path."""
+    height, width = task.height, task.width
+    image = ax.imshow(row.reshape(height, width), cmap="YlOrRd", vmin=0, vmax=top, zorder=1)
+    r, c = divmod(query, width)
+    if task.name == "sudoku":
+        lines = [[(-0.5, k - 0.5), (width - 0.5, k - 0.5)] for k in range(task.box_height, height, task.box_height)]
+        lines += [[(k - 0.5, -0.5), (k - 0.5, height - 0.5)] for k in range(task.box_width, width, task.box_width)]
+        ax.add_collection(LineCollection(lines, colors="#9AA1AB", linewidths=0.8, zorder=2))
+    else:
+        if puzzle is not None and task.name == "maze":
+            shade = np.zeros((task.seq_len, 4))
+            shade[puzzle == task.WALL] = (0.2, 0.22, 0.24, 0.45)
+            ax.imshow(shade.reshape(height, width, 4), zorder=1.5)
+        if label is not None and task.name == "maze":
+            way = np.flatnonzero(label == task.PATH)
+            ax.plot(way % width, way // width, ".", color="black", ms=2.5, mew=0, zorder=3)
+    near = next(iter(task.neighbours.values()))[query]
+    if task.name != "sudoku":
+        near = near | (np.arange(task.seq_len) == query)
+    ax.add_collection(LineCollection(_outline(near, width), colors=STATE_COLOURS["l"], linewidths=1.6, zorder=4))
+    wrong = np.flatnonzero(faults)
+    inches = ax.get_position().width * ax.figure.get_size_inches()[0]
+    cell = 72 * inches / (width if radius is None else 2 * radius + 1)
+    ax.plot(wrong % width, wrong // width, "x", color="#CC0000", ms=0.3 * cell, mew=max(0.5, 0.05 * cell), zorder=5)
+    ax.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="none", edgecolor=INK, lw=2.4, zorder=6))
+    ax.tick_params(length=0, labelsize=8, colors=MUTED)
+    if radius is None:
+        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    else:
+        left, upper = max(0, min(c - radius, width - 2 * radius - 1)), max(0, min(r - radius, height - 2 * radius - 1))
+        ax.set(xlim=(left - 0.5, min(width, left + 2 * radius + 1) - 0.5))
+        ax.set(ylim=(min(height, upper + 2 * radius + 1) - 0.5, upper - 0.5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(_integer_ticks(width if radius is None else 2 * radius + 1))
+        axis.set_major_formatter(lambda value, _: f"{int(value) + 1}")
+    return image
+
+
+def _integer_ticks(count: int) -> Any:
+    from matplotlib.ticker import MultipleLocator
+
+    return MultipleLocator(1 if count <= 16 else 5)
+
+
+def _attention_legend(task: GridTask, labelled: bool) -> list[Any]:
+    near = "row, column and box" if task.name == "sudoku" else "4-neighbourhood"
+    handles = [
+        Patch(facecolor="none", edgecolor=INK, lw=2, label="query cell"),
+        Patch(facecolor="none", edgecolor=STATE_COLOURS["l"], lw=1.6, label=near),
+        Line2D([], [], marker="x", ls="", color="#CC0000", mew=1.4,
+               label="$z_H$ breaks a rule" if task.name == "sudoku" else "$z_H$ is wrong"),
+    ]  # fmt: skip
+    if task.name == "maze":
+        handles.append(Patch(facecolor="#9A9DA1", label="wall"))
+        if labelled:
+            handles.append(Line2D([], [], marker=".", ls="", color="black", label="right path"))
+    return handles
+
+
+def attention_faults(task: GridTask, decoded: Any, label: Any = None) -> np.ndarray:
+    """(..., S) bool: V, cells at fault in decoded z_H."""
+    return task.conflicts(np.asarray(decoded), label)
+
+
+def attention_example(
+    l_map: np.ndarray,
+    h_map: np.ndarray,
+    decoded: np.ndarray,
+    query: int,
+    task: GridTask,
+    path: str | Path,
+    *,
+    puzzle: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    title: str | None = None,
+    radius: int | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """One query cell: where the L-update and the H-update look, side by side on one colour scale.
+
+    Args:
+        l_map, h_map: (S, S) attention of one head, or the query's rows (S,).
+        decoded: (S,) z_H after the H-update; its faults are crossed. query: cell number.
+        radius: show only this many cells around the query; default the whole grid.
+    """
+    rows = [_query_row(m, query, task) for m in (l_map, h_map)]
+    faults = attention_faults(task, np.asarray(decoded).reshape(-1), label)
+    figure = new_figure(9.2, 5.0)
+    axes = figure.subplots(1, 2)
+    near = next(iter(task.neighbours.values()))[query]
+    for ax, row, level in zip(axes, rows, "lh"):
+        image = _attention_panel(ax, row, task, query, faults, puzzle, label, max(r.max() for r in rows), radius)
+        ax.set_title(f"{level.upper()}-update", fontsize=13, weight="bold", color=STATE_COLOURS[level])
+        ax.set_xlabel(f"mass on the neighbourhood: {row[near].sum():.3f}", fontsize=10, color=MUTED)
+    figure.subplots_adjust(left=0.04, right=0.9, top=0.84, bottom=0.1, wspace=0.1)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.14, 0.016, 0.66)))
+    bar.set_label("attention weight", fontsize=10, color=MUTED)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=9, colors=MUTED)
+    figure.legend(handles=_attention_legend(task, label is not None), loc="upper center", ncol=5, frameon=False,
+                  fontsize=10, bbox_to_anchor=(0.48, 1.0))  # fmt: skip
+    if title:
+        figure.text(0.48, 0.01, title, ha="center", fontsize=9, color=MUTED)
+    return save(figure, path, dpi)
+
+
+def _query_row(values: np.ndarray, query: int, task: GridTask) -> np.ndarray:
+    """The query's row over the cells, as it is: maps from elsewhere may lack the mass of prefix positions."""
+    row = np.asarray(values, np.float64)
+    row = row[query] if row.ndim == 2 else row
+    if row.shape != (task.seq_len,):
+        raise ValueError(f"An attention row of this {task.name} has {task.seq_len} cells, got {row.shape}.")
+    return row
+
+
+def attention_evolution(
+    l_maps: np.ndarray,
+    h_maps: np.ndarray,
+    decoded: np.ndarray,
+    steps: Sequence[int],
+    query: int,
+    task: GridTask,
+    path: str | Path,
+    *,
+    puzzle: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    title: str | None = None,
+    radius: int | None = None,
+    dpi: int = DPI,
+) -> Path:
+    """The example over ACT steps: L above H, a column per step.
+
+    Args: as `attention_example`, with a leading axis of ACT steps on l_maps, h_maps and decoded.
+    """
+    count = len(steps)
+    figure = new_figure(0.8 + 1.75 * count, 4.7)
+    axes = figure.subplots(2, count, squeeze=False)
+    rows = [[_query_row(m[i], query, task) for i in range(count)] for m in (l_maps, h_maps)]
+    near = next(iter(task.neighbours.values()))[query]
+    for i, step in enumerate(steps):
+        faults = attention_faults(task, np.asarray(decoded[i]).reshape(-1), label)
+        for line, level in enumerate("lh"):
+            ax, row = axes[line][i], rows[line][i]
+            # One scale per step: later maps may be much flatter.
+            top = max(rows[0][i].max(), rows[1][i].max())
+            _attention_panel(ax, row, task, query, faults, puzzle, label, top, radius)
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(f"nbr {row[near].sum():.2f}", fontsize=8.5, color=MUTED, labelpad=2)
+            if line == 0:
+                ax.set_title(f"ACT step {step}", fontsize=10, color=INK)
+            if i == 0:
+                ax.set_ylabel(f"{level.upper()}-update", fontsize=11, weight="bold", color=STATE_COLOURS[level])
+    figure.subplots_adjust(left=0.03, right=0.995, top=0.84, bottom=0.08, wspace=0.06, hspace=0.18)
+    figure.legend(handles=_attention_legend(task, label is not None), loc="upper center", ncol=5, frameon=False,
+                  fontsize=10)  # fmt: skip
+    if title:
+        figure.text(0.5, 0.005, title, ha="center", fontsize=9, color=MUTED)
+    return save(figure, path, dpi)
+
+
+def attention_by_step(by_step: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Contrasts against the ACT step: a row per metric, a column per layer, a line per class."""
+    steps = list(by_step)
+    layers = list(by_step[steps[0]])
+    classes = list(by_step[steps[0]][layers[0]])
+    metrics = list(by_step[steps[0]][layers[0]][classes[0]]["metrics"])
+    figure = new_figure(0.8 + 2.4 * len(layers), 0.6 + 1.55 * len(metrics))
+    axes = figure.subplots(len(metrics), len(layers), squeeze=False, sharex=True, sharey="row")
+    x = np.array([int(s) for s in steps])
+    for r, metric in enumerate(metrics):
+        for c, layer in enumerate(layers):
+            ax = axes[r][c]
+            for name, colour in zip(classes, (PALETTE[6], PALETTE[2])):
+                cells = [by_step[s][layer][name]["metrics"][metric] for s in steps]
+                mean = np.array([np.nan if e["mean"] is None else e["mean"] for e in cells])
+                ci = np.array([np.nan if e["ci95"] is None else e["ci95"] for e in cells])
+                ax.plot(x, mean, "-o", ms=3, color=colour, label=CLASS_LABELS.get(name, name))
+                ax.fill_between(x, mean - ci, mean + ci, color=colour, alpha=0.2, lw=0)
+            ax.axhline(0, color=INK, lw=0.7)
+            ax.set_xticks(x)
+            ax.tick_params(length=0, labelsize=8, colors=MUTED)
+            bare(ax)
+            if r == 0:
+                ax.set_title(f"Layer {layer}", fontsize=11, weight="bold")
+            if c == 0:
+                ax.set_ylabel(METRIC_LABELS.get(metric, metric), fontsize=10)
+            if r == len(metrics) - 1:
+                ax.set_xlabel("ACT step", fontsize=9, color=MUTED)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncol=2, frameon=False, fontsize=10)
+    return save(figure, path, dpi)
+
+
+def attention_heads(per_head: dict[str, Any], name: str, path: str | Path, *, dpi: int = DPI) -> Path:
+    """Contrasts of every head (columns) and layer (rows) of one class as a coloured table, a panel per metric."""
+    layers = list(per_head)
+    heads = list(per_head[layers[0]][name])
+    metrics = list(per_head[layers[0]][name][heads[0]])
+    figure = new_figure(0.6 + (1.0 + 0.5 * len(heads)) * len(metrics), 1.3 + 0.5 * len(layers))
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for ax, metric in zip(axes, metrics):
+        cells = [[per_head[l][name][h][metric]["mean"] for h in heads] for l in layers]  # noqa: E741
+        values = np.array([[np.nan if v is None else v for v in row] for row in cells], float)
+        top = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
+        ax.imshow(values, cmap="PuOr_r", vmin=-top or -1, vmax=top or 1, aspect="auto")
+        for (r, c), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                ax.text(c, r, f"{value:.2g}", ha="center", va="center", fontsize=6.5,
+                        color="white" if abs(value) > 0.7 * top else INK)  # fmt: skip
+        ax.set_title(METRIC_LABELS.get(metric, metric), fontsize=11)
+        ax.set_xticks(range(len(heads)), heads, fontsize=8)
+        ax.set_yticks(range(len(layers)), layers, fontsize=8)
+        ax.set_xlabel("head", fontsize=9, color=MUTED)
+        ax.tick_params(length=0)
+    axes[0].set_ylabel("layer", fontsize=9, color=MUTED)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+# ---- freeze --------------------------------------------------------------------------------------------------------
+
+RUN_LABELS = {"normal": "normal", "freeze_z_H": "$z_H$ frozen", "freeze_z_L": "$z_L$ frozen"}
+
+
+def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str | None = None, dpi: int = DPI) -> Path:
+    """Mask flips, content changes and exact accuracy of each state, normal and with the other state frozen.
+
+    Args:
+        table: {run.state: {measure: {"mean", "std"}}} of `across_runs`, of `from_published`, or of a summary.
+    """
+    measures = [
+        ("mask_flips", "mask flips per puzzle"),
+        ("content_changes", "content changes per puzzle"),
+        ("exact_accuracy", "exact accuracy, %"),
+    ]
+    bars = [("normal", "z_L"), ("freeze_z_H", "z_L"), ("normal", "z_H"), ("freeze_z_L", "z_H")]
+    figure = new_figure(10.5, 3.7)
+    axes = figure.subplots(1, len(measures))
+    for ax, (measure, label) in zip(axes, measures):
+        scale = 100 if measure == "exact_accuracy" else 1
+        for x, (run, state) in enumerate(bars):
+            entry = table.get(f"{run}.{state}", {}).get(measure)
+            if entry is None:
+                continue
+            colour = STATE_COLOURS[state[-1].lower()]
+            ax.bar(x, scale * entry["mean"], 0.72, color=colour if run == "normal" else tint(colour, 0.35),
+                   edgecolor=colour, lw=1.2, zorder=3)  # fmt: skip
+            ax.errorbar(x, scale * entry["mean"], yerr=scale * entry["std"], color=INK, capsize=3, lw=1.1, zorder=4)
+            for i, value in enumerate(entry.get("runs", [])):
+                ax.plot(x + 0.05 * (i - 2), scale * value, "o", ms=3, mfc="white", mec=INK, mew=0.8, zorder=5)
+        ax.set_xticks(
+            range(4), ["$z_L$\nnormal", "$z_L$\n$z_H$ frozen", "$z_H$\nnormal", "$z_H$\n$z_L$ frozen"], fontsize=9
+        )
+        ax.set_title(label, fontsize=11, color=INK)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if ax.get_ylim()[0] < 0 else 0)
+        ax.grid(axis="y", color="#EDEFF2", lw=0.8, zorder=0)
+        ax.tick_params(length=0, labelsize=9, colors=MUTED)
+        bare(ax)
+    if title:
+        figure.text(0.5, 0.01, title, ha="center", fontsize=9, color=MUTED)
+    figure.tight_layout(rect=(0, 0.05 if title else 0, 1, 1))
+    return save(figure, path, dpi)
+
+
+def freeze_series(series: dict[str, Any], updates: Sequence[str], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Mask flips and content changes after every update, mean ± SEM over puzzles, normal against frozen."""
+    figure = new_figure(10.5, 5.2)
+    axes = figure.subplots(2, 2, sharex=True)
+    for column, (state, frozen) in enumerate((("z_L", "freeze_z_H"), ("z_H", "freeze_z_L"))):
+        for row, (measure, label) in enumerate((("mask_flips", "mask flips"), ("content_changes", "content changes"))):
+            ax = axes[row][column]
+            for run, style in (("normal", "-"), (frozen, "--")):
+                entry = series[f"{run}.{state}"][measure]
+                mean, sem = np.asarray(entry["mean"]), np.asarray(entry["sem"])
+                x = np.arange(1, len(mean) + 1)
+                colour = STATE_COLOURS[state[-1].lower()]
+                ax.plot(x, mean, style, color=colour, lw=1.5, label=RUN_LABELS[run])
+                ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
+            if row == 0:
+                ax.set_title(f"{STATE_NAMES[state[-1].lower()]}", fontsize=13, color=STATE_COLOURS[state[-1].lower()])
+                ax.legend(frameon=False, fontsize=9)
+            else:
+                ax.set_xlabel("update", fontsize=9, color=MUTED)
+            ax.set_ylabel(label, fontsize=9, color=MUTED)
+            ax.set_ylim(bottom=0)
+            ax.tick_params(length=0, labelsize=9, colors=MUTED)
+            bare(ax)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Exact accuracy of z_H (share, standard error) under each intervention."""
+    figure = new_figure(7.5, 0.9 + 0.36 * len(rows))
+    ax = figure.subplots()
+    for y, (_, mean, error) in enumerate(rows):
+        ax.barh(y, 100 * mean, 0.65, color=STATE_COLOURS["h"] if y == 0 else tint(STATE_COLOURS["h"], 0.45), zorder=3)
+        ax.errorbar(100 * mean, y, xerr=100 * error, color=INK, capsize=3, lw=1, zorder=4)
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlabel("exact accuracy of $z_H$, %", fontsize=10, color=MUTED)
+    ax.set_xlim(0, max(5.0, ax.get_xlim()[1]))
+    ax.grid(axis="x", color="#EDEFF2", lw=0.8, zorder=0)
+    ax.tick_params(length=0, labelsize=9)
+    bare(ax)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+def state_curves(
+    curves: dict[str, dict[str, Any]],
+    measures: Sequence[tuple[str, str, float]],
+    path: str | Path,
+    *,
+    per_step: int,
+    dpi: int = DPI,
+) -> Path:
+    """Mean ± SEM of both states after every update, a panel per measure.
+
+    Args:
+        curves: {"z_H": {measure: {"mean" (U,), "sem" (U,)}}, "z_L": ...}.
+        measures: (name, label, factor) of each panel; those that are missing are left out.
+    """
+    present = [m for m in measures if any(m[0] in by for by in curves.values())]
+    columns = min(3, len(present))
+    lines = -(-len(present) // columns)
+    figure = new_figure(0.3 + 3.5 * columns, 0.5 + 2.3 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+    for ax in axes[len(present) :]:
+        ax.set_visible(False)
+    for ax, (name, label, factor) in zip(axes, present):
+        for state in curves:
+            if name not in curves[state]:
+                continue
+            mean = factor * np.asarray(curves[state][name]["mean"], float)
+            sem = factor * np.asarray(curves[state][name]["sem"], float)
+            x = (np.arange(len(mean)) + 1) / per_step
+            colour = STATE_COLOURS.get(state[-1].lower(), INK)
+            ax.plot(x, mean, color=colour, lw=1.5, label=STATE_NAMES.get(state[-1].lower(), state))
+            ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
+        if factor == 100 and ax.get_ylim()[1] < 5:
+            ax.set_ylim(min(0.0, ax.get_ylim()[0]), 5)  # no drama out of shares near 0
+        ax.set_title(label, fontsize=10, color=INK, loc="left")
+        ax.set_xlabel("ACT step", fontsize=9, color=MUTED)
+        ax.tick_params(length=0, labelsize=8, colors=MUTED)
+        ax.spines["left"].set_color(FAINT)
+        bare(ax)
+    axes[0].legend(frameon=False, fontsize=10)
+    figure.tight_layout()
+    return save(figure, path, dpi)

@@ -1,0 +1,77 @@
+"""What the two states of a model do: roll-outs, freeze and attention studies, geometry, and a report of all of it.
+
+    python scripts/analyze.py rollout   --model DIR --data sapientinc/sudoku-extreme --limit 100 --output-dir out
+    python scripts/analyze.py freeze    --model DIR --data dev.csv.gz --limit 1000 --output-dir out
+    python scripts/analyze.py freeze    --model run0 run1 run2 --data dev.csv.gz --output-dir out     # mean over seeds
+    python scripts/analyze.py freeze    --model DIR --data dev.csv.gz --output-dir out \\
+        --interventions freeze:z_l:4- freeze:z_h:2-6 reset:z_l:5 swap:3 perturb:z_h:0.1:0-4 through:z_l
+    python scripts/analyze.py attention --model DIR --data dev.csv.gz --limit 1000 --output-dir out --parquet
+    python scripts/analyze.py geometry  --model DIR --data dev.csv.gz --limit 500 --output-dir out
+    python scripts/analyze.py report    --model DIR --data dev.csv.gz --limit 200 --output-dir out     # report.html
+
+Results go to OUTPUT_DIR/analysis.json (studies of the same model and puzzles share it), tables to *.md, figures to
+figures/. A killed run, started again, goes on behind its last finished chunk (cache/). ACT steps count from 0.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("command", choices=["rollout", "freeze", "attention", "geometry", "report"])
+    add("--model", nargs="+", required=True, help="model folder or Hub id; several are studied one after another")
+    add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer")
+    add("--output-dir", type=Path, required=True)
+    add("--split", default="test")
+    add("--limit", type=int, help="only the first N puzzles")
+    add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
+    add("--steps", type=int, nargs="+", help="attention: ACT steps to look at; default 2 4 6 8 10 12 14 15")
+    add("--interventions", nargs="+", default=[], metavar="I", help="freeze: further interventions, as in the example")
+    add("--pictures", type=int, default=2, help="rollout: puzzles that are drawn and animated")
+    add("--device", help="default: the GPU if there is one")
+    add("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--no-figures", action="store_true", help="numbers and tables only")
+    add("--parquet", action="store_true", help="also every single row as parquet, for plots of one's own")
+    add("--no-cache", action="store_true", help="keep no finished chunks")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from air_model.analysis.commands import Options, analyze
+
+    try:
+        options = Options(
+            models=args.model,
+            data=args.data,
+            output_dir=args.output_dir,
+            split=args.split,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            steps=args.steps,
+            interventions=args.interventions,
+            pictures=args.pictures,
+            device=args.device,
+            dtype=args.dtype,
+            figures=not args.no_figures,
+            parquet=args.parquet,
+            cache=not args.no_cache,
+            progress=not args.quiet,
+        )
+        folder = analyze(args.command, options)
+    except (ValueError, OSError) as error:
+        print(f"analyze: {error}", file=sys.stderr)
+        return 1
+    print(f"Results in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
