@@ -6,7 +6,7 @@
     accelerate launch train_accelerate.py --recipe sudoku_extreme --output-dir runs/sudoku --resume
     accelerate launch --config_file recipes/accelerate/8_gpus.yaml train_accelerate.py --recipe maze_hard ...
     torchrun --nproc_per_node 2 train_accelerate.py --recipe sudoku_6x6 ...              # several CPU processes
-    python train_accelerate.py --recipe sudoku_extreme --output-dir /tmp/try --smoke     # tiny, seconds
+    python train_accelerate.py --recipe sudoku_extreme --output-dir runs/try --smoke     # tiny, seconds
 
 Any key of TrainConfig (training_air.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
 metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.
@@ -146,6 +146,8 @@ class Trainer:
 
         torch.manual_seed(config.seed)  # on the CPU, so that every machine starts from the same weights
         self.model = AirModel(self.config)
+        if config.init_from:
+            self.say(start_from(self.model, config.init_from))
         if config.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(self.device).train()
@@ -406,9 +408,12 @@ class Trainer:
             return {}
         start = time.perf_counter()
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            limit = self.train.eval_limit
+            if final and self.train.final_eval_limit is not None:
+                limit = self.train.final_eval_limit
             sums = evaluate_model(
                 self.model,
-                self.eval_set,
+                self.eval_set.select(slice(limit or None)),
                 batch_size=self.train.eval_batch_size or self.local_batch,
                 rank=self.rank,
                 world=self.world,
@@ -622,6 +627,26 @@ class Trainer:
             "model_config": self.config.to_dict(),
             **environment(self.device, self.world),
         }
+
+
+def start_from(model: AirModel, source: str) -> str:
+    """Copy the weights of another model; what has another shape (tokens, places of another grid) stays fresh.
+
+    Returns a sentence that says so. Raises RunError if no block fits.
+    """
+    from air_model.pipeline_air import load_model
+
+    theirs, ours = load_model(source, "cpu").float().state_dict(), model.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in ours and ours[k].shape == v.shape}
+    blocks = [k for k in ours if ".layers." in k]
+    if missing := [k for k in blocks if k not in fitting]:
+        raise RunError(
+            f"init_from={source}: its blocks do not fit this recipe ({missing[0]} and {len(missing) - 1} more). Use "
+            "its width, heads, layers and variant."
+        )
+    model.load_state_dict({**ours, **fitting})
+    fresh = sorted(set(ours) - set(fitting))
+    return f"Starting from {source}" + (f"; fresh because of another shape: {', '.join(fresh)}." if fresh else ".")
 
 
 def _describe(puzzles: Any) -> dict[str, Any]:
@@ -860,7 +885,8 @@ def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
             file=sys.stderr,
         )
         return train_set, None
-    source, limit = config.eval_data or config.data, config.eval_limit or None
+    limits = [config.eval_limit, config.eval_limit if config.final_eval_limit is None else config.final_eval_limit]
+    source, limit = config.eval_data or config.data, max(limits) if all(limits) else None
     if config.eval_split != "auto":
         return train_set, load_puzzles(source, config.eval_split, task=task, limit=limit)
     try:

@@ -76,23 +76,23 @@ def sentence(error: Exception, repo_id: str, kind: str) -> str:
         return f"The Hub has a problem of its own ({status}): repeat the command later; what was uploaded is kept."
     if isinstance(error, errors.HFValidationError):
         return f"{repo_id!r} is no repository name: use USER/NAME with letters, digits, '-', '_' and '.'."
-    if is_network(error):
+    if (broken := network_error(error)) is not None:
         return (
-            f"The Hub could not be reached or the connection broke ({type(error).__name__}): check the network and "
+            f"The Hub could not be reached or the connection broke ({type(broken).__name__}): check the network and "
             "repeat the command; what was uploaded is kept."
         )
     text = " ".join(str(error).split())
     return f"The Hub refused the {kind} {repo_id}: {text[:300]}"
 
 
-def is_network(error: BaseException | None) -> bool:
-    """A connection that failed or broke, whichever HTTP library reports it."""
+def network_error(error: BaseException | None) -> BaseException | None:
+    """The failed or broken connection behind an exception, whichever HTTP library reports it, or None."""
     while error is not None:
         library = type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
         if isinstance(error, (ConnectionError, TimeoutError)) or (library and not hasattr(error, "response")):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def patiently(call: Callable[[], T], say: Callable[[str], None], what: str) -> T:
@@ -103,7 +103,7 @@ def patiently(call: Callable[[], T], say: Callable[[str], None], what: str) -> T
         except Exception as error:
             response = getattr(error, "response", None)
             status = getattr(response, "status_code", None)
-            temporary = is_network(error) if status is None else status == 429 or status >= 500
+            temporary = network_error(error) is not None if status is None else status == 429 or status >= 500
             temporary = temporary and type(error).__name__ != "OfflineModeIsEnabled"
             if not temporary or attempt == TRIES:
                 raise

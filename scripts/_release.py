@@ -420,14 +420,16 @@ def stage_space(source: Path, folder: Path, *, repo_id: str, model: str | None =
     if static.is_dir():
         shutil.copytree(static, folder / "air_model/spaces_demo/static", dirs_exist_ok=True)
     shutil.copyfile(PACKAGE / "LICENSE", folder / "LICENSE")
-    if model is not None:
-        if Path(model).is_dir():
-            name = Path(model).name
-            stage_into = folder / "air_model" / "checkpoints" / name
-            stage_into.mkdir(parents=True)
-            stage_model(Path(model), stage_into, repo_id=name, figures=False)
-        else:
-            set_front_matter(folder / "README.md", "models", [model])
+    if model is None:  # the shipped ones
+        travelling = [path.parent for path in sorted((PACKAGE / "checkpoints").glob("*/config.json"))]
+    else:
+        travelling = [Path(model)] if Path(model).is_dir() else []
+    for checkpoint in travelling:
+        target = folder / "air_model" / "checkpoints" / checkpoint.name
+        target.mkdir(parents=True)
+        stage_model(checkpoint, target, repo_id=f"checkpoints/{checkpoint.name}", figures=False)
+    if model is not None and not travelling:
+        set_front_matter(folder / "README.md", "models", [model])
     return staged
 
 

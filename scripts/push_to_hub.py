@@ -87,9 +87,7 @@ def push_collection(arguments: argparse.Namespace, say: Callable[[str], None]) -
         kind, _, rest = text.partition(":")
         item, _, note = rest.partition("=")
         if kind not in ("model", "dataset", "space", "paper") or not (REPO_ID.fullmatch(item) or kind == "paper"):
-            raise Refused(
-                f"--item {text!r} must be model:, dataset: or space: and USER/NAME, or paper: and its number."
-            )
+            raise Refused(f"--item {text!r} must be model:USER/NAME, dataset:…, space:… or paper:NUMBER.")
         items.append((kind, item, note or None))
     if arguments.dry_run:
         arguments.dry_run.mkdir(parents=True, exist_ok=True)

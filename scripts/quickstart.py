@@ -1,7 +1,7 @@
 """The main job, from nothing to solved puzzles: `make quickstart` runs this.
 
     python scripts/quickstart.py                          # about 5 minutes on two CPU cores
-    python scripts/quickstart.py --output-dir /tmp/try    # somewhere else
+    python scripts/quickstart.py --output-dir runs/try    # somewhere else
     python scripts/quickstart.py max_steps=200            # any training value may be overridden
 
 Generates 6x6 Sudokus, trains a small AIR on them with train_accelerate.py, evaluates it on puzzles whose solution grid
