@@ -55,7 +55,10 @@ class TrainConfig:
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test
     eval_limit: int = 512  # puzzles evaluated while training; 0 for all
+    final_eval_limit: int | None = None  # puzzles of the evaluation at the end; None: eval_limit, 0: all
     eval_batch_size: int = 0  # 0: batch_size of a process
+
+    init_from: str = ""  # model folder or Hub id whose weights the run starts from (fine-tuning); "" starts fresh
 
     max_steps: int | None = None  # the budget, in optimizer steps ...
     epochs: float | None = None  # ... or in passes over the base puzzles; give one of the two
@@ -151,7 +154,7 @@ MODEL_FIELDS = [
 # Changing these leaves every weight of the run as it was, so a resumed run may.
 FREE_ON_RESUME = {
     "save_every", "eval_every", "log_every", "total_limit", "max_minutes", "trackers", "run_name",
-    "eval_data", "eval_split", "eval_limit", "eval_batch_size",
+    "eval_data", "eval_split", "eval_limit", "final_eval_limit", "eval_batch_size",
 }  # fmt: skip
 
 
