@@ -1,0 +1,14 @@
+"""A user's process: loads a published model, pushes it plainly with transformers, and uses its pipeline again."""
+# ruff: noqa: E402
+
+import sys
+
+sys.modules["air_model"] = None
+
+from transformers import AutoModel, pipeline
+
+model = AutoModel.from_pretrained("user/air", trust_remote_code=True)
+model.lm_head.weight.data += 1
+model.push_to_hub("user/air", commit_message="fine-tuned")
+pipe = pipeline("puzzle-solving", model="user/air", trust_remote_code=True)
+print(sorted(pipe("1..." + "." * 12, max_act_steps=1)))
