@@ -1,0 +1,337 @@
+"""The runs that fill checkpoints/ and results/, in order: list them, run one on a borrowed GPU, collect what came back.
+
+    python scripts/run_queue.py                                             # the queue and what is done
+    python scripts/run_queue.py sudoku-published --data-root .data --work-dir /tmp/air --output-dir "$OUT" --minutes 9
+    python scripts/run_queue.py sudoku-published --rehearse --data-root ../shared/data --work-dir /tmp/try --output-dir /tmp/out
+    python scripts/run_queue.py sudoku-published --collect FOLDER           # what came back -> checkpoints/, results/
+    python scripts/run_queue.py --write                                     # results/QUEUE.md from this table
+
+The first call starts training in a process session of its own and waits; further calls find it still running, wait
+again, and copy out. Training resumes by itself from its newest checkpoint under --work-dir. When it is done the same
+call evaluates it on the dev rows and writes one parcel: bf16 weights in shards under 16 MB, run.json, evaluations,
+curves, at most 8 files. A later session on another machine goes on from a parcel with init_from=PARCEL.
+"""  # noqa: E501
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+ROOT = Path(__file__).resolve().parent.parent
+REHEARSAL = ["max_steps=20", "batch_size=16", "hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2"]
+REHEARSAL += ["eval_every=10", "save_every=10", "log_every=5", "eval_limit=16", "warmup_steps=2", "halt_max_steps=4"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the queue. minutes: expected on one H100 or H200, computed from PERF.md, not measured."""
+
+    goal: str
+    recipe: str
+    data: str
+    minutes: float
+    overrides: tuple[str, ...] = ()
+    checkpoint: str | None = None  # folder under checkpoints/; None: only a row in results/runs.jsonl
+    evaluations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    curve: tuple[str, ...] | None = None
+
+
+PUBLISHED = {"max-16": ("--halt", "max"), "halt-q": ("--halt", "q")}
+GAP = ("max_steps=4000", "batch_size=384", "warmup_steps=500", "eval_every=2000")
+GAP_VARIANTS = ("Lx_H", "Lx_Hx", "L_Hx", "L2x_H2x", "L2x_H2x_prepend", "HRM")
+
+QUEUE: dict[str, Item] = {
+    "sudoku-published": Item(
+        "60 % exact or more at 16 ACT steps; then accuracy against steps and attempts, 90 % or more",
+        "sudoku_extreme",
+        "sudoku_extreme",
+        32,
+        checkpoint="air-sudoku-extreme",
+        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", "--attempts", "32", "--max-act-steps", "128")},
+        curve=("--max-act-steps", "128", "--attempts", "32"),
+    ),
+    "sudoku-best": Item(
+        "90 % or more in one pass, 99 % with checked attempts, within 30 minutes",
+        "sudoku_best",
+        "sudoku_extreme",
+        30,
+        checkpoint="air-sudoku-extreme-best",
+        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", "--attempts", "32", "--max-act-steps", "128")},
+        curve=("--max-act-steps", "128", "--attempts", "32"),
+    ),
+    "maze": Item(
+        "the best that fits, exact and valid-optimal (augmented, re-labelled by the benchmark's rule)",
+        "maze_hard",
+        "maze_hard",
+        30,
+        overrides=("batch_size=96", "max_steps=13000", "augment=symmetries", "ema=0.999", "eval_limit=200"),
+        checkpoint="air-maze-hard",
+        evaluations=PUBLISHED,
+    ),
+    **{
+        f"gap-{variant}-{seed}": Item(
+            "the asymmetry gap at a reduced, equal budget",
+            "hrm_sudoku" if variant == "HRM" else "sudoku_extreme",
+            "sudoku_extreme",
+            3,
+            overrides=(f"variant={variant}", f"seed={seed}", *GAP),
+            evaluations={"max-16": ("--halt", "max")},
+        )
+        for seed in range(3)
+        for variant in GAP_VARIANTS
+    },
+}
+
+
+def state_of(name: str) -> str:
+    """What the repository holds of a row: read off checkpoints/ and results/, never typed."""
+    item = QUEUE[name]
+    files = [ROOT / "results" / "queue" / f"{name}.json"]
+    if item.checkpoint:
+        files += sorted((ROOT / "checkpoints" / item.checkpoint / "results").glob("max-16*.json"))
+    for file in files:
+        if file.is_file():
+            found = json.loads(file.read_text())
+            return f"done: {found['exact_accuracy']:.1%} exact of {found['n']} ({found.get('date', '')[:10]})"
+    return "open"
+
+
+def command_of(name: str) -> str:
+    return f'python scripts/run_queue.py {name} --data-root .data --work-dir /tmp/air --output-dir "$OUT" --minutes 9'
+
+
+def write_queue() -> Path:
+    """results/QUEUE.md."""
+    lines = [
+        "# Runs that wait for an H100 or H200",
+        "",
+        "Written by `python scripts/run_queue.py --write`. Minutes are computed (PERF.md of the project's notes), not",
+        "measured. On the machine: `pip install adam-atan2-pytorch` (or carry its wheel) and the real puzzles as",
+        "`.data/sudoku_extreme/{train_1000,dev_1175}.csv.gz` and `.data/maze_hard/{train_1000,dev_500}.csv.gz`.",
+        "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout.",
+        "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`.",
+        "",
+        "| run | goal | command | minutes | state |",
+        "|---|---|---|---|---|",
+    ]
+    for name, item in QUEUE.items():
+        lines.append(f"| {name} | {item.goal} | `{command_of(name)}` | {item.minutes:g} | {state_of(name)} |")
+    lines += [
+        "",
+        "Afterwards, of the checkpoints of rows 1 and 4: `python scripts/analyze.py report --model checkpoints/NAME "
+        "--data .data/… --limit 1000 --output-dir results/NAME`.",
+    ]
+    path = ROOT / "results" / "QUEUE.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def alive(pid_file: Path) -> bool:
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
+    """Detached, so that it outlives the command that starts it."""
+    item = QUEUE[name]
+    overrides = [*item.overrides, *(REHEARSAL if args.rehearse else []), *args.overrides]
+    command = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", item.recipe, "--resume"]
+    command += ["--output-dir", str(work / "run"), f"data={args.data_root / item.data}", *overrides]
+    log = (work / "train.log").open("a")
+    process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    (work / "pid").write_text(str(process.pid))
+    print(f"started: {' '.join(command)}", flush=True)
+
+
+def status_of(run: Path) -> str:
+    try:
+        return json.loads((run / "run.json").read_text())["status"]
+    except (OSError, ValueError, KeyError):
+        return "not started"
+
+
+def last_words(log: Path) -> str:
+    text = log.read_bytes()[-600:].decode(errors="replace").replace("\r", "\n") if log.is_file() else ""
+    return ([line for line in text.split("\n") if line.strip()] or [""])[-1][:200]
+
+
+def wait(work: Path, seconds: float) -> None:
+    end, told = time.monotonic() + seconds, 0.0
+    while alive(work / "pid") and time.monotonic() < end:
+        time.sleep(1)
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            print(last_words(work / "train.log"), flush=True)
+        try:  # our own child becomes a zombie, which kill(0) still finds
+            os.waitpid(int((work / "pid").read_text()), os.WNOHANG)
+        except (ChildProcessError, ValueError, OSError):
+            pass
+
+
+def evaluate_all(name: str, args: argparse.Namespace, work: Path) -> None:
+    """The evaluations of a row, each once; a killed one goes on at the next call."""
+    from air_model.scripts import evaluate
+
+    item, data = QUEUE[name], str(args.data_root / QUEUE[name].data)
+    small = ["--limit", "2"] if args.rehearse else []
+    common = ["--model", str(work / "run" / "model"), "--data", data, "--split", "dev", *small]
+    for label, options in item.evaluations.items():
+        output = work / "evaluations" / f"{label}.json"
+        if not output.exists():
+            output.parent.mkdir(exist_ok=True)
+            if evaluate.main([*common, *options, "--by-rating", "--output", str(output)]):
+                raise SystemExit(f"evaluation {label} failed; call again to repeat it")
+    if item.curve and not (work / "evaluations" / "curve.png").exists():
+        options = ["--max-act-steps", "8", "--attempts", "2"] if args.rehearse else item.curve
+        evaluate.main([*common, *options, "--curve", str(work / "evaluations" / "curve.png")])
+
+
+def newest_weights(run: Path) -> Path | None:
+    """The model folder, or the newest checkpoint's weights while training goes on."""
+    if status_of(run) == "finished" and (run / "model" / "config.json").is_file():
+        return run / "model"
+    found = sorted((run / "checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.rsplit("_", 1)[1]))
+    return found[-1] if found else None
+
+
+def write_parcel(work: Path, target: Path) -> None:
+    """bf16 weights in shards, run.json, all evaluations in one file, curves: at most 8 files."""
+    import torch
+    from safetensors.torch import load_file
+
+    from air_model.configuration_air import AirConfig
+    from air_model.modeling_air import AirModel
+
+    source = newest_weights(work / "run")
+    if source is None:
+        print("nothing to copy out yet: no checkpoint was written")
+        return
+    if (source / "config.json").is_file():
+        model = AirModel.from_pretrained(source, dtype=torch.bfloat16)
+    else:
+        model = AirModel(AirConfig.from_dict(json.loads((work / "run" / "run.json").read_text())["model_config"]))
+        weights = source / "ema.safetensors"
+        state = load_file(source / "model.safetensors") | (load_file(weights) if weights.is_file() else {})
+        model.load_state_dict(state)
+        model.to(torch.bfloat16)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    model.save_pretrained(target, max_shard_size="15MB")
+    for extra in target.glob("*.py"):
+        extra.unlink()
+    shutil.copyfile(work / "run" / "run.json", target / "run.json")
+    evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((work / "evaluations").glob("*.json"))}
+    if evaluations:
+        (target / "evaluations.json").write_text(json.dumps(evaluations))
+    for path, name in ((work / "run" / "curve.png", "curve.png"), (work / "evaluations" / "curve.png", "thought.png")):
+        if path.is_file() and len(list(target.iterdir())) < 8:
+            shutil.copyfile(path, target / name)
+    sizes = {p.name: p.stat().st_size for p in target.iterdir()}
+    print(f"parcel {target}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
+    assert len(sizes) <= 8 and max(sizes.values()) < 16e6, sizes
+
+
+def collect(name: str, parcel: Path) -> None:
+    """A finished parcel into checkpoints/ (with its card), its numbers into results/."""
+    item = QUEUE[name]
+    if not (parcel / "run.json").is_file():
+        raise FileNotFoundError(f"{parcel} holds no run.json: --collect takes the folder that a run wrote.")
+    run = json.loads((parcel / "run.json").read_text())
+    if run.get("status") != "finished":
+        raise ValueError(f"The run is {run.get('status')}: go on with it (init_from={parcel}), then collect.")
+    evaluations = json.loads((parcel / "evaluations.json").read_text())
+    results = ROOT / "results" / "queue"
+    results.mkdir(parents=True, exist_ok=True)
+    headline = {**evaluations["max-16"], "run": name}
+    (results / f"{name}.json").write_text(json.dumps(headline, indent=1) + "\n")
+    with (ROOT / "results" / "runs.jsonl").open("a") as file:
+        collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        file.write(json.dumps({**run, "evaluation": headline, "collected": collected}) + "\n")
+    if item.checkpoint:
+        ship(parcel, ROOT / "checkpoints" / item.checkpoint, evaluations)
+    write_queue()
+
+
+def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
+    """A Hub-ready folder under checkpoints/, written by the same code that publishes."""
+    import tempfile
+
+    from air_model.scripts._release import stage_model
+
+    with tempfile.TemporaryDirectory() as temporary:
+        files = []
+        for label, contents in evaluations.items():
+            files.append(Path(temporary) / f"{label}.json")
+            files[-1].write_text(json.dumps(contents))
+        staged = Path(temporary) / "staged"
+        staged.mkdir()
+        stage_model(model, staged, repo_id=target.name, evaluations=files)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(staged, target)
+    print(
+        f"{target.relative_to(ROOT)}: {sum(p.stat().st_size for p in target.rglob('*') if p.is_file()) / 1e6:.1f} MB"
+    )
+
+
+def run_item(name: str, args: argparse.Namespace) -> int:
+    work = args.work_dir / name
+    work.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + args.minutes * 60
+    if status_of(work / "run") != "finished" and not alive(work / "pid"):
+        start_training(name, args, work)
+    # The last minute is for copying out.
+    wait(work, deadline - time.monotonic() - (0 if args.rehearse else 60))
+    status = status_of(work / "run")
+    if not alive(work / "pid") and status != "finished":
+        print((work / "train.log").read_text()[-2000:])
+        print(f"{name} stopped ({status}); the same command goes on from its newest checkpoint.", file=sys.stderr)
+        return 1
+    if status == "finished":
+        evaluate_all(name, args, work)
+    write_parcel(work, args.output_dir / name)
+    print(f"{name}: {'done' if status == 'finished' else 'still training; repeat the command'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=[*QUEUE], metavar="RUN", help="a row of the queue")
+    parser.add_argument("--data-root", type=Path, default=Path(".data"), help="holds sudoku_extreme/ and maze_hard/")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/queue"), help="stays on the machine")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/parcels"), help="what to bring back")
+    parser.add_argument("--minutes", type=float, default=9.0, help="return after this long, finished or not")
+    parser.add_argument("--rehearse", action="store_true", help="the same, with a tiny model and 20 steps")
+    parser.add_argument("--collect", type=Path, metavar="PARCEL", help="take a finished parcel into the repository")
+    parser.add_argument("--write", action="store_true", help="write results/QUEUE.md")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to train_accelerate.py")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        if args.write:
+            print(f"wrote {write_queue().relative_to(ROOT)}")
+        elif args.name is None:
+            for name, item in QUEUE.items():
+                print(f"{name:26} {item.minutes:4g} min  {state_of(name)}")
+        elif args.collect:
+            collect(args.name, args.collect)
+        else:
+            return run_item(args.name, args)
+    except (ValueError, OSError) as error:
+        print(f"run_queue: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
