@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from air_model.analysis import attention, figures, freeze, plots, rollout
+from air_model.analysis import attention, figures, freeze, geometry, plots, report, rollout
 from air_model.analysis.common import (
     Study,
     markdown_table,
@@ -199,6 +199,8 @@ CURVES = (
 def draw_rollouts(study: Study, result: rollout.RolloutResult, out: Path) -> None:
     """Curves over all puzzles; board, film strip and animation of each kept one."""
     folder = out / "figures"
+    for stale in folder.glob("rollout_[0-9]*"):  # of an earlier call with more pictures or other puzzles
+        stale.unlink()
     plots.state_curves(result.curves(), CURVES, folder / "rollout_curves.png", per_step=result.per_step)
     for i in range(len(result.tokens["h"])):
         label = None if study.labels is None else study.labels[i].numpy()
@@ -352,25 +354,111 @@ def draw_attention(
     )  # fmt: skip
 
 
+GEOMETRY_CURVES = (
+    ("norm", "norm of a cell's state", 1.0),
+    ("step", "distance moved by the update", 1.0),
+    ("cosine", "cosine between $z_H$ and $z_L$", 1.0),
+)
+
+
+def run_geometry(study: Study, options: Options, out: Path) -> list[str]:
+    """State geometry, convergence, halting, failures and probes; a figure and a sentence of numbers each."""
+    result = geometry.geometry_study(study)
+    curves, convergence = result.curves(), result.convergence()
+    halting, failures, paths = result.halting(), result.failures(), result.trajectories()
+    probed = geometry.probes(study)
+    record(
+        study,
+        out,
+        geometry={
+            "curves": curves,
+            "convergence": convergence,
+            "halting": halting,
+            "failures": failures,
+            "explained_variance": {name: paths[name]["explained"] for name in ("z_H", "z_L")},
+            "probes": probed,
+        },
+    )
+    if options.parquet:
+        n, updates = result.cosine.shape
+        columns: dict[str, Any] = {
+            "puzzle": np.repeat(np.arange(n), updates),
+            "update": np.tile(np.arange(updates), n),
+            "cosine": result.cosine.reshape(-1),
+        }
+        for state, name in freeze.STATES.items():
+            columns[f"norm_{name}"] = result.norm[state].reshape(-1)
+            columns[f"step_{name}"] = result.step[state].reshape(-1)
+        write_parquet(out / "geometry.parquet", columns)
+    if options.figures:
+        folder = out / "figures"
+        plots.state_curves(curves, GEOMETRY_CURVES, folder / "geometry.png", per_step=result.per_step)
+        plots.convergence_curves(convergence, folder / "convergence.png")
+        plots.trajectories_figure(paths, folder / "trajectories.png")
+        if halting is not None and failures is not None:
+            plots.halting_figure(halting, folder / "halting.png")
+            plots.failures_figure(failures, folder / "failures.png")
+        if probed["auc"]:
+            plots.probes_figure(probed, folder / "probes.png")
+    parts = (
+        ("Geometry of the states", geometry.say_geometry(curves)),
+        ("Convergence", geometry.say_convergence(convergence)),
+        ("Trajectories", geometry.say_trajectories(paths)),
+        ("Halting", geometry.say_halting(halting)),
+        ("Failures", geometry.say_failures(failures)),
+        ("Probes", geometry.say_probes(probed)),
+    )
+    sections = [f"## {title}\n\n{sentence}\n" for title, sentence in parts]
+    write_text(out / "geometry.md", "\n".join(sections))
+    return sections
+
+
 STUDIES: dict[str, Callable[[Study, Options, Path], list[str]]] = {
     "rollout": run_rollout,
     "freeze": run_freeze,
     "attention": run_attention,
+    "geometry": run_geometry,
 }
 
 
 def analyze(command: str, options: Options) -> Path:
     """Run one command for every model; returns the folder with the results."""
     names = _folder_names(options.models)
+    entries = []
     for model, name in zip(options.models, names):
         out = options.output_dir / name if len(names) > 1 else options.output_dir
         study = load_study(model, options, out)
+        commands = list(STUDIES) if command == "report" else [command]
+        if command == "report" and study.config.token_mixer != "attention":
+            commands.remove("attention")  # such a model has none; the report says so
         out.mkdir(parents=True, exist_ok=True)
-        sections = STUDIES[command](study, options, out)
-        print("\n".join(sections))
-    if len(names) > 1 and command == "freeze":
+        sections = {one: STUDIES[one](study, options, out) for one in commands}
+        print("\n".join(text for part in sections.values() for text in part))
+        entries.append(report.Entry(name, out, describe(study, model), sections))
+    if len(names) > 1 and command in ("freeze", "report"):
         together(options, names)
+    if command == "report":
+        summary = options.output_dir / "freeze_runs.md"
+        overall = summary.read_text(encoding="utf-8") if len(names) > 1 else ""
+        report.write(options.output_dir, entries, overall)
     return options.output_dir
+
+
+def describe(study: Study, model: str) -> str:
+    """Markdown: what was studied, for the head of a report."""
+    config = study.config
+    rule = variant_name(config) or "a rule of its own"
+    size = sum(p.numel() for p in study.model.parameters())
+    depth = config.num_hidden_layers if config.shared_block else f"{config.l_layers} + {config.h_layers}"
+    lines = [
+        f"- model: `{model}`, variant {rule}, {size:,} parameters, width {config.hidden_size}, layers {depth}, "
+        f"{config.num_attention_heads} heads, {config.halt_max_steps} ACT steps of `{config.schedule}`",
+        f"- puzzles: {len(study):,} of {study.source} ({study.task!r})",
+        f"- computed on {study.device.type}, {'default precision' if study.dtype is None else study.dtype}",
+    ]
+    if config.token_mixer != "attention":
+        lines.append("- this model mixes positions by a SwiGLU: it has no attention to analyse")
+    return "\n".join(lines) + "\n"
 
 
 def _folder_names(models: Sequence[str]) -> list[str]:

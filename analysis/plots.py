@@ -19,6 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 from air_model.analysis.figures import (
     DPI,
     FAINT,
+    HELD,
     INK,
     MUTED,
     PALETTE,
@@ -474,8 +475,9 @@ def state_curves(
             mean = factor * np.asarray(curves[state][name]["mean"], float)
             sem = factor * np.asarray(curves[state][name]["sem"], float)
             x = (np.arange(len(mean)) + 1) / per_step
-            colour = STATE_COLOURS.get(state[-1].lower(), INK)
-            ax.plot(x, mean, color=colour, lw=1.5, label=STATE_NAMES.get(state[-1].lower(), state))
+            level = state[-1].lower() if state.startswith("z_") else ""
+            colour = STATE_COLOURS.get(level, INK)
+            ax.plot(x, mean, color=colour, lw=1.5, label=STATE_NAMES.get(level, state))
             ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
         if factor == 100 and ax.get_ylim()[1] < 5:
             ax.set_ylim(min(0.0, ax.get_ylim()[0]), 5)  # no drama out of shares near 0
@@ -485,5 +487,132 @@ def state_curves(
         ax.spines["left"].set_color(FAINT)
         bare(ax)
     axes[0].legend(frameon=False, fontsize=10)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+# ---- geometry ------------------------------------------------------------------------------------------------------
+
+
+def _styled(ax: Axes, title: str, x: str | None = None, y: str | None = None) -> None:
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
+    if x:
+        ax.set_xlabel(x, fontsize=9, color=MUTED)
+    if y:
+        ax.set_ylabel(y, fontsize=9, color=MUTED)
+    ax.tick_params(length=0, labelsize=8, colors=MUTED)
+    bare(ax)
+
+
+def _band(ax: Axes, stats: dict[str, Any], colour: str, label: str, factor: float = 1.0, style: str = "-") -> None:
+    """Mean ± SEM against the ACT step."""
+    if stats["mean"] is None:
+        return
+    mean, sem = factor * np.asarray(stats["mean"], float), factor * np.asarray(stats["sem"], float)
+    x = np.arange(len(mean))
+    ax.plot(x, mean, style, color=colour, lw=1.6, label=label)
+    ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
+
+
+def convergence_curves(convergence: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """How far each state moves over an ACT step, and the share of puzzles whose decode is final."""
+    figure = new_figure(9.0, 3.2)
+    axes = figure.subplots(1, 2)
+    for name, entry in convergence.items():
+        level = name[-1].lower()
+        _band(axes[0], entry["relative_change"], STATE_COLOURS[level], STATE_NAMES[level])
+        _band(axes[1], entry["decode_final"], STATE_COLOURS[level], STATE_NAMES[level], 100)
+    axes[0].set_yscale("log")
+    _styled(axes[0], "relative change of the state over the ACT step", "ACT step")
+    _styled(axes[1], "puzzles whose decode is final, %", "after ACT step")
+    axes[1].set_ylim(-3, 103)
+    axes[0].legend(frameon=False, fontsize=10)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+def halting_figure(halting: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Reliability of the halting probability, and when puzzles are first solved against when the model would stop."""
+    figure = new_figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    bins = [b for b in halting["bins"] if b["n"]]
+    left.plot([0, 1], [0, 1], color=FAINT, lw=1.2)
+    total = sum(b["n"] for b in bins)
+    left.scatter([b["confidence"] for b in bins], [b["solved"] for b in bins], zorder=3, color=STATE_COLOURS["h"],
+                 s=[20 + 300 * b["n"] / total for b in bins], edgecolor=INK, lw=0.6)  # fmt: skip
+    left.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    error = 100 * halting["expected_calibration_error"]
+    _styled(left, f"calibration (error {error:.1f} points; area: how often)", "sigmoid(q_halt)", "share solved")
+    steps = np.arange(len(halting["stops_at"]))
+    right.bar(steps - 0.2, halting["first_solved_at"], 0.38, color=PALETTE[2], label="first solved")
+    right.bar(steps + 0.2, halting["stops_at"], 0.38, color=STATE_COLOURS["h"], label="would stop")
+    _styled(right, "puzzles by ACT step", "ACT step")
+    right.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+def failures_figure(failures: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Cells right over the ACT steps in solved and failed puzzles, and what became of the failed ones' wrong cells."""
+    figure = new_figure(9.0, 3.2)
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    solved = failures["n"] - failures["n_failed"]
+    for key, colour, label in (
+        ("right_solved", PALETTE[2], f"solved in the end ($n$ = {solved})"),
+        ("right_failed", PALETTE[6], f"failed ($n$ = {failures['n_failed']})"),
+    ):
+        _band(left, failures[key], colour, label, 100)
+    _styled(left, "cells of $z_H$ that are right, %", "after ACT step")
+    left.legend(frameon=False, fontsize=9)
+    names = ("never_right", "lost")
+    values = [100 * failures[name]["mean"] if failures[name]["mean"] is not None else 0 for name in names]
+    right.bar([0, 1], values, 0.6, color=[PALETTE[6], PALETTE[0]])
+    right.set_xticks([0, 1], ["never right", "right, then lost"], fontsize=9)
+    right.set_ylim(0, 100)
+    _styled(right, "wrong cells of failed puzzles, %")
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+def trajectories_figure(trajectories: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """Each puzzle's mean state after every ACT step on two principal axes; solved green, failed purple."""
+    figure = new_figure(9.0, 4.2)
+    axes = figure.subplots(1, 2)
+    solved = trajectories["solved"]
+    for ax, name in zip(axes, ("z_H", "z_L")):
+        points, explained = np.asarray(trajectories[name]["points"]), np.asarray(trajectories[name]["explained"])
+        for i, path_of_one in enumerate(points):
+            colour = MUTED if solved is None else PALETTE[2] if solved[i] else PALETTE[6]
+            ax.plot(*path_of_one.T, color=colour, lw=0.6, alpha=0.45)
+            ax.plot(*path_of_one[-1], "o", color=colour, ms=3)
+        level = name[-1].lower()
+        _styled(ax, "", f"axis 1 ({100 * explained[0]:.0f} %)", f"axis 2 ({100 * explained[1]:.0f} %)")
+        ax.set_title(STATE_NAMES[level], color=STATE_COLOURS[level], fontsize=14)
+    if solved is not None:
+        handles = [
+            Line2D([], [], color=PALETTE[i], marker="o", ms=4, label=t) for i, t in ((2, "solved"), (6, "failed"))
+        ]
+        axes[0].legend(handles=handles, frameon=False, fontsize=9)
+    figure.tight_layout()
+    return save(figure, path, dpi)
+
+
+def probes_figure(probes: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+    """AUC of linear probes on each state (and on the puzzle's cell alone) after some ACT steps."""
+    figure = new_figure(5.6, 3.3)
+    ax = figure.subplots()
+    colours = {"z_H": STATE_COLOURS["h"], "z_L": STATE_COLOURS["l"], "input": HELD}
+    names = list(probes["auc"])
+    width = 0.8 / max(1, len(names))
+    for i, name in enumerate(names):
+        x = np.arange(len(probes["steps"])) + (i - (len(names) - 1) / 2) * width
+        label = {"input": "puzzle's cell alone"}.get(name, STATE_NAMES.get(name[-1].lower(), name))
+        bars = ax.bar(x, probes["auc"][name], width * 0.92, color=colours.get(name, PALETTE[i]), label=label)
+        ax.bar_label(bars, fmt="%.2f", fontsize=7.5, color=MUTED, padding=1)
+    ax.set_xticks(range(len(probes["steps"])), [str(s) for s in probes["steps"]], fontsize=9)
+    ax.axhline(0.5, color=INK, lw=0.8, ls=":")
+    ax.set_ylim(0.4, 1.08)
+    _styled(ax, f"linear probe: {probes['what']} (AUC)", "after ACT step")
+    ax.legend(frameon=False, fontsize=9, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
     return save(figure, path, dpi)

@@ -93,10 +93,9 @@ class _Meter:
                 "pad": (tokens == PAD).float().mean(-1),
                 "margin": (top[..., 0] - top[..., 1]).mean(-1),
             }
-            # A new batch starts with its first update; before that there is no decode to compare with.
-            fresh = before is None or before.shape != tokens.shape
-            differs = torch.zeros_like(values["blank"]) if fresh else (tokens != before).float().mean(-1)
-            values["changed"] = torch.where(at > 0, differs, 0)
+            # A new batch begins at update 0, where nothing comes before; `solve` may go on with the first half alone.
+            before = tokens if before is None or len(before) < len(tokens) else before[: len(tokens)]
+            values["changed"] = torch.where(at > 0, (tokens != before).float().mean(-1), 0)
             self.before[state] = tokens
             if self.labels is not None:
                 labels = self.labels[update.rows]

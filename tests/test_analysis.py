@@ -291,7 +291,7 @@ def test_head_tables_average_to_the_pooled_table_and_examples_have_the_best_scor
     near = make_task("sudoku", 4).neighbours["units"][query]
     faults = make_task("sudoku", 4).conflicts(maps.decoded[at])
     low, high = maps.l[at, query], maps.h[at, query]
-    entropy = [-(p * np.log(p)).sum() / np.log(16) for p in (high, low)]
+    entropy = [-(p * np.log(np.maximum(p, 1e-300))).sum() / np.log(16) for p in (high, low)]
     score = (low - high)[near].sum() + (low - high)[faults].sum() + 0.5 * (entropy[0] - entropy[1])
     assert score == pytest.approx(best["score"], abs=1e-9)
 

@@ -1,0 +1,474 @@
+"""Beyond the paper: how the states move, whether they settle, when the model should stop, where failures are decided,
+and what a linear probe reads off each state.
+
+    result = geometry_study(Study(model, inputs, labels))
+    result.curves()                  # norms, steps and the angle between the states, per update
+    result.convergence()             # when decodes and states stop moving
+    result.halting(), result.failures(), result.trajectories()
+    probes(study)                    # does z_L hold pencil marks?
+
+Every part comes with `say_…`, one sentence made of its own numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from air_model.analysis.common import Study, in_chunks, mean_std_sem
+from air_model.analysis.freeze import STATES
+from air_model.analysis.interventions import run_with
+from air_model.modeling_air import AirUpdate
+from air_model.processing_air import GridTask
+
+STILL = 0.01  # a state whose relative step over an ACT step is below this has settled
+BINS = 10
+
+
+class _Watcher:
+    """A hook that measures the states themselves after every update; cells only, without prefix positions."""
+
+    def __init__(self, part: Study):
+        config, device = part.config, part.device
+        self.part, self.per_step = part, len(config.schedule)
+        self.skip = config.num_prefix_positions
+        n, updates, steps = len(part), len(part.updates), config.halt_max_steps
+        self.norm, self.step = (torch.zeros(2, n, updates, device=device) for _ in range(2))
+        self.cosine = torch.zeros(n, updates, device=device)
+        self.settle = torch.zeros(2, n, steps, device=device)  # relative change over a whole ACT step
+        self.mean = torch.zeros(2, n, steps, config.hidden_size, device=device)  # over cells, after each ACT step
+        self.halt = torch.zeros(n, steps, device=device)
+        self.proceed = torch.zeros(n, steps, device=device)
+        self.before: list[Tensor] = []
+        self.step_before: list[Tensor] = []
+
+    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        at = update.steps.long() * self.per_step + update.index
+        states = [z[:, self.skip :].float() for z in (z_h, z_l)]
+        if update.index == 0 and not bool(update.steps.any()):
+            start = self.part.model.initial_carry(1, dtype=z_h.dtype)
+            self.before = [z[:, self.skip :].float().expand_as(s) for z, s in zip((start.z_h, start.z_l), states)]
+            self.step_before = self.before
+        elif update.index == 0:  # `solve` may have gone on with the first half for lack of memory
+            self.before = self.step_before = [z[: len(z_h)] for z in self.step_before]
+        last = update.index == self.per_step - 1
+        for i, (z, before) in enumerate(zip(states, self.before)):
+            self.norm[i, update.rows, at] = z.norm(dim=-1).mean(-1)
+            self.step[i, update.rows, at] = (z - before).norm(dim=-1).mean(-1)
+            if last:
+                old = self.step_before[i]
+                change = (z - old).flatten(1).norm(dim=-1) / old.flatten(1).norm(dim=-1).clamp_min(1e-9)
+                self.settle[i, update.rows, update.steps.long()] = change
+                self.mean[i, update.rows, update.steps.long()] = z.mean(1)
+        self.cosine[update.rows, at] = torch.nn.functional.cosine_similarity(*states, dim=-1).mean(-1)
+        if last:
+            q = self.part.model.q_head(z_h[:, 0])
+            self.halt[update.rows, update.steps.long()] = q[:, 0]
+            self.proceed[update.rows, update.steps.long()] = q[:, 1]
+            self.step_before = states
+        self.before = states
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        out = {name: getattr(self, name).cpu().numpy() for name in ("cosine", "halt", "proceed")}
+        for name in ("norm", "step", "settle", "mean"):
+            for i, state in enumerate("hl"):
+                out[f"{name}|{state}"] = getattr(self, name)[i].cpu().numpy()
+        return out
+
+
+@dataclass
+class GeometryResult:
+    """Per puzzle (N), update (U) or ACT step (K): see the attributes.
+
+    norm, step: {state: (N, U)} mean over cells; cosine (N, U) between the states; settle {state: (N, K)} relative
+    change of the whole state over an ACT step; mean {state: (N, K, D)}; halt, proceed (N, K) logits of the q head;
+    right (N, K) share of cells of z_H that are right after each ACT step, or None without labels; decode_changed
+    {state: (N, K)} cells that differ from the ACT step before; pieces of the task.
+    """
+
+    norm: dict[str, np.ndarray]
+    step: dict[str, np.ndarray]
+    cosine: np.ndarray
+    settle: dict[str, np.ndarray]
+    mean: dict[str, np.ndarray]
+    halt: np.ndarray
+    proceed: np.ndarray
+    right: np.ndarray | None
+    decode_changed: dict[str, np.ndarray]
+    never_right: (
+        np.ndarray | None
+    )  # (N,): share of finally wrong cells that were never right at the end of an ACT step
+    lost: np.ndarray | None  # (N,): share of finally wrong cells that had been right before
+    wrong_since: np.ndarray | None  # (N,): ACT step from which on the final wrong cells hold their final tokens, mean
+    per_step: int
+    q_continue: bool
+
+    def __len__(self) -> int:
+        return len(self.cosine)
+
+    @property
+    def solved(self) -> np.ndarray | None:
+        """(N, K) bool: z_H wholly right after each ACT step."""
+        return None if self.right is None else self.right >= 1
+
+    def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """{"z_H": {"norm", "step": {"n", "mean" (U,), "sem"}}, "z_L": ..., "both": {"cosine": ...}}."""
+        out: dict[str, dict[str, dict[str, Any]]] = {}
+        for state, name in STATES.items():
+            out[name] = {key: _stats(values[state]) for key, values in (("norm", self.norm), ("step", self.step))}
+        out["both"] = {"cosine": _stats(self.cosine)}
+        return out
+
+    def convergence(self) -> dict[str, Any]:
+        """Per state: relative change over each ACT step, and the share of puzzles whose decode no longer moves."""
+        out = {}
+        for state, name in STATES.items():
+            changed = self.decode_changed[state]
+            # A decode is final from step k on if no later step changes it.
+            later = np.flip(np.maximum.accumulate(np.flip(changed > 0, 1), 1), 1)
+            settled = np.concatenate([~later[:, 1:], np.ones((len(changed), 1), bool)], 1)
+            out[name] = {
+                "relative_change": _stats(self.settle[state]),
+                "decode_final": _stats(settled),
+                "final_from": _stats(np.argmax(settled, 1)),
+                "fixed_point": float((self.settle[state][:, -1] < STILL).mean()),
+            }
+        return out
+
+    def halting(self) -> dict[str, Any] | None:
+        """Calibration of sigmoid(q_halt) over all ACT steps, and when the model would stop; None without labels."""
+        if self.right is None:
+            return None
+        solved = self.solved
+        probability = 1 / (1 + np.exp(-self.halt))
+        edges = np.linspace(0, 1, BINS + 1)
+        index = np.clip(np.digitize(probability, edges) - 1, 0, BINS - 1)
+        bins = []
+        for b in range(BINS):
+            chosen = index == b
+            bins.append(
+                {
+                    "from": float(edges[b]),
+                    "to": float(edges[b + 1]),
+                    "n": int(chosen.sum()),
+                    "confidence": float(probability[chosen].mean()) if chosen.any() else None,
+                    "solved": float(solved[chosen].mean()) if chosen.any() else None,
+                }
+            )
+        error = sum(b["n"] * abs(b["confidence"] - b["solved"]) for b in bins if b["n"]) / probability.size
+        stops = self.halt > (self.proceed if self.q_continue else 0)
+        last = stops.shape[1] - 1
+        stop_at = np.where(stops.any(1), np.argmax(stops, 1), last)
+        first_right = np.where(solved.any(1), np.argmax(solved, 1), -1)
+        rows = np.arange(len(stops))
+        ever = first_right >= 0
+        return {
+            "bins": bins,
+            "expected_calibration_error": float(error),
+            "steps_used": _stats(stop_at + 1),
+            "never_stops": float((~stops.any(1)).mean()),
+            "accuracy_when_stopped": float(solved[rows, stop_at].mean()),
+            "accuracy_after_all_steps": float(solved[:, -1].mean()),
+            "delay": _stats((stop_at - first_right)[ever]),
+            "stopped_too_early": float((solved[:, -1] & ~solved[rows, stop_at]).mean()),
+            "first_solved_at": np.bincount(first_right[ever], minlength=last + 1).tolist(),
+            "stops_at": np.bincount(stop_at, minlength=last + 1).tolist(),
+        }
+
+    def failures(self) -> dict[str, Any] | None:
+        """Puzzles whose last z_H is wrong: when they were best, and whether their wrong cells had ever been right."""
+        if self.right is None:
+            return None
+        failed = ~self.solved[:, -1]
+        best = np.argmax(self.right, 1)
+        return {
+            "n_failed": int(failed.sum()),
+            "n": len(self),
+            "solved_once_then_lost": int((failed & self.solved.any(1)).sum()),
+            "best_step": _stats(best[failed]),
+            "best_right": _stats(self.right.max(1)[failed]),
+            "final_right": _stats(self.right[failed, -1]),
+            "never_right": _stats(self.never_right[failed]),
+            "lost": _stats(self.lost[failed]),
+            "decided_at": _stats(self.wrong_since[failed]),
+            "right_solved": _stats(self.right[~failed]),
+            "right_failed": _stats(self.right[failed]),
+        }
+
+    def trajectories(self, most: int = 256) -> dict[str, Any]:
+        """The mean state of each puzzle after every ACT step on the first two principal axes of all of them.
+
+        Returns:
+            {"z_H": {"points": (n, K, 2), "explained": (2,)}, "z_L": ..., "solved": (n,) or None}.
+        """
+        out: dict[str, Any] = {"solved": None if self.right is None else self.solved[:most, -1]}
+        for state, name in STATES.items():
+            z = self.mean[state][:most].astype(np.float64)
+            flat = z.reshape(-1, z.shape[-1])
+            flat = flat - flat.mean(0)
+            values, axes = np.linalg.eigh(flat.T @ flat)
+            axes = axes[:, ::-1][:, :2]
+            axes = axes * np.sign(axes[np.argmax(np.abs(axes), 0), np.arange(axes.shape[1])])  # a fixed orientation
+            total = values.sum()
+            out[name] = {
+                "points": (flat @ axes).reshape(*z.shape[:2], -1),
+                "explained": values[::-1][:2] / total if total > 0 else np.zeros(2),
+            }
+        return out
+
+
+def _stats(values: Any) -> dict[str, Any]:
+    return mean_std_sem(np.asarray(values, np.float64))
+
+
+def geometry_study(study: Study) -> GeometryResult:
+    """Run all puzzles once and measure their states, decodes and wishes to halt."""
+
+    def compute(part: Study, first: int) -> dict[str, np.ndarray]:
+        watcher = _Watcher(part)
+        rollout = run_with(part, hook=watcher).rollout
+        out = watcher.arrays()
+        per_step = len(part.config.schedule)
+        ends = {state: getattr(rollout, f"z_{state}")[:, per_step - 1 :: per_step].cpu().numpy() for state in STATES}
+        for state, grids in ends.items():
+            changed = (grids[:, 1:] != grids[:, :-1]).mean(-1)
+            out[f"decode_changed|{state}"] = np.concatenate([np.ones((len(grids), 1)), changed], 1)
+        if part.labels is not None:
+            out |= _failure_arrays(ends["h"], part.labels.numpy())
+        return out
+
+    parts = list(in_chunks(study, "geometry", compute))
+    merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    by_state = {
+        name: {state: merged[f"{name}|{state}"] for state in STATES}
+        for name in ("norm", "step", "settle", "mean", "decode_changed")
+    }
+    return GeometryResult(
+        norm=by_state["norm"],
+        step=by_state["step"],
+        cosine=merged["cosine"],
+        settle=by_state["settle"],
+        mean=by_state["mean"],
+        halt=merged["halt"],
+        proceed=merged["proceed"],
+        right=merged.get("right"),
+        decode_changed=by_state["decode_changed"],
+        never_right=merged.get("never_right"),
+        lost=merged.get("lost"),
+        wrong_since=merged.get("wrong_since"),
+        per_step=len(study.config.schedule),
+        q_continue=study.config.q_continue,
+    )
+
+
+def _failure_arrays(ends: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What became of the cells that are wrong in the end; ends (N, K, S) decodes of z_H after each ACT step."""
+    counted = labels > 0
+    right = (ends == labels[:, None]) & counted[:, None]
+    wrong = ~right[:, -1] & counted
+    total = np.maximum(wrong.sum(-1), 1)
+    was_right = right.any(1)
+    same = ends == ends[:, -1:]
+    held = np.flip(np.logical_and.accumulate(np.flip(same, 1), 1), 1)  # final token from here to the end
+    since = np.argmax(held, 1)
+    return {
+        "right": right.sum(-1) / np.maximum(counted.sum(-1), 1)[:, None],
+        "never_right": (wrong & ~was_right).sum(-1) / total,
+        "lost": (wrong & was_right).sum(-1) / total,
+        "wrong_since": (since * wrong).sum(-1) / total,
+    }
+
+
+# ---- linear probes -------------------------------------------------------------------------------------------------
+
+
+def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """What a probe should read off each cell.
+
+    Returns:
+        targets (N, S, C) bool, mask (N, S) of cells that count, and what the targets are. Sudoku: candidates of the
+        open cells (digits that no clue in row, column or box excludes). Maze: free cells on some shortest path.
+    """
+    if task.name == "sudoku":
+        digits = np.arange(2, task.vocab_size)
+        given = (inputs[:, :, None] == digits).astype(np.float32)  # (N, S, C)
+        seen = np.einsum("st,ntc->nsc", task.peers.astype(np.float32), given) > 0
+        return ~seen, inputs == task.blank_token, "candidates left by the clues"
+    if task.name == "maze":
+        tokens = inputs.astype(np.uint8)
+        to_goal = task.distances(tokens)
+        swapped = tokens.copy()
+        swapped[tokens == task.START], swapped[tokens == task.GOAL] = task.GOAL, task.START
+        from_start = task.distances(swapped)
+        length = np.take_along_axis(to_goal, np.argmax(tokens == task.START, -1)[:, None], 1)
+        on_path = (to_goal >= 0) & (from_start >= 0) & (to_goal + from_start == length)
+        return on_path[:, :, None], tokens == task.SPACE, "cells on some shortest path"
+    if labels is None:
+        raise ValueError("Probes of a plain grid read its answers, but these puzzles come without labels.")
+    targets = labels[:, :, None] == np.arange(1, task.vocab_size)
+    return targets, inputs == task.blank_token, "tokens of the answer"
+
+
+class _Snapshots:
+    """A hook that keeps both states after chosen ACT steps."""
+
+    def __init__(self, part: Study, steps: Sequence[int]):
+        self.skip, self.last = part.config.num_prefix_positions, len(part.config.schedule) - 1
+        self.steps = list(steps)
+        shape = (len(part), part.task.seq_len, part.config.hidden_size)
+        self.states = {(s, state): torch.zeros(shape) for s in self.steps for state in STATES}
+
+    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        if update.index != self.last:
+            return
+        for step in self.steps:
+            rows = update.steps == step
+            if rows.any():
+                for state, z in (("h", z_h), ("l", z_l)):
+                    self.states[step, state][update.rows[rows].cpu()] = z[rows, self.skip :].float().cpu()
+
+
+def probes(study: Study, steps: Sequence[int] | None = None, most: int = 200) -> dict[str, Any]:
+    """Ridge regression from single cells' states to what `probe_targets` names, fitted on half of the puzzles.
+
+    Args:
+        steps: after which ACT steps; default the first, the third and the last. most: puzzles used.
+
+    Returns:
+        {"what", "n_train", "n_test", "base_rate", "steps", "auc": {"z_H": [...], "z_L": [...], "input": [...]}}: area
+        under the ROC curve on the other half (0.5 = nothing, 1 = all), per ACT step. "input" is the same probe on the
+        one-hot puzzle cell alone: what no context can beat is not read off the state.
+    """
+    last = study.config.halt_max_steps - 1
+    steps = sorted({0, min(2, last), last}) if steps is None else sorted(steps)
+    part = study.part(slice(0, min(most, len(study))))
+    n = len(part)
+    if n < 2:
+        return {"what": "", "n_train": 0, "n_test": 0, "base_rate": None, "steps": steps, "auc": {}}
+    labels = None if part.labels is None else part.labels.numpy()
+    targets, mask, what = probe_targets(part.task, part.inputs.numpy(), labels)
+    snapshots = _Snapshots(part, steps)
+    part.solve(hook=snapshots)
+    train = np.arange(n) % 2 == 0
+    y = {True: targets[train][mask[train]], False: targets[~train][mask[~train]]}
+    out: dict[str, Any] = {
+        "what": what,
+        "n_train": int(mask[train].sum()),
+        "n_test": int(mask[~train].sum()),
+        "base_rate": float(y[False].mean()) if y[False].size else None,
+        "steps": steps,
+        "auc": {},
+    }
+    if not out["n_train"] or not out["n_test"]:
+        return out
+    for state, name in STATES.items():
+        out["auc"][name] = [_probe(snapshots.states[step, state].numpy(), mask, train, y) for step in steps]
+    onehot = np.eye(part.task.vocab_size, dtype=np.float32)[part.inputs.numpy()]
+    where = np.broadcast_to(np.eye(part.task.seq_len, dtype=np.float32), (n, part.task.seq_len, part.task.seq_len))
+    context = onehot if part.task.seq_len > 256 else np.concatenate([onehot, where], -1)
+    out["auc"]["input"] = [_probe(context, mask, train, y)] * len(steps)
+    return out
+
+
+def _probe(z: np.ndarray, mask: np.ndarray, train: np.ndarray, y: dict[bool, np.ndarray]) -> float:
+    """Mean AUC over targets of a ridge regression; z (N, S, D)."""
+    x, test = z[train][mask[train]].astype(np.float64), z[~train][mask[~train]].astype(np.float64)
+    mean = x.mean(0)
+    x, test = x - mean, test - mean
+    gram = x.T @ x
+    ridge = 1e-3 * np.trace(gram) / len(gram) + 1e-9
+    target = y[True].astype(np.float64)
+    weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), x.T @ (target - target.mean(0)))
+    scores = test @ weights
+    areas = [_auc(scores[:, c], y[False][:, c]) for c in range(scores.shape[1])]
+    areas = [a for a in areas if a is not None]
+    return float(np.mean(areas)) if areas else 0.5
+
+
+def _auc(score: np.ndarray, truth: np.ndarray) -> float | None:
+    """Area under the ROC curve, ties shared; None where only one class is there."""
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if not positives or not negatives:
+        return None
+    _, index, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+# ---- one sentence each, out of the numbers -------------------------------------------------------------------------
+
+
+def say_geometry(curves: dict[str, Any]) -> str:
+    step = {s: np.asarray(curves[s]["step"]["mean"]) for s in ("z_H", "z_L")}
+    moved = {s: v[v > 0] for s, v in step.items()}
+    more = max(moved, key=lambda s: moved[s][-8:].mean() if len(moved[s]) else 0)
+    less = "z_L" if more == "z_H" else "z_H"
+    cosine = np.asarray(curves["both"]["cosine"]["mean"])
+    return (
+        f"At the end {more} moves {moved[more][-8:].mean():.3g} per update and {less} {moved[less][-8:].mean():.3g} "
+        f"(mean distance of a cell's state); the cosine between the states goes from {cosine[0]:.2f} to "
+        f"{cosine[-1]:.2f}."
+    )
+
+
+def say_convergence(convergence: dict[str, Any]) -> str:
+    parts = [
+        f"{name}: the decode of {100 * float(entry['decode_final']['mean'][0]):.0f} % of the puzzles is final after "
+        f"the first ACT step, on average after {entry['final_from']['mean'] + 1:.1f}, and "
+        f"{100 * entry['fixed_point']:.0f} % of the states move less than {100 * STILL:.0f} % over the last one"
+        for name, entry in convergence.items()
+    ]
+    return "; ".join(parts) + "."
+
+
+def say_halting(halting: dict[str, Any] | None) -> str:
+    if halting is None:
+        return "Without labels nothing can be said about halting."
+    return (
+        f"The halting probability is off by {100 * halting['expected_calibration_error']:.1f} points on average; "
+        f"stopping where the model wants to takes {halting['steps_used']['mean']:.1f} ACT steps and solves "
+        f"{100 * halting['accuracy_when_stopped']:.1f} %, all steps solve "
+        f"{100 * halting['accuracy_after_all_steps']:.1f} %."
+    )
+
+
+def say_failures(failures: dict[str, Any] | None) -> str:
+    if failures is None:
+        return "Without labels nothing can be said about failures."
+    if not failures["n_failed"]:
+        return f"None of the {failures['n']} puzzles failed."
+    return (
+        f"{failures['n_failed']} of {failures['n']} puzzles failed, {failures['solved_once_then_lost']} of them after "
+        f"having been solved; {100 * failures['never_right']['mean']:.0f} % of their wrong cells were never right, "
+        f"and those cells hold their last token since ACT step {failures['decided_at']['mean']:.1f} (counted from 0)."
+    )
+
+
+def say_trajectories(trajectories: dict[str, Any]) -> str:
+    share = {s: 100 * float(np.sum(trajectories[s]["explained"])) for s in ("z_H", "z_L")}
+    return (
+        f"Two principal axes hold {share['z_H']:.0f} % of the variance of the puzzles' mean z_H over the ACT steps, "
+        f"and {share['z_L']:.0f} % of that of z_L."
+    )
+
+
+def say_probes(result: dict[str, Any]) -> str:
+    if not result["auc"]:
+        return "There are too few puzzles for a probe."
+    last = {name: values[-1] for name, values in result["auc"].items()}
+    best = max(("z_H", "z_L"), key=last.get)
+    return (
+        f"A linear probe reads {result['what']} off z_L with an AUC of {last['z_L']:.3f} and off z_H with "
+        f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): "
+        + (
+            f"{best} holds them more openly."
+            if abs(last["z_H"] - last["z_L"]) > 0.01
+            else "the two states do not differ by more than 0.01."
+        )
+    )

@@ -1,0 +1,152 @@
+"""One report out of finished studies: Markdown that links to the figures, and HTML that carries them inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from air_model.analysis.common import write_text
+
+FIGURES = {
+    "rollout": ("rollout_curves", "rollout_*_strip", "rollout_[0-9]*"),
+    "freeze": ("freeze", "freeze_series", "interventions"),
+    "attention": ("attention_pooled", "attention_per_puzzle", "attention_per_puzzle_mean_heads", "attention_example",
+                  "attention_evolution", "attention_by_step", "attention_heads_*"),
+    "geometry": ("geometry", "convergence", "trajectories", "halting", "failures", "probes"),
+}  # fmt: skip
+CAPTIONS = {
+    "rollout_curves": "Both states after every update, mean ± SEM over puzzles.",
+    "freeze": "What moves when the other state is frozen.",
+    "freeze_series": "Mask flips and content changes after every update, mean ± SEM over puzzles.",
+    "interventions": "Exact accuracy of the last z_H under each intervention, ± SEM.",
+    "attention_pooled": "Contrasts per layer and class: heads averaged, rows pooled.",
+    "attention_per_puzzle": "The same, best head of each row, averaged per puzzle (as the published Sudoku figures).",
+    "attention_per_puzzle_mean_heads": "The same, heads averaged, averaged per puzzle.",
+    "attention_example": "The most telling query: neighbourhood and violation shift plus half the entropy shift.",
+    "attention_evolution": "The same query over the ACT steps.",
+    "attention_by_step": "Contrasts against the ACT step, with 95 % intervals.",
+    "geometry": "Size, movement and angle of the states, mean ± SEM over puzzles.",
+    "convergence": "How far the states move over an ACT step, and when decodes are final.",
+    "trajectories": "Mean state of each puzzle after every ACT step on its two principal axes.",
+    "halting": "Calibration of the wish to halt, and its timing.",
+    "failures": "Where failures are decided.",
+    "probes": "What a linear probe reads off single cells.",
+}
+
+
+@dataclass
+class Entry:
+    """One model's part of a report: its folder (analysis.json, figures/), what was studied, the studies' sections."""
+
+    name: str
+    folder: Path
+    description: str
+    sections: dict[str, list[str]]
+
+
+def figures_of(folder: Path, study: str) -> list[Path]:
+    """The figures of one study in reading order."""
+    found: list[Path] = []
+    for pattern in FIGURES[study]:
+        for path in sorted((folder / "figures").glob(f"{pattern}.*")):
+            if path.suffix in (".png", ".gif") and path not in found:
+                found.append(path)
+    return found
+
+
+def caption(path: Path) -> str:
+    if path.stem in CAPTIONS:
+        return CAPTIONS[path.stem]
+    if path.stem.startswith("attention_heads_"):
+        return f"Contrasts of every head, {path.stem.removeprefix('attention_heads_')} queries."
+    if path.suffix == ".gif":
+        return "Both states through the roll-out; cells that just changed are marked."
+    return (
+        "Both states at several ACT steps." if path.stem.endswith("_strip") else "Both states after the last update."
+    )
+
+
+def write(output_dir: Path, entries: list[Entry], overall: str = "") -> tuple[Path, Path]:
+    """Write report.md and report.html (one file, figures inside); returns their paths."""
+    title = "What the two states do"
+    markdown, body = [f"# {title}\n"], [f"<h1>{title}</h1>"]
+    if overall:
+        markdown.append(overall)
+        body.append(to_html(overall))
+    for entry in entries:
+        head = f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description
+        markdown.append(head)
+        body.append(to_html(head))
+        for study, sections in entry.sections.items():
+            text = "\n".join(sections)
+            markdown.append(text)
+            body.append(to_html(text))
+            for path in figures_of(entry.folder, study):
+                markdown.append(f"![{caption(path)}]({path.relative_to(output_dir).as_posix()})\n")
+                body.append(_figure(path))
+    page = _PAGE.format(title=html.escape(title), body="\n".join(body))
+    return write_text(output_dir / "report.md", "\n".join(markdown)), write_text(output_dir / "report.html", page)
+
+
+def _figure(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    kind, text = path.suffix[1:], html.escape(caption(path))
+    return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def to_html(markdown: str) -> str:
+    """The little Markdown that the studies write (headings, lists, tables, paragraphs, `code`) as HTML."""
+    out, paragraph, table, items = [], [], [], []
+
+    def flush() -> None:
+        if paragraph:
+            out.append(f"<p>{_inline(' '.join(paragraph))}</p>")
+            paragraph.clear()
+        if items:
+            out.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
+            items.clear()
+        if table:
+            head, *rows = [row for row in table if not set("".join(row)) <= set("-: ")]
+            cells = "".join(f"<th>{_inline(c)}</th>" for c in head)
+            lines = "".join("<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in rows)
+            out.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>")
+            table.clear()
+
+    for line in markdown.splitlines():
+        if not line.strip():
+            flush()
+        elif heading := re.match(r"(#+) (.*)", line):
+            flush()
+            level = min(6, len(heading[1]) + 0)
+            out.append(f"<h{level}>{_inline(heading[2])}</h{level}>")
+        elif line.startswith("|"):
+            table.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        elif line.startswith("- "):
+            items.append(line[2:])
+        else:
+            paragraph.append(line.strip())
+    flush()
+    return "\n".join(out)
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
+h1, h2, h3 {{ line-height: 1.2; margin-top: 2em; }} h1:first-child {{ margin-top: 0; }}
+table {{ border-collapse: collapse; font-size: 0.86rem; display: block; overflow-x: auto; }}
+th, td {{ padding: 0.3em 0.8em; border-bottom: 1px solid #d6dae0; text-align: right; white-space: nowrap; }}
+th {{ color: #4b5563; }} th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
+figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }}
+figcaption {{ color: #4b5563; font-size: 0.9rem; }} code {{ background: #f3f4f6; padding: 0 0.2em; }}
+</style></head><body>
+{body}
+</body></html>
+"""
