@@ -317,7 +317,10 @@ def build(engine: Engine) -> gr.Blocks:
             with gr.Column(elem_classes="air-card"):
                 View("share")
 
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # The page itself knows which answer it waits for, so a new question need not wait for an old answer.
+        private: dict[str, Any] = {
+            "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"
+        }  # fmt: skip
         # The model serves one job at a time (TURNS); here many may wait, so that each page can show its place in line.
         for name in ("solve", "whatif"):
             running = wires[name].submit(on_run, None, wires[name], concurrency_limit=None, **private)

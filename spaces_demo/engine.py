@@ -149,7 +149,7 @@ class Engine:
             raise ValueError(f"A puzzle is text, got {type(text).__name__}.")
         if len(text) > MAX_TEXT:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
-        if not text.strip():
+        if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
         order = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
         error: ValueError | None = None

@@ -121,13 +121,10 @@ window.AirBoard = window.AirBoard || (() => {
       } else {
         cell.textContent = letter === task.blank ? "" : letter;
       }
-      if (flash) {
-        list.remove("is-flash");
-        void cell.offsetWidth; // restarts the animation
-        list.add("is-flash");
-      } else {
-        list.remove("is-flash");
-      }
+      // Two classes with the same animation: changing between them restarts it without a new layout per cell.
+      const again = list.contains("is-flash");
+      list.toggle("is-flash", flash && !again);
+      list.toggle("is-flash-2", flash && again);
       cell.dataset.v = letter;
       cell.setAttribute("aria-label", this._spoken(i, letter, clue, held));
     }

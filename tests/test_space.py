@@ -1,0 +1,436 @@
+"""The Space without a browser: turns, checkpoints, the stream of updates, examples, the API, what is not served."""
+
+import asyncio
+import concurrent.futures
+import json
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+
+from conftest import ROOT, tiny_config, tiny_model
+
+from air_model import AirModel
+from air_model.analysis.attention import attention_maps
+from air_model.analysis.common import Study
+from air_model.pipeline_air import save_release
+from air_model.processing_air import make_task
+from air_model.spaces_demo import app
+from air_model.spaces_demo.engine import Carries, Checkpoint, Engine, attention, find_checkpoints, run
+from air_model.spaces_demo.examples import levels, new_puzzle, pool
+from air_model.spaces_demo.turns import Busy, Turns
+
+SPACE = ROOT / "spaces_demo"
+FOUR = "1...............".replace(" ", "")
+MAZE = "S....#.#......#......G..."  # 5 x 5
+
+
+def make_engine() -> Engine:
+    """A 4x4 Sudoku model, a symmetric one beside it, and a 5x5 maze model; none trained."""
+    checkpoints = []
+    for key, variant, fields in (
+        ("four", "Lx_H", {}),
+        ("four-symmetric", "Lx_Hx", {}),
+        ("maze", "Lx_H", {"task": "maze", "grid_height": 5}),
+    ):
+        config = tiny_config(variant, **fields)
+        torch.manual_seed(0)
+        checkpoints.append(Checkpoint(key, "memory", config, model=AirModel(config).eval()))
+    return Engine(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine()
+
+
+@pytest.fixture(scope="module")
+def server(engine):
+    demo = app.build(engine)
+    app.TURNS = Turns()
+    _, url, _ = app.launch(demo, prevent_thread_lock=True, server_name="127.0.0.1")
+    yield url.rstrip("/")
+    demo.close()
+
+
+def events(engine: Engine, job) -> list[dict]:
+    return [event for batch in run(engine, job) for event in batch]
+
+
+# ---- turns --------------------------------------------------------------------
+
+
+def serve(orders: list[str]) -> list[str]:
+    """Line up jobs of visitors while the model is busy; return whose turn came, in order."""
+
+    async def scene() -> list[str]:
+        turns, served = Turns(), []
+
+        async def job(visitor: str) -> None:
+            async for _ in turns.wait(visitor, every=0.01):
+                pass
+            served.append(visitor)
+            await asyncio.sleep(0)
+            turns.release()
+
+        async for _ in turns.wait("first"):
+            pass
+        jobs = [asyncio.create_task(job(v)) for v in orders]
+        await asyncio.sleep(0.02)
+        turns.release()
+        await asyncio.gather(*jobs)
+        return served
+
+    return asyncio.run(scene())
+
+
+def test_a_visitor_with_many_jobs_does_not_hold_up_the_others():
+    assert serve(["a", "a", "a", "b", "c"]) == ["a", "b", "c", "a", "a"]
+
+
+def test_a_visitor_who_leaves_the_line_gives_the_turn_on():
+    async def scene() -> str:
+        turns = Turns()
+
+        async def job(visitor: str) -> str:
+            async for _ in turns.wait(visitor, every=0.01):
+                pass
+            return visitor
+
+        async for _ in turns.wait("first"):
+            pass
+        leaver, stayer = asyncio.create_task(job("leaver")), asyncio.create_task(job("stayer"))
+        await asyncio.sleep(0.03)
+        leaver.cancel()
+        await asyncio.sleep(0.03)
+        turns.release()
+        return await asyncio.wait_for(stayer, 5)
+
+    assert asyncio.run(scene()) == "stayer"
+
+
+def test_a_full_line_is_said_in_a_sentence():
+    async def scene() -> None:
+        turns = Turns(max_waiting=1)
+        async for _ in turns.wait("first"):
+            pass
+        waiting = turns.wait("second")
+        assert await anext(waiting) == 1
+        with pytest.raises(Busy, match="1 puzzles are waiting"):
+            await anext(turns.wait("third"))
+        await waiting.aclose()
+        assert not turns.lines
+
+    asyncio.run(scene())
+
+
+# ---- checkpoints and settings --------------------------------------------------------------------
+
+
+def test_the_model_that_fits_the_text_is_chosen(engine):
+    assert engine.read(FOUR)[0].key == "four"
+    assert engine.read(FOUR, "four-symmetric")[0].key == "four-symmetric"
+    assert engine.read(MAZE)[0].key == "maze"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("11..............", "row 1, column 1 and row 1, column 2 both hold 1 in the same row"),
+        ("1" * 17, "17 cells"),
+        ("", "empty text"),
+        ("<script>alert(1)</script>", "this page solves"),
+        ("S####" + "#" * 19 + "G", "No path leads from S"),
+        ("S" + "." * 24, "exactly one G"),
+        ("1" * 20_001, "20,001 characters"),
+        (None, "A puzzle is text"),
+    ],
+)
+def test_bad_puzzles_are_refused_in_a_sentence(engine, text, sentence):
+    with pytest.raises(ValueError, match=re.compile(re.escape(sentence), re.I)):
+        engine.job(text)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 65}, {"steps": "many"}, {"attempts": 0}, {"freeze": "z_x"}, {"halt": "never"}, {"checkpoint": "gone"},
+     {"unknown": 1}, {"from": -1}, {"attempts": 1.5}],
+)  # fmt: skip
+def test_bad_settings_are_refused(engine, settings):
+    with pytest.raises(ValueError):
+        engine.job(FOUR, settings)
+
+
+def test_a_file_with_a_puzzle_per_line_gives_its_first_puzzle(engine):
+    text = f"source,question,answer\nhere,{FOUR},{FOUR}\n"
+    checkpoint, tokens, note = engine.read_loosely(text)
+    assert checkpoint.key == "four" and checkpoint.task.decode(tokens) == FOUR
+    assert note.startswith("Line 2")
+
+
+def test_checkpoints_come_from_folders_and_faults_are_named(tmp_path):
+    save_release(tiny_model(), tmp_path / "one" / "model")
+    save_release(tiny_model(seed=1), tmp_path / "two" / "model")
+    found = find_checkpoints(f"{tmp_path}/one/model, {tmp_path}/two/model")
+    assert [c.key for c in found] == ["model", "model-2"]
+    loaded = Engine(found).model("model-2")
+    assert loaded.lm_head.weight.dtype == torch.float32
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
+        find_checkpoints(str(tmp_path / "nowhere" / "at" / "all"))
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        find_checkpoints(str(tmp_path))
+
+
+def test_without_checkpoints_the_page_says_that_its_model_is_untrained(monkeypatch, tmp_path):
+    monkeypatch.setattr("air_model.spaces_demo.engine.air_model.__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("air_model.spaces_demo.engine.__file__", str(tmp_path / "engine.py"))
+    (only,) = find_checkpoints(None)
+    assert not only.trained
+
+
+# ---- the stream --------------------------------------------------------------------
+
+
+def test_the_stream_holds_every_update_of_the_rollout(engine):
+    model, task = engine.model("four"), engine.checkpoint("four").task
+    found = events(engine, engine.job(FOUR, {"halt": "max"}))
+    frames = [e for e in found if e["t"] == "f"]
+    rollout = model.solve(torch.from_numpy(task.encode(FOUR).astype(np.int64))[None], return_rollout=True).rollout
+    assert [e["lv"] for e in frames] == rollout.updates
+    assert [e["h"] for e in frames] == [task.decode(t) for t in rollout.z_h[0]]
+    assert [e["l"] for e in frames] == [task.decode(t) for t in rollout.z_l[0]]
+    assert [e["step"] for e in found if e["t"] == "q"] == [1, 2, 3, 4]
+    assert found[-1]["t"] == "end" and found[-1]["solution"] == frames[-1]["h"]
+
+
+def test_attempts_stream_one_after_another_in_the_puzzles_own_orientation(engine):
+    found = events(engine, engine.job(FOUR, {"halt": "max", "attempts": 3}))
+    assert [e["view"] for e in found if e["t"] == "attempt"] == [0, 1, 2]
+    per_view = len([e for e in found if e["t"] == "f"]) // 3
+    last = [e for e in found if e["t"] == "f"][per_view * (found[-1]["view"] + 1) - 1]
+    assert found[-1]["solution"] == last["h"] and found[-1]["attempts"] == 3
+
+
+@pytest.mark.parametrize(("state", "key"), [("z_h", "h"), ("z_l", "l")])
+def test_a_frozen_state_stands_still_from_its_step_on(engine, state, key):
+    found = events(engine, engine.job(FOUR, {"halt": "max", "freeze": state, "from": 2}))
+    frames = [e[key] for e in found if e["t"] == "f"]
+    assert len(set(frames[11:])) == 1
+    free = [e[key] for e in events(engine, engine.job(FOUR, {"halt": "max"})) if e["t"] == "f"]
+    assert frames[:12] == free[:12]
+
+
+def test_setting_stop_ends_the_model_at_the_next_update(engine):
+    stop = threading.Event()
+    stream = run(engine, engine.job(FOUR, {"halt": "max", "steps": 64}), stop=stop)
+    next(stream)
+    stop.set()
+    rest = [event for batch in stream for event in batch]
+    assert "end" not in [event["t"] for event in rest]
+
+
+def test_kept_states_stay_within_their_bytes():
+    carries = Carries(limit=40_000)
+    for step in range(100):
+        carries.put(("a",), step, torch.zeros(1, 10, 100), torch.zeros(1, 10, 100))
+    assert carries.bytes <= 40_000 and len(carries.kept) == 5
+    assert carries.get(("a",), 99) is not None and carries.get(("a",), 0) is None
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_attention_of_a_cell_is_that_of_the_analyses(step):
+    fresh = make_engine()
+    job = fresh.job(FOUR, {"halt": "max"})
+    cold = attention(fresh, job, step, 5)
+    events(fresh, job)
+    warm = attention(fresh, job, step, 5)  # now from the kept states
+    assert cold == warm
+    task = fresh.checkpoint("four").task
+    study = Study(fresh.model("four"), torch.from_numpy(task.encode(FOUR).astype(np.int64))[None])
+    maps = attention_maps(study, row=0, layer=0, head=1, steps=[step])
+    assert np.allclose(np.array(cold["l"][0][1]) / 1000, maps.l[0][5], atol=1e-4)
+    assert np.allclose(np.array(cold["h"][0][1]) / 1000, maps.h[0][5], atol=1e-4)
+    assert cold["neighbours"]["units"] == np.flatnonzero(task.neighbours["units"][5]).tolist()
+
+
+def test_a_model_without_attention_says_so():
+    config = tiny_config("TRM_mlp")
+    one = Engine([Checkpoint("mlp", "memory", config, model=AirModel(config).eval())])
+    with pytest.raises(ValueError, match="MLP instead of attention"):
+        attention(one, one.job(FOUR), 0, 0)
+
+
+# ---- examples --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", [("sudoku", 4), ("sudoku", 6), ("sudoku", 9), ("sudoku", 16), ("maze", 5), ("maze", 30)]
+)
+def test_every_difficulty_gives_a_wellformed_puzzle(shape):
+    task, rng = make_task(*shape), np.random.default_rng(0)
+    for level in levels(task):
+        task.check_puzzle(new_puzzle(task, level, rng))
+
+
+def test_harder_examples_have_fewer_clues_and_longer_paths():
+    sudokus = pool()["9x9/3x3"]
+    blanks = [np.mean([p.count(".") for p in sudokus[level]]) for level in ("easy", "medium", "hard")]
+    assert blanks == sorted(blanks)
+    task, rng = make_task("maze", 15), np.random.default_rng(0)
+    moves = []
+    for level in levels(task):
+        mazes = np.stack([new_puzzle(task, level, rng) for _ in range(8)])
+        moves.append((task.label(mazes) == task.PATH).sum() / 8)
+    assert moves == sorted(moves)
+
+
+@pytest.mark.slow
+def test_shipped_sudokus_have_one_solution_and_the_rating_of_their_level():
+    from air_model.datasets_builders.sudoku_solver import solve
+
+    for shape, content in pool().items():
+        size, box = shape.split("/")
+        task = make_task("sudoku", int(size.split("x")[0]), None, *map(int, box.split("x")))
+        for level, puzzles in content.items():
+            counts, ratings, _ = solve(np.stack([task.encode(p) for p in puzzles]), task)
+            assert (counts == 1).all(), (shape, level)
+            if level == "extreme":
+                assert ratings.min() >= 20
+
+
+# ---- the server --------------------------------------------------------------------
+
+
+def client_of(url: str):
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+def test_solve_takes_text_and_returns_json(server):
+    answer = client_of(server).predict(FOUR, api_name="/solve")
+    assert {"solution", "solved", "complete", "consistent", "valid", "message", "confidence", "act_steps"} <= set(
+        answer
+    )
+    assert len(answer["solution"]) == 16 and answer["checkpoint"] == "four" and answer["solved"] is answer["valid"]
+    assert "z_h" not in answer
+
+
+def test_rollout_and_what_if_return_both_states(server):
+    client = client_of(server)
+    rollout = client.predict(MAZE, api_name="/rollout")
+    assert len(rollout["z_h"]) == len(rollout["z_l"]) == len(rollout["updates"]) == 24
+    assert len(rollout["halt_probability"]) == 4 and rollout["z_h"][-1] == rollout["solution"]
+    settings = {"checkpoint": "four-symmetric", "freeze": "z_l", "steps": 2}
+    other = client.predict(FOUR, settings, api_name="/what_if")
+    assert other["checkpoint"] == "four-symmetric" and len(other["z_h"]) == 12 and len(set(other["z_l"])) == 1
+
+
+def test_api_errors_are_sentences(server):
+    with pytest.raises(Exception, match="Contradicting clues: row 1, column 1"):
+        client_of(server).predict("11" + "." * 14, api_name="/solve")
+    with pytest.raises(Exception, match="steps must be a whole number"):
+        client_of(server).predict(FOUR, {"steps": 1000}, api_name="/what_if")
+
+
+def test_only_the_documented_endpoints_are_public(server):
+    named = client_of(server).view_api(return_format="dict")["named_endpoints"]
+    assert set(named) == {"/solve", "/rollout", "/what_if"}
+    assert all(endpoint["description"] for endpoint in named.values())
+
+
+def readme_examples() -> dict[str, str]:
+    return dict(re.findall(r"```(python|bash)\n(.*?)```", (SPACE / "README.md").read_text(), re.S))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_readmes_curl_example_works(server):
+    script = readme_examples()["bash"].replace("http://127.0.0.1:7860", server).replace("PUZZLE", FOUR)
+    out = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "event: complete" in out
+    (answer,) = json.loads(out.rsplit("data: ", 1)[1])
+    assert answer["task"] == "Sudoku 4×4"
+
+
+def test_the_readmes_python_example_works(server, capsys):
+    exec(readme_examples()["python"].replace("http://127.0.0.1:7860", server).replace("PUZZLE", FOUR), {})
+    out = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert out[0] in ("True", "False") and len(out[1]) == 16
+
+
+def test_ten_visitors_at_once_each_get_their_own_puzzle(server):
+    task, rng = make_task("sudoku", 4), np.random.default_rng(3)
+    puzzles = [task.decode(new_puzzle(task, "medium", rng)) for _ in range(10)]
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda p: client_of(server).predict(p, api_name="/rollout"), puzzles))
+    assert [a["puzzle"] for a in answers] == puzzles
+    alone = client_of(server).predict(puzzles[4], api_name="/rollout")
+    assert alone["z_l"] == answers[4]["z_l"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["gradio_api/file=/etc/passwd", f"gradio_api/file={SPACE / 'app.py'}", "file=spaces_demo/app.py",
+     f"gradio_api/file={ROOT / 'setup.py'}", "gradio_api/file=../../../../etc/passwd", "static/../../../etc/passwd"],
+)  # fmt: skip
+def test_files_outside_the_page_are_not_served(server, path):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{server}/{path}", timeout=20).read()
+    assert error.value.code in (400, 403, 404)
+
+
+def test_large_uploads_are_refused(server):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + b"1" * 300_000
+    request = urllib.request.Request(
+        f"{server}/gradio_api/upload",
+        data=body + b"\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=20)
+    assert error.value.code == 413
+
+
+def test_page_and_settings_keep_to_this_machine(server):
+    page = urllib.request.urlopen(server, timeout=20).read().decode()
+    config = json.loads(urllib.request.urlopen(f"{server}/config", timeout=20).read())
+    assert server.startswith("http://127.0.0.1:")
+    assert config["analytics_enabled"] is False
+    ours = "".join((SPACE / "static" / name).read_text() for name in ("style.css", "board.css", "board.js", "page.js"))
+    assert not re.search(r"(src|url|import)\s*[=(]\s*[\"']?https?://", ours)
+    assert "AIR: watch two states think" in page
+
+
+def test_faults_of_ours_are_logged_and_not_shown(capsys):
+    assert "Something broke here" in app.sentence(RuntimeError("secret"))
+    assert "secret" in capsys.readouterr().err
+
+
+# ---- the folder --------------------------------------------------------------------
+
+
+def test_the_readme_has_front_matter_that_spaces_accept():
+    import yaml
+
+    front = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and (SPACE / front["app_file"]).exists()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", front["sdk_version"]) and len(front["short_description"]) <= 60
+
+
+def test_requirements_agree_with_the_package():
+    wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
+    setup = (ROOT / "setup.py").read_text()
+    assert wanted and all(f'"{line}"' in setup for line in wanted)
+
+
+def test_importing_the_page_leaves_no_files_behind():
+    assert not list(Path(app.__file__).parent.glob("*.pyi"))
