@@ -109,19 +109,8 @@ def test_other_releases_of_transformers_give_the_same_numbers(released, tmp_path
     folder, inputs, expected = released
     save_file({"input_ids": inputs, "v1": expected}, tmp_path / "reference.safetensors")
     script = ROOT / "tests/clients/previous_transformers.py"
-    command = [
-        sys.executable,
-        script,
-        overlay(version, tmp_path / "overlay"),
-        ROOT,
-        tmp_path / "reference.safetensors",
-    ]
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin",
-    }
+    folders = [overlay(version, tmp_path / "overlay"), ROOT, tmp_path / "reference.safetensors", folder]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(part) for part in [sys.executable, script, *folders, tmp_path / "new"]],
         env={**environment, "PATH": os.environ["PATH"]},
