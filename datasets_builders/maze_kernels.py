@@ -5,6 +5,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from air_model.datasets_builders.threads import in_threads
+
 WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
 
 
@@ -28,13 +30,13 @@ def _flood(open_: np.ndarray, source: int, width: int, distance: np.ndarray, que
     return tail
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _label(mazes: np.ndarray, height: int, width: int, out: np.ndarray, bad: np.ndarray) -> None:
     wide = width + 2
-    for i in nb.prange(len(mazes)):
-        open_ = np.zeros((height + 2) * wide, np.bool_)
-        distance = np.empty((height + 2) * wide, np.int32)
-        queue = np.empty(height * width, np.int32)
+    open_ = np.zeros((height + 2) * wide, np.bool_)
+    distance = np.empty((height + 2) * wide, np.int32)
+    queue = np.empty(height * width, np.int32)
+    for i in range(len(mazes)):
         start = goal = -1
         for r in range(height):
             for c in range(width):
@@ -66,7 +68,7 @@ def label(mazes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Shortest paths by the Down, Left, Right, Up rule: uint8 (N, S) -> (N, S). Raises ValueError naming a bad row."""
     out = np.empty_like(mazes)
     bad = np.zeros(len(mazes), bool)
-    _label(mazes, height, width, out, bad)
+    in_threads(lambda rows: _label(mazes[rows], height, width, out[rows], bad[rows]), len(mazes))
     if bad.any():
         raise ValueError(f"Maze {np.flatnonzero(bad)[0] + 1} of {len(mazes)} has no path from S to G.")
     return out

@@ -4,32 +4,41 @@
 Two small matrices per digit and band then carry the rules: which of the three stacks each row of a band may use, and
 which of the three bands each column of a stack may use. Either must contain a permutation; the union of the
 permutations it contains is all that can stay. One table of 512 entries answers this, and with it come the rule of
-rows, columns and boxes, hidden singles, and the interplay of boxes with lines. Guesses are made at a cell of few
-digits. Other sizes use plain candidate masks with naked and hidden singles (`_count_any`).
+rows, columns and boxes, hidden singles, and the interplay of boxes with lines. Three cells in one row or column of a
+box hold three digits, which is checked before a guess. A guess fixes one of these permutations. The published ratings
+are guesses of the tdoku solver; rules and order of guesses here give the same number for nearly every real row.
+
+Other sizes use plain candidate masks with naked and hidden singles (`_count_any`).
 
 Puzzles here are tokens: blank 1, digits 2 ... n + 1.
 """
 
 from __future__ import annotations
 
-import itertools
-
 import numba as nb
 import numpy as np
 
+from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import SudokuTask
 
 ROW = 0o777  # 9 bits: one row of a band
 BAND = (1 << 27) - 1
-COLUMNS = 1 | 1 << 9 | 1 << 18  # times a 9-bit mask of columns: those columns in all three rows
-MAX_DEPTH = 82
+COLUMNS = 1 | 1 << 9 | 1 << 18  # the first bit of each row; times columns: those columns in all three rows
+TOP, LOW = 0o400 * COLUMNS, 0o377 * COLUMNS  # the last bit of each row, and the others
+MAX_DEPTH = 82  # guesses in a row
+WORDS = 40  # of one level: 27 of the board, the guess made there (3), scratch
+NO_BUDGET = 1 << 60
 
 
-def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """KEEP (512): 3x3 bit matrix -> union of the permutation matrices inside it; MINI (512): 9 columns -> which of the
-    3 stacks are used; WIDE (512): 3x3 matrix of (row, stack) -> the 27 cells of a band."""
+def _tables() -> tuple[np.ndarray, ...]:
+    """KEEP (512): 3x3 bit matrix -> union of the permutation matrices inside it. MINI (512): 9 columns -> which of the
+    3 stacks are used. WIDE (512): 3x3 matrix of (row, stack) -> the 27 cells of a band. INSIDE: at 0 + matrix the set
+    (6 bits) of permutations inside it, at 512 + set its size, at 704 + set their union, at 768 + matrix what all of
+    them share."""
     keep = np.zeros(512, np.int64)
-    permutations = [sum(1 << (3 * r + c) for r, c in enumerate(p)) for p in itertools.permutations(range(3))]
+    # In this order the guesses are nearly always those of tdoku, the published rating; other orders miss them.
+    order = [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (0, 2, 1)]
+    permutations = [sum(1 << (3 * r + c) for r, c in enumerate(p)) for p in order]
     for pattern in range(512):
         for p in permutations:
             if p & pattern == p:
@@ -42,16 +51,26 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for bit in range(9):
             if pattern >> bit & 1:
                 wide[pattern] |= 7 << (9 * (bit // 3) + 3 * (bit % 3))
-    return keep, mini, wide
+    inside = np.zeros(1280, np.int64)
+    for pattern in range(512):
+        inside[pattern] = sum(1 << k for k, p in enumerate(permutations) if p & pattern == p)
+        contained = [p for p in permutations if p & pattern == p]
+        inside[768 + pattern] = np.bitwise_and.reduce(contained) if contained else 0
+    for sets in range(64):
+        inside[512 + sets] = bin(sets).count("1")
+        for k, p in enumerate(permutations):
+            inside[704 + sets] |= p if sets >> k & 1 else 0
+    return keep, mini, wide, inside
 
 
-KEEP, MINI, WIDE = _tables()
+KEEP, MINI, WIDE, INSIDE = _tables()
 
 
 @nb.njit(cache=True)
 def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, wide: np.ndarray) -> bool:
     """Apply both permutation rules to one digit until nothing changes; False: the digit has no place left."""
     a, b, c = board[3 * d], board[3 * d + 1], board[3 * d + 2]
+    start = True
     while True:
         a0, b0, c0 = a, b, c
         a &= wide[keep[mini[a & 511] | mini[(a >> 9) & 511] << 3 | mini[a >> 18] << 6]]
@@ -59,6 +78,10 @@ def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, 
         c &= wide[keep[mini[c & 511] | mini[(c >> 9) & 511] << 3 | mini[c >> 18] << 6]]
         if a == 0 or b == 0 or c == 0:
             return False
+        if not start and a == a0 and b == b0 and c == c0:
+            break
+        start = False
+        a0, b0, c0 = a, b, c
         x, y, z = (a | a >> 9 | a >> 18) & 511, (b | b >> 9 | b >> 18) & 511, (c | c >> 9 | c >> 18) & 511
         k0 = keep[(x & 7) | (y & 7) << 3 | (z & 7) << 6]
         k1 = keep[(x >> 3 & 7) | (y >> 3 & 7) << 3 | (z >> 3 & 7) << 6]
@@ -75,7 +98,61 @@ def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, 
 
 
 @nb.njit(cache=True)
-def _propagate(board: np.ndarray, dirty: int, keep: np.ndarray, mini: np.ndarray, wide: np.ndarray) -> int:
+def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray) -> int:
+    """The rule of threes: three cells in one row (or column) of a box hold exactly three digits.
+
+    Returns -1 for a contradiction, else a bit per digit that lost places.
+    """
+    dirty = 0
+    for k in range(6):
+        can1, can2, can3, can4 = 0, 0, 0, 0  # bit-sliced: triads that at least 1, 2, 3, 4 digits can use ...
+        must1, must2, must3, must4 = 0, 0, 0, 0  # ... and must use
+        for d in range(9):
+            if k < 3:
+                m = board[3 * d + k]
+                can = mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
+            else:
+                can = 0
+                for b in range(3):
+                    m = board[3 * d + b]
+                    can |= ((m | m >> 9 | m >> 18) >> 3 * (k - 3) & 7) << 3 * b
+            must = inside[768 + can]
+            board[31 + d] = can
+            can4 |= can3 & can
+            can3 |= can2 & can
+            can2 |= can1 & can
+            can1 |= can
+            must4 |= must3 & must
+            must3 |= must2 & must
+            must2 |= must1 & must
+            must1 |= must
+        if can3 != 511 or must4:
+            return -1
+        tight = ~can4 & 511  # exactly three digits can: all of them must
+        if must3 | tight == 0:
+            continue
+        for d in range(9):
+            can = board[31 + d]
+            left = can & ~(must3 & ~inside[768 + can])
+            for r in range(3):
+                row = left & tight & (7 << 3 * r)
+                if row:
+                    left = left & ~(7 << 3 * r) | row
+            if left != can:
+                dirty |= 1 << d
+                if k < 3:
+                    board[3 * d + k] &= wide[left]
+                else:
+                    shift = 3 * (k - 3)
+                    for b in range(3):
+                        board[3 * d + b] &= ((511 & ~(7 << shift)) | (left >> 3 * b & 7) << shift) * COLUMNS
+    return dirty
+
+
+@nb.njit(cache=True)
+def _propagate(
+    board: np.ndarray, dirty: int, keep: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray
+) -> int:
     """Follow all forced moves. `dirty`: bit per digit that changed. Returns -1 contradiction, 1 solved, 0 open."""
     while True:
         for d in range(9):
@@ -97,60 +174,95 @@ def _propagate(board: np.ndarray, dirty: int, keep: np.ndarray, mini: np.ndarray
             naked = one & ~two
             for d in range(9):
                 m = board[3 * d + b]
-                # a row of this digit with one place left, in a cell that others still claim: a hidden single
-                for r in range(3):
-                    row = m & (ROW << 9 * r)
-                    if row & (row - 1) == 0:
-                        if row & two:
-                            for e in range(9):
-                                if e != d and board[3 * e + b] & row:
-                                    board[3 * e + b] &= ~row
-                                    dirty |= 1 << e
-                    elif row & naked:
-                        # a cell that only this digit claims: nowhere else in this row
-                        board[3 * d + b] = (board[3 * d + b] & ~row) | (row & naked)
-                        dirty |= 1 << d
+                # Rows with one place left for this digit: clear the lowest bit of each row (none is empty after
+                # _close_digit, unless digits were taken out below), and see which rows are empty then.
+                rest = m & (m - COLUMNS)
+                many = ((((rest & LOW) + LOW) | rest) & TOP) >> 8
+                rows = (COLUMNS & ~many) * ROW
+                hidden = m & rows & two
+                if hidden:  # the only place in its row, but other digits still claim the cell
+                    for e in range(9):
+                        if e != d and board[3 * e + b] & hidden:
+                            board[3 * e + b] &= ~hidden
+                            dirty |= 1 << e
+                hit = m & naked & ~rows
+                if hit:  # a cell that only this digit claims: nowhere else in its row
+                    for r in range(3):
+                        row = ROW << 9 * r
+                        cell = hit & row
+                        if cell:
+                            if cell & (cell - 1):
+                                return -1
+                            board[3 * d + b] = (board[3 * d + b] & ~row) | cell
+                    dirty |= 1 << d
         if solved:
             return 1
         if dirty == 0:
-            return 0
+            dirty = _triads(board, mini, wide, inside)
+            if dirty <= 0:
+                return dirty
 
 
 @nb.njit(cache=True)
-def _choose(board: np.ndarray) -> tuple[int, int]:
-    """(band, cell bit) of an open cell with the fewest candidates: the first with two, else three, else any."""
-    best_band, best_cell, best = -1, 0, 99
-    for b in range(3):
-        one, two, three, four = 0, 0, 0, 0
+def _choose(board: np.ndarray, keep: np.ndarray, mini: np.ndarray, inside: np.ndarray) -> tuple[int, int, int]:
+    """What to guess: (line band 0-2 or stack 3-5, digit, the 6-bit set of its permutations that are left).
+
+    Of the six bands and stacks the one with the fewest permutations in all (but not settled), and in it the digit
+    with the fewest; so the board falls apart soonest.
+    """
+    best, best_total, best_digit, best_set = -1, 1 << 30, -1, 0
+    for k in range(6):
+        total, digit, fewest, chosen = 0, -1, 99, 0
         for d in range(9):
-            m = board[3 * d + b]
-            four |= three & m
-            three |= two & m
-            two |= one & m
-            one |= m
-        pairs, triples = two & ~three, three & ~four
-        if pairs:
-            return b, pairs & (~pairs + 1)
-        if triples and best > 3:
-            best, best_band, best_cell = 3, b, triples & (~triples + 1)
-        elif four and best > 4:
-            best, best_band, best_cell = 4, b, four & (~four + 1)
-    return best_band, best_cell
+            if k < 3:
+                m = board[3 * d + k]
+                pattern = mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
+            else:
+                pattern = 0
+                for b in range(3):
+                    m = board[3 * d + b]
+                    pattern |= ((m | m >> 9 | m >> 18) >> 3 * (k - 3) & 7) << 3 * b
+            sets = inside[pattern]
+            count = inside[512 + sets]
+            total += count
+            if 1 < count < fewest:
+                digit, fewest, chosen = d, count, sets
+        if digit >= 0 and total < best_total:
+            best, best_total, best_digit, best_set = k, total, digit, chosen
+    return best, best_digit, best_set
+
+
+@nb.njit(cache=True)
+def _restrict(board: np.ndarray, k: int, d: int, permutation: int, wide: np.ndarray) -> None:
+    """Hold digit d to one permutation (a 9-bit matrix) of band or stack k."""
+    if k < 3:
+        board[3 * d + k] &= wide[permutation]
+    else:
+        shift = 3 * (k - 3)
+        for b in range(3):
+            columns = (511 & ~(7 << shift)) | (permutation >> 3 * b & 7) << shift
+            board[3 * d + b] &= columns * COLUMNS
 
 
 @nb.njit(cache=True)
 def _count_9x9(
     tokens: np.ndarray,
     limit: int,
+    budget: int,
     boards: np.ndarray,
     first: np.ndarray,
     keep: np.ndarray,
     mini: np.ndarray,
     wide: np.ndarray,
+    inside: np.ndarray,
 ) -> tuple[int, int]:
-    """(solutions found, at most `limit`; guesses made). The first solution is written to `first` as tokens."""
+    """(solutions found, at most `limit`; guesses made until the first, or in all without one).
+
+    The first solution is written to `first` as tokens. After `budget` guesses the answer is (limit, budget): too
+    many to tell.
+    """
     board = boards[0]
-    board[:] = BAND
+    board[:27] = BAND
     for i in range(81):
         t = tokens[i]
         if t >= 2:
@@ -163,11 +275,12 @@ def _count_9x9(
             for e in range(9):
                 if e != d:
                     board[3 * e + b] &= ~bit
-    depth, found, guesses = 0, 0, 0
-    state = _propagate(board, 511, keep, mini, wide)
+    depth, found, guesses, rating = 0, 0, 0, 0
+    state = _propagate(board, 511, keep, mini, wide, inside)
     while True:
         if state == 1:
             if found == 0:
+                rating = guesses
                 board = boards[depth]
                 for d in range(9):
                     for b in range(3):
@@ -177,70 +290,73 @@ def _count_9x9(
                                 first[27 * b + k] = d + 2
             found += 1
             if found >= limit:
-                return found, guesses
+                return found, rating if found else guesses
         if state == 0:
-            board = boards[depth]
-            b, cell = _choose(board)
-            guesses += 1
-            d = 0
-            while board[3 * d + b] & cell == 0:
-                d += 1
-            # the level below tries this digit; this level stays, without it
-            after = boards[depth + 1]
-            after[:] = board
-            dirty = 0
-            for e in range(9):
-                if e != d and after[3 * e + b] & cell:
-                    after[3 * e + b] &= ~cell
-                    dirty |= 1 << e
-            low = 0
-            for r in range(3):
-                row = ROW << 9 * r
-                if cell & row:
-                    low = row
-            after[3 * d + b] = (after[3 * d + b] & ~low) | cell
-            board[3 * d + b] &= ~cell
-            boards[depth, 27] = d
-            depth += 1
-            state = _propagate(after, dirty | 1 << d, keep, mini, wide)
-            continue
-        # solved or contradiction: back to the last guess, whose digit is out
-        depth -= 1
-        if depth < 0:
-            return found, guesses
-        state = _propagate(boards[depth], 1 << boards[depth, 27], keep, mini, wide)
+            k, d, sets = _choose(boards[depth], keep, mini, inside)
+            boards[depth, 27], boards[depth, 28] = k, d
+        else:  # solved or contradiction: back to the last guess, which is out
+            depth -= 1
+            if depth < 0:
+                return found, rating if found else guesses
+            k, d, sets = boards[depth, 27], boards[depth, 28], boards[depth, 29]
+            union = inside[704 + sets]
+            if inside[union] == sets:  # what is left can be written on the board
+                _restrict(boards[depth], k, d, union, wide)
+                state = _propagate(boards[depth], 1 << d, keep, mini, wide, inside)
+                continue
+        bit = sets & -sets
+        boards[depth, 29] = sets ^ bit
+        guesses += 1
+        if guesses > budget:
+            return limit, budget
+        boards[depth + 1] = boards[depth]
+        depth += 1
+        _restrict(boards[depth], k, d, inside[704 + bit], wide)
+        state = _propagate(boards[depth], 1 << d, keep, mini, wide, inside)
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _solve_9x9(
     puzzles: np.ndarray, limit: int, counts: np.ndarray, guesses: np.ndarray, answers: np.ndarray,
-    keep: np.ndarray, mini: np.ndarray, wide: np.ndarray,
+    keep: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray,
 ) -> None:  # fmt: skip
-    blocks = (len(puzzles) + 63) // 64
-    for block in nb.prange(blocks):
-        boards = np.empty((MAX_DEPTH, 28), np.int64)
-        for i in range(64 * block, min(len(puzzles), 64 * block + 64)):
-            counts[i], guesses[i] = _count_9x9(puzzles[i], limit, boards, answers[i], keep, mini, wide)
+    boards = np.empty((MAX_DEPTH, WORDS), np.int64)
+    for i in range(len(puzzles)):
+        counts[i], guesses[i] = _count_9x9(puzzles[i], limit, NO_BUDGET, boards, answers[i], keep, mini, wide, inside)
 
 
-def solve(puzzles: np.ndarray, task: SudokuTask, limit: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solve(
+    puzzles: np.ndarray, task: SudokuTask, limit: int = 2, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count solutions of N puzzles.
 
     Args:
         puzzles: (N, S) uint8 tokens.
         limit: stop at so many solutions; 2 decides whether there is exactly one.
+        threads: by default one per CPU core; the result does not depend on it.
 
     Returns:
-        counts int32 (N,), at most `limit`; guesses int32 (N,), made until then; first solutions uint8 (N, S), PAD
-        where there is none.
+        counts int32 (N,), at most `limit`; guesses int32 (N,), made until the first solution (the rating);
+        first solutions uint8 (N, S), PAD where there is none.
     """
     puzzles = np.ascontiguousarray(puzzles, np.uint8)
     counts, guesses = np.zeros((2, len(puzzles)), np.int32)
     answers = np.zeros_like(puzzles)
     if task.height == 9 and task.box_height == 3:
-        _solve_9x9(puzzles, limit, counts, guesses, answers, KEEP, MINI, WIDE)
+        kernel, tables = _solve_9x9, (KEEP, MINI, WIDE, INSIDE)
+        in_threads(
+            lambda rows: kernel(puzzles[rows], limit, counts[rows], guesses[rows], answers[rows], *tables),
+            len(puzzles),
+            threads,
+        )
     else:
-        _solve_any(puzzles, limit, task.units, task.units_of, counts, guesses, answers)
+        in_threads(
+            lambda rows: _solve_any(
+                puzzles[rows], limit, task.units, task.units_of, counts[rows], guesses[rows], answers[rows]
+            ),
+            len(puzzles),
+            threads,
+        )
     return counts, guesses, answers
 
 
@@ -309,6 +425,7 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
 def _count_any(
     tokens: np.ndarray,
     limit: int,
+    budget: int,
     units: np.ndarray,
     units_of: np.ndarray,
     cells: np.ndarray,
@@ -330,11 +447,12 @@ def _count_any(
             cells[0, i] = bit
     # A frame holds a settled grid, the cell guessed at (last column) and, in `todo`, the digits not tried yet.
     todo = np.zeros(len(cells), np.int64)
-    depth, found, guesses = 0, 0, 0
+    depth, found, guesses, rating = 0, 0, 0, 0
     state = _settle(cells[0], used[0], units, units_of, full)
     while True:
         if state == 1:
             if found == 0:
+                rating = guesses
                 for i in range(n * n):
                     value, bit = 2, cells[depth, i]
                     while bit > 1:
@@ -343,7 +461,7 @@ def _count_any(
                     first[i] = value
             found += 1
             if found >= limit:
-                return found, guesses
+                return found, rating if found else guesses
         if state == 0:
             best, at = 99, -1
             for i in range(n * n):
@@ -362,11 +480,13 @@ def _count_any(
             while depth >= 0 and todo[depth] == 0:
                 depth -= 1
             if depth < 0:
-                return found, guesses
+                return found, rating if found else guesses
         bit = todo[depth] & -todo[depth]
         todo[depth] ^= bit
         if todo[depth]:
             guesses += 1
+            if guesses > budget:
+                return limit, budget
         at = cells[depth, n * n]
         cells[depth + 1] = cells[depth]
         used[depth + 1] = used[depth]
@@ -377,15 +497,13 @@ def _count_any(
         state = _settle(cells[depth], used[depth], units, units_of, full)
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, nogil=True)
 def _solve_any(
     puzzles: np.ndarray, limit: int, units: np.ndarray, units_of: np.ndarray,
     counts: np.ndarray, guesses: np.ndarray, answers: np.ndarray,
 ) -> None:  # fmt: skip
     size = puzzles.shape[1]
-    blocks = (len(puzzles) + 63) // 64
-    for block in nb.prange(blocks):
-        cells = np.zeros((size + 1, size + 1), np.int64)
-        used = np.zeros((size + 1, len(units)), np.int64)
-        for i in range(64 * block, min(len(puzzles), 64 * block + 64)):
-            counts[i], guesses[i] = _count_any(puzzles[i], limit, units, units_of, cells, used, answers[i])
+    cells = np.zeros((size + 1, size + 1), np.int64)
+    used = np.zeros((size + 1, len(units)), np.int64)
+    for i in range(len(puzzles)):
+        counts[i], guesses[i] = _count_any(puzzles[i], limit, NO_BUDGET, units, units_of, cells, used, answers[i])

@@ -1,0 +1,117 @@
+"""Mazes by the verified recipe: random walls, start, goal, a length filter, labels by Down, Left, Right, Up.
+
+The benchmark (30x30): walls uniformly placed, their number ~ U{240 ... 420}; S uniform on the free cells, G uniform
+among the cells at least 109 moves away. Other sizes scale the number of walls with the cells and the length so that
+about as rare a layout qualifies; `min_path` overrides. Maze `number` of a stream depends on (seed, stream, number)
+alone, so any number of threads writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba as nb
+import numpy as np
+
+from air_model.datasets_builders.generate_sudoku import _random
+from air_model.datasets_builders.maze_kernels import GOAL, SPACE, START, WALL, _flood, label
+from air_model.datasets_builders.threads import in_threads
+from air_model.processing_air import MazeTask
+
+FEWEST_WALLS, MOST_WALLS = 240 / 900, 420 / 900
+BENCHMARK_LENGTH = 109
+MAX_TRIES = 1_000_000  # layouts per maze; the benchmark needs about 1,800 walls-and-start draws
+
+
+def default_min_path(height: int, width: int) -> int:
+    """109 moves at 30x30 (the benchmark); elsewhere in proportion to the area to the power 0.69, at least 1.
+
+    The longest shortest path of a random layout grows a little faster than the side; this keeps small mazes easy to
+    find and long ones hard to see.
+    """
+    return max(1, math.floor(BENCHMARK_LENGTH * (height * width / 900) ** 0.69))
+
+
+@nb.njit(cache=True, nogil=True)
+def _make_mazes(
+    seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, max_tries: int, out: np.ndarray,
+    tries: np.ndarray,
+) -> None:  # fmt: skip
+    wide, size = width + 2, height * width
+    open_ = np.zeros((height + 2) * wide, np.bool_)
+    distance = np.empty((height + 2) * wide, np.int32)
+    queue = np.empty(size, np.int32)
+    cells = np.empty(size, np.int64)
+    state = np.empty(1, np.uint64)
+    for i in range(size):
+        cells[i] = (i // width + 1) * wide + i % width + 1
+    for m in range(len(seeds)):
+        state[0] = seeds[m]
+        tries[m] = -1
+        for attempt in range(max_tries):
+            walls = fewest + _random(state, most - fewest + 1)
+            # the first `walls` cells of a partial shuffle are walls, the next one is S: uniform, without rejection
+            for i in range(walls + 1):
+                j = i + _random(state, size - i)
+                cells[i], cells[j] = cells[j], cells[i]
+            for i in range(size):
+                open_[cells[i]] = i >= walls
+            start = cells[walls]
+            reached = _flood(open_, start, wide, distance, queue)
+            # cells come out of the queue by distance: the far ones are its tail
+            first = reached
+            while first > 0 and distance[queue[first - 1]] >= min_path:
+                first -= 1
+            if first == reached:
+                continue
+            goal = queue[first + _random(state, reached - first)]
+            for i in range(size):
+                at = (i // width + 1) * wide + i % width + 1
+                out[m, i] = SPACE if open_[at] else WALL
+            out[m, (start // wide - 1) * width + start % wide - 1] = START
+            out[m, (goal // wide - 1) * width + goal % wide - 1] = GOAL
+            tries[m] = attempt + 1
+            break
+
+
+def make_mazes(
+    task: MazeTask,
+    seeds: np.ndarray,
+    min_path: int | None = None,
+    threads: int | None = None,
+    progress: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mazes and labels, uint8 (N, S) each, one per seed (N,) uint64.
+
+    Raises:
+        ValueError: a path of `min_path` moves is so rare at this size that no layout was found.
+    """
+    size = task.seq_len
+    min_path = default_min_path(task.height, task.width) if min_path is None else min_path
+    if not 1 <= min_path < size:
+        raise ValueError(f"The shortest path must take from 1 to {size - 1} moves in {task}, got {min_path}.")
+    fewest, most = round(FEWEST_WALLS * size), min(round(MOST_WALLS * size), size - 2)
+    mazes, tries = np.zeros((len(seeds), size), np.uint8), np.zeros(len(seeds), np.int64)
+    in_threads(
+        lambda rows: _make_mazes(
+            seeds[rows],
+            task.height,
+            task.width,
+            min(fewest, most),
+            most,
+            min_path,
+            MAX_TRIES,
+            mazes[rows],
+            tries[rows],
+        ),
+        len(seeds),
+        threads,
+        block=8,
+        progress=progress,
+    )
+    if (tries < 0).any():
+        raise ValueError(
+            f"No {task.height}x{task.width} maze with a shortest path of {min_path} moves or more in {MAX_TRIES:,}"
+            " layouts: ask for a shorter one (--min-path)."
+        )
+    return mazes, label(mazes, task.height, task.width)

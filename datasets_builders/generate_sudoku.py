@@ -1,0 +1,281 @@
+"""Sudokus of any size with one solution: random grids, clues dug away, and a walk of clue swaps to a wanted rating.
+
+Every puzzle is a function of (seed, stream, number) alone, so any number of threads writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba as nb
+import numpy as np
+
+from air_model.datasets_builders.sudoku_solver import (
+    INSIDE,
+    KEEP,
+    MAX_DEPTH,
+    MINI,
+    WIDE,
+    WORDS,
+    _count_9x9,
+    _count_any,
+    _settle,
+)
+from air_model.processing_air import SudokuTask
+
+# (lowest rating, highest rating, share): Sudoku-Extreme, measured on 2,175 real rows
+BENCHMARK_BUCKETS = ((0, 0, 0.15), (1, 9, 0.24), (10, 19, 0.17), (20, 49, 0.33), (50, 1 << 30, 0.11))
+DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 and larger from searching for hours
+
+
+@nb.njit(cache=True)
+def _random(state: np.ndarray, n: int) -> int:
+    """splitmix64: a whole number from 0 to n - 1; state (1,) uint64 moves on."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = state[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return int((z >> np.uint64(11)) % np.uint64(n))
+
+
+@nb.njit(cache=True)
+def _shuffle(values: np.ndarray, count: int, state: np.ndarray) -> None:
+    for i in range(count - 1, 0, -1):
+        j = _random(state, i + 1)
+        values[i], values[j] = values[j], values[i]
+
+
+@nb.njit(cache=True)
+def _random_grid(
+    units: np.ndarray, units_of: np.ndarray, cells: np.ndarray, used: np.ndarray, state: np.ndarray, out: np.ndarray
+) -> None:
+    """A random solved grid, as tokens: search with random digits at a random cell of fewest candidates."""
+    n = units.shape[1]
+    size, full = n * n, (1 << n) - 1
+    todo = np.zeros(size + 1, np.int64)
+    while True:
+        cells[0, :] = 0
+        used[0, :] = 0
+        depth, status, tries = 0, 0, 0
+        while status == 0 and tries < 50 * size:  # a hopeless start is left for a new one
+            best, at, ties = 99, -1, 0
+            for i in range(size):
+                if cells[depth, i] == 0:
+                    a, b, c = units_of[i]
+                    free = full & ~(used[depth, a] | used[depth, b] | used[depth, c])
+                    count, rest = 0, free
+                    while rest:
+                        rest &= rest - 1
+                        count += 1
+                    if count < best:
+                        best, ties = count, 0
+                    if count == best:
+                        ties += 1
+                        if _random(state, ties) == 0:
+                            at, todo[depth] = i, free
+            cells[depth, size] = at
+            while True:
+                tries += 1
+                at, free = cells[depth, size], todo[depth]
+                count, rest = 0, free
+                while rest:
+                    rest &= rest - 1
+                    count += 1
+                pick = _random(state, count)
+                bit = free & -free
+                for _ in range(pick):
+                    free ^= bit
+                    bit = free & -free
+                todo[depth] &= ~bit
+                cells[depth + 1] = cells[depth]
+                used[depth + 1] = used[depth]
+                depth += 1
+                cells[depth, at] = bit
+                for k in range(3):
+                    used[depth, units_of[at, k]] |= bit
+                status = _settle(cells[depth], used[depth], units, units_of, full)
+                if status >= 0:
+                    break
+                depth -= 1
+                while depth >= 0 and todo[depth] == 0:
+                    depth -= 1
+                if depth < 0 or tries >= 50 * size:
+                    break
+            if depth < 0:
+                break
+        if status == 1:
+            for i in range(size):
+                value, bit = 2, cells[depth, i]
+                while bit > 1:
+                    bit >>= 1
+                    value += 1
+                out[i] = value
+            return
+
+
+@nb.njit(cache=True)
+def _count(
+    puzzle: np.ndarray, limit: int, fast: bool, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray,
+    cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
+) -> tuple[int, int]:  # fmt: skip
+    if fast:
+        return _count_9x9(puzzle, limit, DIG_BUDGET, boards, scratch, KEEP, MINI, WIDE, INSIDE)
+    return _count_any(puzzle, limit, DIG_BUDGET, units, units_of, cells, used, scratch)
+
+
+@nb.njit(cache=True)
+def _dig(
+    puzzle: np.ndarray, state: np.ndarray, order: np.ndarray, fast: bool, units: np.ndarray, units_of: np.ndarray,
+    boards: np.ndarray, cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
+) -> None:  # fmt: skip
+    """Take clues away in random order while one solution remains: a minimal puzzle."""
+    for i in range(len(puzzle)):
+        order[i] = i
+    _shuffle(order, len(puzzle), state)
+    for i in order:
+        kept = puzzle[i]
+        if kept >= 2:
+            puzzle[i] = 1
+            if _count(puzzle, 2, fast, units, units_of, boards, cells, used, scratch)[0] != 1:
+                puzzle[i] = kept
+
+
+@nb.njit(cache=True)
+def _add_clues(puzzle: np.ndarray, grid: np.ndarray, count: int, state: np.ndarray, order: np.ndarray) -> None:
+    """Fill `count` random blanks from the solution."""
+    blanks = 0
+    for i in range(len(puzzle)):
+        if puzzle[i] == 1:
+            order[blanks] = i
+            blanks += 1
+    _shuffle(order, blanks, state)
+    for i in order[: min(count, blanks)]:
+        puzzle[i] = grid[i]
+
+
+@nb.njit(cache=True)
+def _make(
+    lowest: int, highest: int, extra: int, steps: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray,
+    fast: bool, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray, cells: np.ndarray, used: np.ndarray,
+) -> int:  # fmt: skip
+    """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
+
+    extra: clues added to a minimal puzzle (-1: as many as it takes to fall to `highest`). steps: longest walk. The
+    rating may be outside the range when the walk found nothing.
+    """
+    order = np.empty(len(puzzle), np.int64)
+    scratch, trial = np.empty_like(puzzle), np.empty_like(puzzle)
+    puzzle[:] = grid
+    _dig(puzzle, state, order, fast, units, units_of, boards, cells, used, scratch)
+    if extra > 0:
+        _add_clues(puzzle, grid, extra, state, order)
+    rating = _count(puzzle, 1, fast, units, units_of, boards, cells, used, scratch)[1]
+    for _ in range(steps):
+        if lowest <= rating <= highest:
+            break
+        trial[:] = puzzle
+        if rating > highest:  # too hard: one clue more
+            _add_clues(trial, grid, 1, state, order)
+            score = _count(trial, 1, fast, units, units_of, boards, cells, used, scratch)[1]
+            if score >= lowest:
+                puzzle[:] = trial
+                rating = score
+            continue
+        # Too easy: put one to three clues in and dig again, so that other clues leave.
+        _add_clues(trial, grid, 1 + _random(state, 3), state, order)
+        _dig(trial, state, order, fast, units, units_of, boards, cells, used, scratch)
+        score = _count(trial, 1, fast, units, units_of, boards, cells, used, scratch)[1]
+        if score >= rating:
+            puzzle[:] = trial
+            rating = score
+    return rating
+
+
+@nb.njit(cache=True, nogil=True)
+def _make_many(
+    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int, fast: bool,
+    units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, given: bool, puzzles: np.ndarray, ratings: np.ndarray,
+) -> None:  # fmt: skip
+    size = puzzles.shape[1]
+    boards = np.empty((MAX_DEPTH, WORDS), np.int64)
+    cells = np.zeros((size + 2, size + 1), np.int64)
+    used = np.zeros((size + 2, len(units)), np.int64)
+    state = np.empty(1, np.uint64)
+    for i in range(len(seeds)):
+        state[0] = seeds[i]
+        if not given:
+            _random_grid(units, units_of, cells, used, state, grids[i])
+        if extra[i] > -2:
+            ratings[i] = _make(
+                lowest[i], highest[i], extra[i], steps, state, puzzles[i], grids[i], fast, units, units_of, boards,
+                cells, used,
+            )  # fmt: skip
+
+
+@dataclass
+class Batch:
+    """puzzles, grids: uint8 (N, S); ratings: int32 (N,)."""
+
+    puzzles: np.ndarray
+    grids: np.ndarray
+    ratings: np.ndarray
+
+
+def _run(
+    task: SudokuTask, seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int,
+    grids: np.ndarray | None = None,
+) -> Batch:  # fmt: skip
+    count, given = len(seeds), grids is not None
+    grids = np.ascontiguousarray(grids) if given else np.zeros((count, task.seq_len), np.uint8)
+    puzzles, ratings = np.zeros((count, task.seq_len), np.uint8), np.zeros(count, np.int32)
+    fast = task.height == 9 and task.box_height == 3
+    _make_many(
+        seeds, lowest, highest, extra, steps, fast, task.units, task.units_of, grids, given, puzzles, ratings
+    )  # fmt: skip
+    return Batch(puzzles, grids, ratings)
+
+
+def random_grids(task: SudokuTask, seeds: np.ndarray) -> np.ndarray:
+    """Solved grids uint8 (N, S), one per seed (N,) uint64."""
+    zeros = np.zeros(len(seeds), np.int64)
+    return _run(task, seeds, zeros, zeros, zeros - 2, 0).grids
+
+
+def seeds_for(seed: int, stream: int, first: int, count: int) -> np.ndarray:
+    """uint64 seeds of the puzzles first ... first + count - 1 of a stream."""
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    key = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]
+    z = key ^ (numbers * np.uint64(0xD1342543DE82EF95))
+    z = (z ^ (z >> np.uint64(32))) * np.uint64(0xDABA0B6EB09322E3)
+    return z ^ (z >> np.uint64(29))
+
+
+def make_puzzles(task: SudokuTask, grids: np.ndarray, seeds: np.ndarray, difficulty: str = "mixed") -> Batch:
+    """One puzzle per solved grid.
+
+    Args:
+        grids: (N, S) tokens; seeds: (N,) uint64, which fix everything else.
+        difficulty: "minimal" (no clue can be spared); "mixed" (half minimal, half with 1 ... blanks - 1 clues more);
+            "benchmark" (9x9: ratings follow Sudoku-Extreme's buckets).
+
+    Returns:
+        Batch with ratings = guesses. A rating may miss its bucket when the walk found nothing in time.
+    """
+    count = len(grids)
+    lowest, highest = np.zeros(count, np.int64), np.full(count, 1 << 30, np.int64)
+    extra = np.zeros(count, np.int64)
+    # The coin of each puzzle comes from its own seed, as everything else.
+    coin = (seeds >> np.uint64(40)).astype(np.float64) / 2**24
+    if difficulty == "benchmark":
+        bounds = np.cumsum([share for *_, share in BENCHMARK_BUCKETS])
+        which = np.searchsorted(bounds / bounds[-1], coin, side="right").clip(0, len(BENCHMARK_BUCKETS) - 1)
+        lowest = np.array([low for low, *_ in BENCHMARK_BUCKETS])[which]
+        highest = np.array([high for _, high, _ in BENCHMARK_BUCKETS])[which]
+    elif difficulty == "mixed":
+        # about n * n * 0.6 blanks in a minimal puzzle; _add_clues stops at a full grid
+        most = int(0.55 * task.seq_len)
+        extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
+    elif difficulty != "minimal":
+        raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
+    return _run(task, seeds, lowest, highest, extra, 400, grids)

@@ -1,0 +1,31 @@
+"""Compiled kernels over many rows, on several threads (they release the interpreter lock)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+
+def in_threads(
+    kernel: Callable[[slice], None],
+    count: int,
+    threads: int | None = None,
+    block: int = 512,
+    progress: str | None = None,
+) -> None:
+    """Call kernel(slice) for blocks of rows 0 ... count - 1; `progress` names a progress bar."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(threads or cores, -(-count // block)))
+    blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
+    with tqdm(total=count, desc=progress, disable=progress is None, unit=" rows") as bar:
+        if threads == 1:
+            for rows in blocks:
+                kernel(rows)
+                bar.update(rows.stop - rows.start)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for rows, _ in zip(blocks, pool.map(kernel, blocks)):
+                bar.update(rows.stop - rows.start)
