@@ -194,7 +194,7 @@ window.AirBoard = window.AirBoard || (() => {
         if (i >= 0) this._move(i, false);
       });
       if (this.mode === "edit" && !this.sudoku) {
-        let paint = null;
+        let paint = null, last = 0;
         grid.addEventListener("pointerdown", (event) => {
           const i = cellOf(event);
           if (i < 0 || event.button > 0) return;
@@ -203,6 +203,7 @@ window.AirBoard = window.AirBoard || (() => {
           // A wall on a wall takes it away, and the rest of the stroke does the same.
           paint = this.brush === "#" && this.text[i] === "#" ? this.task.blank : this.brush;
           this.put(i, paint);
+          last = i;
           if (grid.setPointerCapture) grid.setPointerCapture(event.pointerId);
         });
         grid.addEventListener("pointermove", (event) => {
@@ -210,8 +211,15 @@ window.AirBoard = window.AirBoard || (() => {
           const under = document.elementFromPoint(event.clientX, event.clientY);
           const cell = under && under.closest(".ab-cell");
           if (!cell || !grid.contains(cell)) return;
-          const i = Number(cell.dataset.i);
-          if (paint === "S" || paint === "G" || !"SG".includes(this.text[i])) this.put(i, paint);
+          const { width } = this.task, i = Number(cell.dataset.i);
+          // A quick stroke skips cells: draw the straight line from the last one.
+          const [r0, c0, r1, c1] = [Math.floor(last / width), last % width, Math.floor(i / width), i % width];
+          const steps = Math.max(Math.abs(r1 - r0), Math.abs(c1 - c0), 1);
+          for (let s = 1; s <= steps; s++) {
+            const at = Math.round(r0 + ((r1 - r0) * s) / steps) * width + Math.round(c0 + ((c1 - c0) * s) / steps);
+            if ("SG".includes(paint) ? s === steps : !"SG".includes(this.text[at])) this.put(at, paint);
+          }
+          last = i;
         });
         for (const end of ["pointerup", "pointercancel"]) grid.addEventListener(end, () => { paint = null; });
         return;

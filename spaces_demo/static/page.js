@@ -558,6 +558,7 @@ window.AIR = window.AIR || (() => {
       if (on && focus) tab.focus();
     }
     drawCharts();
+    if (name === "Share") window.AIRShare.refresh();
     if (name === "Learn") learn();
     if (!focus) window.scrollTo({ top: 0 });
   }

@@ -42,9 +42,9 @@ window.AIRShare = window.AIRShare || (() => {
   }
 
   function link() {
-    const wanted = S.other ? S.other.wanted : {};
+    const wanted = api.whatIfSettings();
     const query = new URLSearchParams({ puzzle: portable(S.boards.editor.text), checkpoint: S.ck.key, halt: api.settings().halt });
-    if (wanted.freeze && wanted.freeze !== "none") { query.set("freeze", wanted.freeze); query.set("from", wanted.from); }
+    if (wanted.freeze !== "none") { query.set("freeze", wanted.freeze); query.set("from", wanted.from); }
     if (wanted.attempts > 1) query.set("attempts", wanted.attempts);
     if (wanted.steps && wanted.steps !== S.ck.act_steps) query.set("steps", wanted.steps);
     return `${location.origin}${location.pathname}?${query}`;
