@@ -26,6 +26,15 @@ test: $(VENV)/.installed lint ## lint and run the tests (CPU)
 test-slow: $(VENV)/.installed ## the slow tests as well
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+test-conformance: $(VENV)/.installed ## transformers' own common tests against AirModel (downloads them; skips if it cannot)
+	$(BIN)/python -m pytest tests/conformance -m "" -rs -W ignore --timeout=600 || test $$? -eq 5
+
+release: $(VENV)/.installed ## wheel and sdist in dist/, checked in an empty environment
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	rm -rf build
+	$(BIN)/python scripts/_check_release.py dist
+
 lint: $(VENV)/.installed ## ruff, check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

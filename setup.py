@@ -1,9 +1,10 @@
-"""Package `air_model` = this folder itself: the same flat files run installed, from a checkout and as Hub remote code."""
+"""Package `air_model` = this folder itself: the same flat files run installed, from a checkout and as remote code."""
 
 import re
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "configuration_air.py").read_text(), re.M)[1]
@@ -48,6 +49,14 @@ EXTRAS = {
     ],
 }
 
+
+class BuildModules(build_py):
+    """This file lies among the package's modules without being one."""
+
+    def find_package_modules(self, package, package_dir):
+        return [module for module in super().find_package_modules(package, package_dir) if module[1] != "setup"]
+
+
 setup(
     name="air-model",
     version=VERSION,
@@ -64,10 +73,11 @@ setup(
         "air_model": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "model_card.md", "LICENSE"],
         "air_model.analysis": ["*.md", "*.html", "*.css"],
         "air_model.datasets_builders": ["*.md"],
-        "air_model.metrics.puzzle_accuracy": ["*.md"],
+        "air_model.metrics.puzzle_accuracy": ["*.md", "*.txt"],
         "air_model.scripts": ["*.sh", "*.slurm"],
-        "air_model.spaces_demo": ["*.md", "*.txt", "*.css", "*.js", "*.html"],
+        "air_model.spaces_demo": ["*.md", "*.txt", "static/*"],
     },
+    cmdclass={"build_py": BuildModules},
     entry_points={"console_scripts": [f"{name} = air_model.{module}:main" for name, module in COMMANDS.items()]},
     install_requires=[
         # The upper bound picks a CPU wheel where one is at hand; unbounded, pip fetches gigabytes of CUDA packages.

@@ -76,8 +76,9 @@ def loading_lines(staged: Staged, repo_id: str, revision: str | None) -> str:
         pin = f', revision="{revision}"' if revision else ""
         lines = ["from datasets import load_dataset", f'data = load_dataset("{repo_id}"{config}{pin})', "print(data)"]
         return "\n".join([*lines, "split = next(iter(data))", "print(data[split][0])"])
-    lines = ["from gradio_client import Client", f'client = Client("{repo_id}")']
-    return "\n".join([*lines, "print(client.view_api())"])
+    lines = ["from gradio_client import Client", f'client = Client("{repo_id}")', 'puzzle = "…"  # as text']
+    answer = ['answer = client.predict(puzzle, api_name="/solve")', 'print(answer["solved"], answer["solution"])']
+    return "\n".join([*lines, *answer])
 
 
 def push_collection(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:

@@ -1,0 +1,122 @@
+"""What gets installed: packages, files beside the code, commands; and that every supported Python can read it."""
+
+import ast
+import fnmatch
+import importlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+import setuptools
+from conftest import ROOT
+
+TRAVELLING = ["configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"]
+# Folders of the repository that are no part of the installed package.
+ELSEWHERE = {"tests", "checkpoints", "results", "benchmarks", "docs", "runs", "data", "dist", "build", "quickstart"}
+
+
+@pytest.fixture(scope="module")
+def setup_arguments():
+    """What setup.py passes to setup()."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: found.update(arguments))
+        runpy.run_path(str(ROOT / "setup.py"))
+    return found
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_every_tracked_module_is_in_the_package(setup_arguments):
+    folders = {"/".join(name.split(".")[1:]) for name in setup_arguments["packages"]}
+    for name in tracked():
+        folder = name.rpartition("/")[0]
+        if name.endswith(".py") and folder.split("/")[0] not in ELSEWHERE:
+            assert folder in folders, f"{name}: add its folder to SUBPACKAGES in setup.py"
+            assert (ROOT / folder / "__init__.py").exists()
+
+
+def test_every_file_beside_the_code_is_package_data(setup_arguments):
+    patterns = [
+        "/".join([*package.split(".")[1:], pattern])
+        for package, listed in setup_arguments["package_data"].items()
+        for pattern in listed
+    ]
+    for name in tracked():
+        if "/" in name and name.split("/")[0] not in ELSEWHERE | {".ci"} and not name.endswith(".py"):
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{name}: add it to package_data"
+
+
+def test_every_command_is_a_function_with_help_and_examples(setup_arguments, capsys):
+    commands = dict(re.split(r"\s*=\s*", line) for line in setup_arguments["entry_points"]["console_scripts"])
+    assert set(commands) == {
+        "air-train",
+        "air-solve",
+        "air-evaluate",
+        "air-build-dataset",
+        "air-analyze",
+        "air-convert",
+        "air-push",
+    }
+    for target in commands.values():
+        module, function = target.split(":")
+        with pytest.raises(SystemExit) as stopped:
+            getattr(importlib.import_module(module), function)(["--help"])
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert re.search(r"^    (python|accelerate launch) ", text, re.M), f"{target} --help shows no example"
+
+
+def test_the_travelling_files_import_only_each_other_and_what_transformers_brings():
+    known = {"torch", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+    for name in TRAVELLING:
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert f"{node.module}.py" in TRAVELLING, f"{name} imports .{node.module}"
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert {module.split(".")[0] for module in names} <= known, f"{name} imports {names}"
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
+def test_the_source_is_valid_in_every_supported_python(version):
+    for name in tracked():
+        if name.endswith(".py"):
+            ast.parse((ROOT / name).read_text(), filename=name, feature_version=version)
+
+
+def test_no_tracked_text_names_a_path_of_this_machine():
+    pattern = re.compile(rf"(?<![\w.:/])({re.escape(str(ROOT))}|/(?:home|root|Users)/\w)")
+    for name in tracked():
+        if name.endswith((".py", ".md", ".yaml", ".json", ".html", ".js", ".txt", ".toml")) and "tests/" not in name:
+            match = pattern.search((ROOT / name).read_text())
+            assert match is None, f"{name} holds {match and match[0]!r}"
+
+
+def test_the_licence_is_the_whole_apache_2_text():
+    words = " ".join((ROOT / "LICENSE").read_text().split())
+    assert words.startswith("Apache License Version 2.0, January 2004") and len(words) > 9_000
+    assert "END OF TERMS AND CONDITIONS" in words
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_work_in_a_new_environment(tmp_path):
+    """As `make release`, with this environment's dependencies; the build itself needs no network either."""
+    source = tmp_path / "source"
+    source.mkdir()
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(source)], input=archive, check=True)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check = [sys.executable, str(ROOT / "scripts/_check_release.py"), str(tmp_path / "dist"), "--borrow"]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--help:") == 7
