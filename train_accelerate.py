@@ -426,7 +426,8 @@ class Trainer:
             n = sums.pop("n")
             result = {name: value / n for name, value in sums.items()}
             self.record({f"eval/{name}": value for name, value in result.items()})
-            best = not self.best or result["exact_accuracy"] >= self.best["exact_accuracy"]
+            # A final evaluation on more puzzles does not compare with those on the way.
+            best = not self.best or (n == self.best["n"] and result["exact_accuracy"] >= self.best["exact_accuracy"])
             if best:
                 self.best = {"step": self.step, "n": int(n), **result}
                 self.save_model("model")
@@ -713,7 +714,10 @@ def write_model_folder(model: AirModel, config: AirConfig, folder: Path) -> None
 
 
 class Signals:
-    """SIGTERM (Slurm preemption, `kill`) and SIGINT ask for a checkpoint and a clean end; a second one ends now."""
+    """SIGTERM (Slurm preemption, `kill`) and Ctrl-C ask for a checkpoint and a clean end; a second Ctrl-C ends now.
+
+    A second SIGTERM is nothing new: under Slurm a process gets one from Slurm and one from its launcher.
+    """
 
     def __init__(self) -> None:
         self.received = False
@@ -729,7 +733,7 @@ class Signals:
             signal.signal(number, handler)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
 

@@ -1,0 +1,423 @@
+"""Run a grid of trainings: the published sweeps, or any product of recipe keys; resumable, locally or under Slurm.
+
+    python scripts/run_grid.py --suite injection --task sudoku --seeds 0-4         # 8 variants x 5 seeds
+    python scripts/run_grid.py --suite injection --task maze --seeds 0-4 --gpus-per-run 8 --launcher slurm
+    python scripts/run_grid.py --suite level-token --task sudoku --seeds 0-4 --append-runs results/runs.jsonl
+    python scripts/run_grid.py --suite operator --task sudoku --mini               # small, on a CPU, minutes
+    python scripts/run_grid.py --recipe sudoku_6x6 --grid variant=Lx_H,HRM --grid lr=1e-3,3e-3 --seeds 0,1
+    python scripts/run_grid.py --suite injection --task sudoku --dry-run                # only print the commands
+
+Run the same command again to go on with a half-done grid: finished runs are kept, others resume from their newest
+checkpoint. A failed run is tried again (--retries). Each run is a folder of train_accelerate.py under --output-dir,
+beside log.txt with its output. Local runs take one GPU each (or --gpus-per-run), and run one after another on a CPU.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+from air_model.configuration_air import VARIANTS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Rows of the published tables; HRM is their two-network baseline.
+SUITES = {
+    "injection": ["L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx", "Lx_Hx", "L2x_H2x"],
+    "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
+    "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
+}
+RECIPES = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}
+# A miniature of a suite: everything runs for real, at a size that says nothing about the published results.
+MINI = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
+    "batch_size": 16, "max_steps": 60, "warmup_steps": 10, "lr": 3e-3, "log_every": 20, "save_every": 30,
+    "eval_every": 30, "eval_limit": 32, "train_size": "null", "trackers": "none",
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """One training of the grid: its folder, its overrides, and how it stands."""
+
+    name: str
+    folder: Path
+    recipe: str
+    overrides: dict[str, Any]
+    processes: int = 1
+    attempts: int = 0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    job: Any = field(default=None, repr=False)
+
+    def command(self, python: str = sys.executable) -> list[str]:
+        script = [str(ROOT / "train_accelerate.py"), "--recipe", self.recipe, "--output-dir", str(self.folder)]
+        start = [python]
+        if self.processes > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        return [*start, *script, "--resume", *(f"{k}={v}" for k, v in self.overrides.items())]
+
+    def report(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.folder / "run.json").read_text())
+        return {}
+
+    def finished(self) -> bool:
+        """Whether run.json says so, for this recipe: the same folder with other values is another run."""
+        report = self.report()
+        if report.get("status") != "finished":
+            return False
+        return all(str(report["config"].get(k)) == str(_plain(v)) for k, v in self.overrides.items())
+
+    def progress(self) -> tuple[int, float | None]:
+        """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl."""
+        step, exact = 0, None
+        with contextlib.suppress(OSError):
+            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    step, exact = row["step"], row.get("eval/exact_accuracy", exact)
+        return step, exact
+
+
+def _plain(value: Any) -> Any:
+    import yaml
+
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-4' or '0,2,7-9' -> a list of seeds."""
+    seeds = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ValueError(f"Cannot read --seeds {text!r}: write 0-4, or 0,1,5.") from None
+    if not seeds:
+        raise ValueError(f"--seeds {text!r} names no seed.")
+    return seeds
+
+
+def make_runs(arguments: argparse.Namespace) -> list[Run]:
+    """Every run of the grid, in the order in which they start: all variants of a seed before the next seed."""
+    axes: dict[str, list[str]] = {}
+    if arguments.suite:
+        axes["variant"] = SUITES[arguments.suite]
+    for text in arguments.grid:
+        key, _, values = text.partition("=")
+        if not values:
+            raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
+        axes[key] = values.split(",")
+    if not axes:
+        raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
+    for name in axes.get("variant", []):
+        if name not in VARIANTS:
+            raise ValueError(f"Unknown variant {name!r}. Known: {', '.join(VARIANTS)}.")
+    recipe = arguments.recipe or RECIPES.get(arguments.task)
+    if recipe is None:
+        raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
+    common = dict(text.partition("=")[::2] for text in arguments.overrides)
+    base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
+    if arguments.mini:
+        common = {**MINI, "data": str(mini_data(arguments.task or "sudoku", base / "data")), **common}
+        common["easier_share"] = common.get("easier_share", 0.0)
+    elif arguments.suite:
+        common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
+    runs = []
+    for seed in parse_seeds(arguments.seeds):
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values))
+            name = "-".join(v if k == "variant" else f"{k}={v}" for k, v in point.items())
+            name = f"{name}-seed{seed}".replace("/", "_")
+            overrides = {**common, **point, "seed": seed, "run_name": name}
+            runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run))
+    return runs
+
+
+def mini_data(task_name: str, folder: Path) -> Path:
+    """4 x 4 Sudokus or 6 x 6 mazes as train.csv and test.csv; made once, the same every time."""
+    import numpy as np
+
+    from air_model.processing_air import make_task
+
+    if (folder / "test.csv").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (split, n) in enumerate((("train", 64), ("test", 32))):
+        rng = np.random.default_rng(seed)
+        if task_name == "sudoku":
+            task = make_task("sudoku", 4)
+            labels = task.random_symmetries(rng, n).apply(np.tile(task.encode("1234341221434321"), (n, 1)))
+            inputs = np.where(rng.random(labels.shape) < 0.5, 1, labels).astype(np.uint8)
+        else:
+            task, rows = make_task("maze", 6), []
+            while len(rows) < n:
+                maze = np.where(rng.random(36) < 0.25, 1, 2).astype(np.uint8)
+                maze[rng.choice(36, 2, replace=False)] = 3, 4
+                if task.distances(maze[None])[0][maze == 3][0] > 3:
+                    rows.append(maze)
+            inputs = np.stack(rows)
+            labels = task.label(inputs)
+        lines = [f"{task.decode(a)},{task.decode(b)}" for a, b in zip(inputs, labels)]
+        temporary = folder / f".{split}.tmp"
+        temporary.write_text("\n".join(["question,answer", *lines]) + "\n")
+        os.replace(temporary, folder / f"{split}.csv")
+    return folder
+
+
+# ---- launching
+
+
+class Local:
+    """Runs as child processes: as many at a time as there are groups of GPUs, one on a CPU."""
+
+    def __init__(self, gpus_per_run: int, parallel: int | None) -> None:
+        import torch
+
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ids = devices.split(",") if devices else [str(i) for i in range(torch.cuda.device_count())]
+        groups = [ids[i : i + gpus_per_run] for i in range(0, len(ids) - gpus_per_run + 1, gpus_per_run)]
+        if torch.cuda.is_available() and not groups:
+            raise ValueError(f"--gpus-per-run {gpus_per_run}: this machine has {len(ids)} GPUs.")
+        self.free: list[list[str] | None] = list(groups) if torch.cuda.is_available() else [None] * (parallel or 1)
+        self.taken: dict[str, list[str] | None] = {}
+
+    def start(self, run: Run) -> bool:
+        """Start a run; False while every slot is taken."""
+        if not self.free:
+            return False
+        devices = self.taken[run.name] = self.free.pop(0)
+        environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "log.txt").open("ab") as log:
+            run.process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment, cwd=ROOT)
+        return True
+
+    def ended(self, run: Run) -> int | None:
+        """Exit status of a run that ended, else None."""
+        status = run.process.poll()
+        if status is not None:
+            self.free.append(self.taken.pop(run.name))
+        return status
+
+    def stop(self, runs: list[Run]) -> None:
+        """SIGTERM lets every run write a checkpoint."""
+        for run in runs:
+            run.process.send_signal(signal.SIGTERM)
+        for run in runs:
+            run.process.wait()
+
+
+class SlurmJob:
+    """What a Slurm job does; pickled by submitit. A preempted or timed out job is queued again and resumes."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command, self.log = command, log
+
+    def __call__(self) -> int:
+        with open(self.log, "ab") as log:
+            return subprocess.run(self.command, stdout=log, stderr=log).returncode
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class Slurm:
+    """Every run is a job; Slurm decides when."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ValueError("--launcher slurm needs submitit: pip install submitit.") from error
+        self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster="slurm")
+        parameters: dict[str, Any] = {
+            "name": "air",
+            "timeout_min": arguments.hours * 60,
+            "nodes": 1,
+            "tasks_per_node": 1,
+            "cpus_per_task": arguments.cpus_per_run,
+        }
+        if arguments.gpus_per_run and not arguments.mini:
+            parameters["gpus_per_node"] = arguments.gpus_per_run
+        if arguments.partition:
+            parameters["slurm_partition"] = arguments.partition
+        extra = dict(text.partition("=")[::2] for text in arguments.slurm)
+        self.executor.update_parameters(**parameters, slurm_additional_parameters=extra)
+
+    def start(self, run: Run) -> bool:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        import submitit
+
+        try:
+            run.job = self.executor.submit(SlurmJob(run.command(), run.folder.absolute() / "log.txt"))
+        except (submitit.core.utils.FailedJobError, FileNotFoundError) as error:
+            raise ValueError(
+                f"Slurm did not take the job: {str(error).strip()}. Check --partition and --slurm."
+            ) from error
+        return True
+
+    def ended(self, run: Run) -> int | None:
+        if run.finished():  # without Slurm's accounting, submitit notices ends late
+            return 0
+        if not run.job.done():
+            return None
+        try:
+            return int(run.job.result())
+        except Exception as error:  # submitit raises several kinds for a job that died
+            with (run.folder / "log.txt").open("a") as log:
+                log.write(f"{type(error).__name__}: {error}\n")
+            return 1
+
+    def stop(self, runs: list[Run]) -> None:
+        for run in runs:
+            run.job.cancel()
+
+
+def run_grid(
+    runs: list[Run], launcher: Any, *, retries: int = 1, poll_seconds: float = 2.0, show: bool = True
+) -> dict[str, str]:
+    """Run them all; returns name -> "finished" or "failed"."""
+    states = {run.name: "finished" if run.finished() else "waiting" for run in runs}
+    by_name = {run.name: run for run in runs}
+    table = Table(runs, show)
+
+    def of(state: str) -> Iterator[Run]:
+        return (by_name[name] for name, value in states.items() if value == state)
+
+    try:
+        while any(state in ("waiting", "running") for state in states.values()):
+            for run in list(of("running")):
+                status = launcher.ended(run)
+                if status is None:
+                    continue
+                run.attempts += 1
+                if status == 0 and run.finished():
+                    states[run.name] = "finished"
+                else:
+                    states[run.name] = "waiting" if run.attempts <= retries else "failed"
+            for run in list(of("waiting")):
+                if not launcher.start(run):
+                    break
+                states[run.name] = "running"
+            table.draw(states)
+            if "running" in states.values():
+                time.sleep(poll_seconds)
+    except KeyboardInterrupt:
+        print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
+        launcher.stop(list(of("running")))
+        raise
+    table.draw(states, last=True)
+    return states
+
+
+class Table:
+    """The live table: on a terminal it is drawn over itself, elsewhere a line is printed when a run changes."""
+
+    def __init__(self, runs: list[Run], show: bool) -> None:
+        self.runs, self.show, self.live = runs, show, sys.stdout.isatty()
+        self.before: dict[str, str] = {}
+        self.lines = 0
+
+    def draw(self, states: dict[str, str], last: bool = False) -> None:
+        if not self.show:
+            return
+        if not self.live:
+            for run in self.runs:
+                if self.before.get(run.name) != states[run.name]:
+                    print(self.row(run, states[run.name]), flush=True)
+            self.before = dict(states)
+            return
+        rows = [self.row(run, states[run.name]) for run in self.runs]
+        done = sum(state == "finished" for state in states.values())
+        print("\x1b[F\x1b[K" * self.lines + "\n".join([*rows, f"{done} of {len(rows)} finished"]), flush=True)
+        self.lines = len(rows) + 1
+
+    @staticmethod
+    def row(run: Run, state: str) -> str:
+        step, exact = run.progress()
+        report = run.report()
+        steps = f"{step}/{report['max_steps']}" if report.get("max_steps") else str(step)
+        return f"{run.name:40s} {state:9s} step {steps:>13s}  exact {'-' if exact is None else f'{exact:.4f}':>6s}"
+
+
+def append_reports(runs: list[Run], target: Path) -> int:
+    """Append run.json of finished runs that the file does not hold yet; returns how many."""
+    known = set()
+    if target.is_file():
+        for line in target.read_text().splitlines():
+            row = json.loads(line)
+            known.add((row["name"], row["date"]))
+    new = [run.report() for run in runs if run.finished()]
+    new = [row for row in new if (row["name"], row["date"]) not in known]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a") as file:
+        for row in new:
+            file.write(json.dumps(row) + "\n")
+    return len(new)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=sorted(SUITES), help="a published sweep over variants")
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="one axis of your own grid")
+    parser.add_argument("--task", choices=sorted(RECIPES), help="chooses the published recipe")
+    parser.add_argument("--recipe", help="another recipe")
+    parser.add_argument("--seeds", default="0", help="0-4, or 0,1,5")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs/")
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local")
+    parser.add_argument("--mini", action="store_true", help="small model, small generated puzzles: minutes on a CPU")
+    parser.add_argument("--gpus-per-run", type=int, default=1, help="processes (and GPUs) of one run")
+    parser.add_argument("--parallel", type=int, help="runs at a time on a machine without GPUs, default 1")
+    parser.add_argument("--retries", type=int, default=1, help="how often a failed run is tried again")
+    parser.add_argument("--append-runs", type=Path, metavar="FILE.jsonl", help="append every finished run's run.json")
+    parser.add_argument("--partition", help="of Slurm")
+    parser.add_argument("--hours", type=int, default=24, help="Slurm's time limit of a job; it resumes in a new one")
+    parser.add_argument("--cpus-per-run", type=int, default=4, help="of a Slurm job")
+    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for every run")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        runs = make_runs(arguments)
+        if arguments.dry_run:
+            for run in runs:
+                print(shlex.join(run.command("python")))
+            return 0
+        if arguments.launcher == "slurm":
+            launcher: Any = Slurm(arguments, runs[0].folder.parent)
+        else:
+            launcher = Local(arguments.gpus_per_run, arguments.parallel)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both save and stop
+        states = run_grid(runs, launcher, retries=arguments.retries)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if arguments.append_runs:
+        print(f"{append_reports(runs, arguments.append_runs)} runs appended to {arguments.append_runs}")
+    failed = [name for name, state in states.items() if state == "failed"]
+    for name in failed:
+        print(f"failed: {name}; its output is in {next(r for r in runs if r.name == name).folder / 'log.txt'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

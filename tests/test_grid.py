@@ -1,0 +1,268 @@
+"""Sweeps: which runs a grid has, what is started, resumed, retried and reported; and a real single-node Slurm."""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from air_model.configuration_air import VARIANTS
+from air_model.scripts import run_grid as grid
+
+
+def arguments(tmp_path: Path, **values) -> argparse.Namespace:
+    defaults = {
+        "suite": "level-token", "grid": [], "task": "sudoku", "recipe": None, "seeds": "0-1", "mini": False,
+        "output_dir": tmp_path, "gpus_per_run": 1, "overrides": [],
+    }  # fmt: skip
+    return argparse.Namespace(**{**defaults, **values})
+
+
+class Pretender:
+    """A launcher whose runs end at once: finished, or failed as often as `failures` says."""
+
+    def __init__(self, failures: dict[str, int] | None = None) -> None:
+        self.failures, self.started = failures or {}, []
+
+    def start(self, run: grid.Run) -> bool:
+        self.started.append(run.name)
+        return True
+
+    def ended(self, run: grid.Run) -> int:
+        if self.failures.get(run.name, 0) > 0:
+            self.failures[run.name] -= 1
+            return 1
+        finish(run)
+        return 0
+
+
+def finish(run: grid.Run) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    config = {k: grid._plain(v) for k, v in run.overrides.items()}
+    report = {"status": "finished", "name": run.name, "date": "today", "max_steps": 1, "config": config}
+    (run.folder / "run.json").write_text(json.dumps(report))
+
+
+def test_the_suites_are_the_published_ones():
+    assert {name: len(variants) for name, variants in grid.SUITES.items()} == {
+        "injection": 8,
+        "level-token": 4,
+        "operator": 5,
+    }
+    assert all(variant in VARIANTS for variants in grid.SUITES.values() for variant in variants)
+
+
+def test_seeds_are_read_as_ranges_and_lists():
+    assert grid.parse_seeds("0-4") == [0, 1, 2, 3, 4] and grid.parse_seeds("7,0-1") == [7, 0, 1]
+    with pytest.raises(ValueError, match="0-4"):
+        grid.parse_seeds("all")
+
+
+def test_a_suite_is_every_variant_and_seed_on_the_tasks_recipe(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, suite="injection", task="maze", seeds="0-4"))
+    assert len(runs) == 40 == len({run.folder for run in runs})
+    assert {run.recipe for run in runs} == {"maze_hard"}
+    command = runs[0].command("python")
+    assert "--resume" in command and "variant=L_Hx" in command and "seed=0" in command
+
+
+def test_any_grid_is_the_product_of_its_axes(tmp_path):
+    values = {"suite": None, "task": None, "recipe": "sudoku_6x6", "grid": ["lr=1e-3,3e-3", "variant=Lx_H,HRM"]}
+    runs = grid.make_runs(arguments(tmp_path, **values, seeds="0"))
+    assert {(run.overrides["lr"], run.overrides["variant"]) for run in runs} == {
+        ("1e-3", "Lx_H"), ("1e-3", "HRM"), ("3e-3", "Lx_H"), ("3e-3", "HRM"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"suite": None}, {"grid": ["lr"]}, {"grid": ["variant=LxH"], "suite": None}])
+def test_a_grid_that_makes_no_sense_is_refused(tmp_path, wrong):
+    with pytest.raises(ValueError):
+        grid.make_runs(arguments(tmp_path, **wrong))
+
+
+def test_a_half_done_grid_goes_on_with_what_is_left(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path))
+    for run in runs[:3]:
+        finish(run)
+    launcher = Pretender()
+    states = grid.run_grid(runs, launcher, poll_seconds=0, show=False)
+    assert launcher.started == [run.name for run in runs[3:]] and set(states.values()) == {"finished"}
+
+
+def test_a_finished_run_of_other_values_is_run_again(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, overrides=["lr=1e-3"]))
+    finish(runs[0])
+    again = grid.make_runs(arguments(tmp_path, overrides=["lr=2e-3"]))
+    assert runs[0].finished() and not again[0].finished()
+
+
+def test_a_failure_is_retried_and_then_reported(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, seeds="0"))
+    launcher = Pretender({runs[0].name: 1, runs[1].name: 5})
+    states = grid.run_grid(runs, launcher, retries=1, poll_seconds=0, show=False)
+    assert states[runs[0].name] == "finished" and states[runs[1].name] == "failed"
+    assert launcher.started.count(runs[1].name) == 2
+
+
+def test_reports_are_appended_once(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, seeds="0"))
+    finish(runs[0])
+    target = tmp_path / "results" / "runs.jsonl"
+    assert (grid.append_reports(runs, target), grid.append_reports(runs, target)) == (1, 0)
+    assert len(target.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", ["sudoku", "maze"])
+def test_the_miniature_data_loads_and_is_the_same_every_time(tmp_path, task):
+    from air_model.datasets_builders import load_puzzles
+
+    sets = [load_puzzles(grid.mini_data(task, tmp_path / name), "train") for name in ("a", "b")]
+    assert sets[0].task.name == task and len(sets[0]) == 64 and sets[0].fingerprint == sets[1].fingerprint
+
+
+def test_a_real_run_of_a_miniature_suite_finishes_and_is_not_repeated(tmp_path, capsys):
+    command = ["--grid", "variant=Lx_H", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path), "max_steps=2"]
+    assert grid.main(command) == 0
+    before = os.stat(next(tmp_path.rglob("run.json"))).st_mtime_ns
+    assert grid.main(command) == 0
+    assert os.stat(next(tmp_path.rglob("run.json"))).st_mtime_ns == before
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite, task", [("injection", "sudoku"), ("level-token", "sudoku"), ("operator", "maze")])
+def test_a_miniature_of_every_suite_runs(tmp_path, suite, task):
+    command = [
+        "--suite",
+        suite,
+        "--task",
+        task,
+        "--mini",
+        "--output-dir",
+        str(tmp_path),
+        "max_steps=4",
+        "--seeds",
+        "0",
+    ]
+    assert grid.main([*command, "--append-runs", str(tmp_path / "runs.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [row["variant"] for row in rows] == grid.SUITES[suite]
+
+
+# ---- a real Slurm, from Debian's packages: apt-get install slurm-wlm munge
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """munged, slurmctld and slurmd of one node, in a folder of their own; needs root, as the real ones do."""
+    daemons = {name: shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("munged", "slurmctld", "slurmd")}
+    if not all(daemons.values()) or os.geteuid() != 0:
+        pytest.skip("needs root and the Debian packages slurm-wlm and munge")
+    pytest.importorskip("submitit")
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o600)
+    for path in (folder, *folder.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)  # munged wants its socket to be within everybody's reach
+    host = socket.gethostname().split(".")[0]
+    lines = [
+        "ClusterName=test", f"SlurmctldHost={host}(127.0.0.1)", "AuthType=auth/munge", "CredType=cred/munge",
+        f"AuthInfo=socket={folder}/munge.socket", "SlurmUser=root", "SlurmdUser=root",
+        f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/spool", f"SlurmctldPidFile={folder}/c.pid",
+        f"SlurmdPidFile={folder}/d.pid", f"SlurmctldPort={free_port()}", f"SlurmdPort={free_port()}",
+        "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "SelectType=select/cons_tres",
+        "SelectTypeParameters=CR_CPU", "JobAcctGatherType=jobacct_gather/none", "MailProg=/bin/true",
+        "ReturnToService=2", "KillWait=30", "SchedulerParameters=sched_interval=1",
+        f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN",
+        f"PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP",
+    ]  # fmt: skip
+    (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+    (folder / "state").mkdir()
+    (folder / "spool").mkdir()
+    munge = [f"--{key}={folder}/munge.{key.split('-')[0]}" for key in ("socket", "pid-file", "log-file", "seed-file")]
+    commands = [
+        [daemons["munged"], "--foreground", "--force", f"--key-file={folder}/key", *munge],
+        [daemons["slurmctld"], "-D", "-f", str(folder / "slurm.conf")],
+        [daemons["slurmd"], "-D", "-f", str(folder / "slurm.conf")],
+    ]
+    environment = {"SLURM_CONF": str(folder / "slurm.conf"), "AIR_PYTHON": sys.executable}
+    os.environ.update(environment)
+    running = []
+    try:
+        with (folder / "daemons.log").open("w") as log:
+            for command in commands:
+                running.append(subprocess.Popen(command, stdout=log, stderr=log))
+                time.sleep(2)
+        for _ in range(60):
+            if "idle" in subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True).stdout:
+                break
+            time.sleep(1)
+        else:
+            pytest.skip(f"Slurm did not come up here: {(folder / 'daemons.log').read_text()[-500:]}")
+        yield folder
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(timeout=30)
+        for name in environment:
+            os.environ.pop(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_miniature_grid_runs_under_a_real_slurm(slurm, tmp_path):
+    command = [
+        "--grid",
+        "variant=Lx_H,HRM",
+        "--task",
+        "sudoku",
+        "--mini",
+        "--launcher",
+        "slurm",
+        "--cpus-per-run",
+        "1",
+    ]
+    assert grid.main([*command, "--output-dir", str(tmp_path), "max_steps=4"]) == 0
+    assert len(list(tmp_path.rglob("model_last/model.safetensors"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_path):
+    data = grid.mini_data("sudoku", tmp_path / "data")
+    values = {**grid.MINI, "data": str(data), "max_steps": 4000, "save_every": 100, "eval_every": 0}
+    log, checkpoints = tmp_path / "job.log", tmp_path / "run" / "checkpoints"
+
+    def submit(max_steps: int) -> str:
+        command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", "scripts/train.slurm"]
+        overrides = [f"{key}={value}" for key, value in {**values, "max_steps": max_steps}.items()]
+        command += ["sudoku_extreme", str(tmp_path / "run"), *overrides]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    def wait(condition, seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, log.read_text()[-1000:]
+            time.sleep(0.2)
+
+    job = submit(4000)
+    wait(lambda: any(checkpoints.glob("checkpoint_*")))
+    subprocess.run(["scancel", "--signal=TERM", job], check=True)  # what --signal=TERM@120 and preemption send
+    wait(lambda: "Stopped by signal" in log.read_text())
+    stopped = max(int(path.name.split("_")[1]) for path in checkpoints.glob("checkpoint_*"))
+    submit(stopped + 5)
+    wait(lambda: json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished")
+    assert f"checkpoint_{stopped}: {stopped} of {stopped + 5} steps done" in log.read_text()
