@@ -434,7 +434,7 @@ class Trainer:
         text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
         line = f"step {self.step}: {text} ({int(n)} puzzles, {time.perf_counter() - start:.1f} s)"
         (bar.write if bar is not None and self.is_main else self.say)(line)
-        return result
+        return {"n": int(n), **result}
 
     def save_model(self, name: str) -> None:
         """A model folder as the Hub wants it: weights, config, processor and the code that travels."""

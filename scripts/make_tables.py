@@ -1,0 +1,414 @@
+"""Write every table of the README out of results/runs.jsonl, published values beside ours, and draw bar charts.
+
+    python scripts/make_tables.py                          # README.md, results/TABLES.md and results/figures/*.png
+    python scripts/make_tables.py --check                  # write nothing; exit 1 where a table is out of date
+    python scripts/make_tables.py --runs my/runs.jsonl --file my_report.md
+
+A file asks for a table by two comment lines, and what stands between them is replaced:
+
+    <!-- table: injection -->
+    <!-- /table -->
+
+Published values come from results/published.json, which names its source. Ours are means over the training seeds of
+full runs of the published recipes: other sizes are other experiments, and have the table `small`. A run that was not
+done is an empty cell.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+from air_model.configuration_air import VARIANTS, AirConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = {
+    "injection": ["L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx", "Lx_Hx", "L2x_H2x", "HRM"],
+    "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
+    "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
+}
+RULES = {
+    "L2x_H2x": "symmetric base",
+    "L2x_H2x_add": "token added to every cell",
+    "L2x_H2x_prepend": "token prepended, attended to, stripped",
+    "L2x_H2x_prepend_no_strip": "token prepended, kept",
+    "Lx_H": "x",
+    "minus_x": "−x",
+    "gx_linear": "W x",
+    "gx_nonlinear": "tanh(W x)",
+    "had_prod": "(z_H + z_L) ⊙ x",
+}
+# What must agree with the published recipe for a run to count as a reproduction of it.
+PROTOCOL = (
+    "hidden_size", "num_attention_heads", "expansion", "halt_max_steps", "max_steps", "batch_size", "optimizer", "lr",
+    "weight_decay", "warmup_steps", "lr_min_ratio", "ema", "easier_share", "augment", "halt_exploration_prob",
+)  # fmt: skip
+EXTENSIONS = ("cell_embedding", "position_embedding", "gradient_scope", "loss_type", "cycles", "init_from")
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Finished runs, the newest of each (configuration, seed).
+
+    Raises:
+        ValueError: a line that is not JSON, or not a run record; names the line.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            run = json.loads(line)
+            key = json.dumps({k: v for k, v in run["config"].items() if k != "run_name"}, sort_keys=True)
+            if run["status"] == "finished":
+                newest[key] = run
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is not a run record of train_accelerate.py ({error}).") from error
+    return list(newest.values())
+
+
+def accuracy(run: dict[str, Any]) -> tuple[float, int] | None:
+    """(exact accuracy in percent, puzzles): of scripts/evaluate.py if it is recorded, else of the run's own end."""
+    for place in (run.get("evaluation"), run.get("metrics", {}).get("eval")):
+        if place and place.get("exact_accuracy") is not None:
+            n = place.get("n") or (run.get("data", {}).get("eval") or {}).get("n") or 0
+            return 100.0 * place["exact_accuracy"], int(n)
+    return None
+
+
+def is_published_protocol(run: dict[str, Any]) -> bool:
+    """Whether a run is a full run of the published recipe of its task (whatever its variant and seed)."""
+    import yaml
+
+    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(run.get("task"))
+    if name is None or run["config"].get("hidden_size") is None:
+        return False
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    config, row = run["config"], VARIANTS.get(run["variant"], {})
+    same = all(config.get(key, recipe.get(key)) == recipe[key] for key in PROTOCOL if key in recipe and key not in row)
+    defaults = AirConfig()
+    plain = all(
+        config.get(key) in (None, "", row.get(key, getattr(defaults, key, None))) for key in EXTENSIONS
+    )  # fmt: skip
+    return same and plain and run.get("steps") == run.get("max_steps")
+
+
+def summary(values: list[float]) -> str:
+    """mean ± sample standard deviation; one value stands alone, none is an empty cell."""
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def published_text(entry: dict[str, Any] | None) -> str:
+    if not entry:
+        return ""
+    return f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if "std" in entry else "")
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
+    header = list(header)
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
+    """Exact accuracies in percent of the full runs of a variant, one a seed."""
+    found = [r for r in runs if r["variant"] == variant and r["task"] == task and is_published_protocol(r)]
+    return [value[0] for value in map(accuracy, found) if value is not None]
+
+
+def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    rows = []
+    groups = (("asymmetric", SUITES["injection"][:6]), ("symmetric", SUITES["injection"][6:8]), ("", ["HRM"]))
+    for group, variants in groups:
+        means: dict[tuple[str, str], list[float]] = {}
+        for variant in variants:
+            config = AirConfig.from_variant(variant)
+            n_l, n_h = config.l_injection, config.h_injection
+            code = variant == "HRM"
+            cells = [f"`{variant}`" + (" (two networks)" if code else ""), n_l, n_h, abs(n_l - n_h)]
+            for task in ("sudoku", "maze"):
+                entry, values = published["injection"].get(variant, {}).get(task), ours(runs, variant, task)
+                cells += [published_text(entry), summary(values), len(values) or ""]
+                if entry:
+                    means.setdefault((task, "published"), []).append(entry["mean"])
+                if values:
+                    means.setdefault((task, "ours"), []).append(statistics.mean(values))
+            rows.append(cells)
+        if group:
+            cells = [f"*mean, {group}*", "", "", ""]
+            for task in ("sudoku", "maze"):
+                for who in ("published", "ours"):
+                    complete = len(means.get((task, who), [])) == len(variants)
+                    cells.append(f"*{statistics.mean(means[task, who]):.1f}*" if complete else "")
+                cells.append("")
+            rows.append(cells)
+    header = [
+        "variant",
+        "n_L",
+        "n_H",
+        "Δ",
+        "Sudoku, published",
+        "Sudoku, ours",
+        "n",
+        "Maze, published",
+        "Maze, ours",
+        "n",
+    ]
+    return markdown(header, rows)
+
+
+def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    rows = []
+    for variant in SUITES[suite]:
+        values = ours(runs, variant, "sudoku")
+        entry = published.get(suite, {}).get(variant, {}).get("sudoku")
+        if entry is None and suite == "operator":
+            entry = published["injection"].get(variant, {}).get("sudoku")
+        rows.append([f"`{variant}`", RULES[variant], published_text(entry), summary(values), len(values) or ""])
+    head = "level token" if suite == "level-token" else "what is injected"
+    return markdown(["variant", head, "Sudoku, published", "Sudoku, ours", "n"], rows, left=2)
+
+
+def scale_of(run: dict[str, Any]) -> tuple:
+    """What two runs must share to stand in one table: everything but variant, seed and names."""
+    config = {
+        k: v for k, v in run["config"].items() if k not in ("variant", "seed", "run_name", *VARIANTS[run["variant"]])
+    }
+    return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
+
+
+def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Own sweeps at other sizes: groups of runs that differ in variant and seed alone."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["variant"] in VARIANTS and accuracy(run) is not None and not is_published_protocol(run):
+            groups.setdefault(scale_of(run), []).append(run)
+    rows = []
+    for key, members in groups.items():
+        variants = [v for v in VARIANTS if any(r["variant"] == v for r in members)]
+        if len(variants) < 2:
+            continue
+        task, grid, _ = key
+        config = members[0]["config"]
+        what = f"{task} {grid[0]}x{grid[1]}, d {config.get('hidden_size', 512)}, {members[0]['steps']:,} steps"
+        for variant in variants:
+            mine = [r for r in members if r["variant"] == variant]
+            values = [accuracy(r)[0] for r in mine]
+            full = AirConfig.from_variant(variant)
+            injections = [full.l_injection, full.h_injection, abs(full.l_injection - full.h_injection)]
+            rows.append([what, f"`{variant}`", *injections, summary(values), len(values), f"{accuracy(mine[0])[1]:,}"])
+    header = ["experiment", "variant", "n_L", "n_H", "Δ", "exact, %", "n (seeds)", "puzzles"]
+    return markdown(header, rows, left=2) if rows else ""
+
+
+def runs_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Every finished run: what it was, what it cost, what it reached."""
+    rows = []
+    for run in sorted(runs, key=lambda r: r["date"]):
+        result, hardware = accuracy(run), run.get("hardware", {})
+        best = (run.get("metrics") or {}).get("best") or {}
+        tflops = run.get("tflops")
+        rows.append([
+            f"`{run['name']}`", f"{run['task']} {run['grid'][0]}x{run['grid'][1]}", f"`{run['variant']}`", run["seed"],
+            f"{run['steps']:,}", f"{run['wall_seconds'] / 60:.1f}", hardware.get("device", ""),
+            "" if tflops is None else f"{tflops:.3g}",
+            "" if result is None else f"{result[0]:.1f}",
+            "" if best.get("exact_accuracy") is None else f"{100 * best['exact_accuracy']:.1f}",
+            "" if result is None else f"{result[1] or best.get('n', 0):,}", run["date"][:10],
+        ])  # fmt: skip
+    header = [
+        "run", "task", "variant", "seed", "steps", "minutes", "hardware", "TFLOP/s", "exact at the end, %", "best, %",
+        "puzzles", "date",
+    ]  # fmt: skip
+    return markdown(header, rows, left=3) if rows else ""
+
+
+def checkpoints_table(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path | None = None) -> str:
+    """Every shipped checkpoint and each evaluation that lies beside it."""
+    rows = []
+    for path in sorted((folder or ROOT / "checkpoints").glob("*/config.json")):
+        config, home = json.loads(path.read_text()), path.parent
+        run = json.loads((home / "run.json").read_text()) if (home / "run.json").is_file() else {}
+        cost = f"{run['wall_seconds'] / 60:.0f} min, {run['hardware']['device']}" if run.get("wall_seconds") else ""
+        size = f"{run['parameters'] / 1e6:.2f} M" if run.get("parameters") else ""
+        name = f"[`{home.name}`](checkpoints/{home.name})"
+        what = f"{config['task']} {config['grid_height']}x{config['grid_width']}"
+        found = []
+        for file in sorted(home.rglob("*.json")):
+            content = json.loads(file.read_text())
+            content = content if isinstance(content, dict) else {}
+            found += [
+                e for e in (content, *content.values()) if isinstance(e, dict) and "exact_accuracy" in e and "n" in e
+            ]
+        found = [e for e in found if e.get("halt") or (e.get("settings") or {}).get("halt")]
+        for entry in found or [{}]:
+            settings = {**entry, **(entry.get("settings") or {})}
+            attempts = settings.get("attempts") or 1
+            how = "" if not entry else ("all steps" if settings.get("halt") == "max" else "adaptive halting")
+            how += f", {attempts} attempts" if attempts > 1 else ""
+            percent = [entry.get(k) for k in ("exact_accuracy", "valid_accuracy")]
+            rows.append([
+                name, what, size, Path(str(settings.get("data", ""))).name, how,
+                f"{entry['n']:,}" if entry else "", *("" if p is None else f"{100 * p:.1f}" for p in percent),
+                "" if entry.get("mean_act_steps") is None else f"{entry['mean_act_steps']:.1f}", cost,
+            ])  # fmt: skip
+    header = [
+        "checkpoint", "task", "parameters", "evaluated on", "how", "n", "exact, %", "valid, %", "ACT steps",
+        "training",
+    ]  # fmt: skip
+    return markdown(header, rows, left=2) if rows else ""
+
+
+def attention_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    names = ("delta_nbr", "delta_ent", "delta_viol")
+    rows = [
+        [layer, *(f"{entry[name][0]:.3f} ± {entry[name][1]:.3f}" for name in names)]
+        for layer, entry in published["attention"].items()
+        if layer != "unit"
+    ]
+    return markdown(["layer", "Δ_nbr (control)", "Δ_ent (control)", "Δ_viol (violation-adjacent)"], rows)
+
+
+def freeze_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    rows = []
+    for task in ("sudoku", "maze"):
+        for name, entry in published["freeze"][task].items():
+            rows.append([task, name.replace("_", " "), *(entry.get(k, "") for k in ("z_l", "z_h", "accuracy"))])
+    return markdown(["task", "intervention", "z_L changes", "z_H changes", "final accuracy, %"], rows, left=2)
+
+
+TABLES = {
+    "checkpoints": checkpoints_table,
+    "injection": injection_table,
+    "level-token": lambda runs, published: suite_table("level-token", runs, published),
+    "operator": lambda runs, published: suite_table("operator", runs, published),
+    "small": small_table,
+    "runs": runs_table,
+    "published-attention": attention_table,
+    "published-freeze": freeze_table,
+}
+TITLES = {
+    "checkpoints": "Shipped checkpoints",
+    "injection": "Injection asymmetry: exact accuracy in %, mean ± standard deviation over n training seeds",
+    "level-token": "Level tokens on the symmetric base: exact accuracy in %",
+    "operator": "Operators on the injected puzzle: exact accuracy in %",
+    "small": "Own sweeps at other sizes (not comparable with the published numbers)",
+    "runs": "Every finished run",
+    "published-attention": "Published attention contrasts, Sudoku",
+    "published-freeze": "Published freeze study: content changes per puzzle",
+}
+
+
+def fill(text: str, tables: dict[str, str], name: str) -> str:
+    """The text with every marked table replaced.
+
+    Raises:
+        ValueError: a table that does not exist, or a marker that is not closed.
+    """
+    opened = re.findall(r"<!-- table: (.+?) -->", text)
+    if len(opened) != len(re.findall(r"<!-- /table -->", text)):
+        raise ValueError(f"{name}: every '<!-- table: NAME -->' needs a '<!-- /table -->' after it.")
+    for table in opened:
+        if table not in tables:
+            raise ValueError(f"{name} asks for a table {table!r}. Known: {', '.join(tables)}.")
+    pattern = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.S)
+    return pattern.sub(lambda m: m[1] + (f"{tables[m[2]]}\n" if tables[m[2]] else "") + m[3], text)
+
+
+def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path) -> list[Path]:
+    """One chart a suite and task, published bars beside ours; nothing is drawn where there is neither."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    written = []
+    for suite, variants in SUITES.items():
+        for task in ("sudoku", "maze"):
+            theirs = {v: published.get(suite, {}).get(v, {}).get(task) for v in variants}
+            mine = {v: ours(runs, v, task) for v in variants}
+            if not any(theirs.values()) and not any(mine.values()):
+                continue
+            figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+            for i, variant in enumerate(variants):
+                if entry := theirs[variant]:
+                    axes.bar(i - 0.2, entry["mean"], 0.38, yerr=entry.get("std"), color="#999999", capsize=2)
+                if values := mine[variant]:
+                    spread = statistics.stdev(values) if len(values) > 1 else None
+                    axes.bar(i + 0.2, statistics.mean(values), 0.38, yerr=spread, color="#D55E00", capsize=2)
+                    axes.text(i + 0.2, 1, f"n={len(values)}", ha="center", fontsize=6, color="white")
+            axes.bar(0, 0, color="#999999", label="published, n = 5")
+            axes.bar(0, 0, color="#D55E00", label="ours")
+            axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+            axes.set(ylabel="exact accuracy, %", ylim=(0, 100), title=f"{suite}, {task}")
+            axes.legend(frameon=False, fontsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            target = folder / f"{suite}_{task}.png"
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(target, dpi=130, metadata={"Software": None})
+            plt.close(figure)
+            written.append(target)
+    return written
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs.jsonl")
+    parser.add_argument("--published", type=Path, default=ROOT / "results" / "published.json")
+    parser.add_argument("--file", type=Path, action="append", help="a file with markers; default: README.md")
+    parser.add_argument("--tables", type=Path, default=ROOT / "results" / "TABLES.md", help="all tables in one file")
+    parser.add_argument("--figures", type=Path, default=ROOT / "results" / "figures", help="folder of the bar charts")
+    parser.add_argument("--no-figures", action="store_true")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where something is out of date")
+    arguments = parser.parse_args(argv)
+    files = arguments.file or [ROOT / "README.md"]
+    try:
+        runs, published = read_runs(arguments.runs), json.loads(arguments.published.read_text())
+        tables = {name: make(runs, published) for name, make in TABLES.items()}
+        page = (
+            "# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: "
+            + published["source"]
+            + ".\n"
+        )
+        for name, table in tables.items():
+            page += f"\n## {TITLES[name]}\n\n{table or 'No run yet.'}\n"
+        wanted = {path: fill(path.read_text(), tables, path.name) for path in files}
+    except (ValueError, OSError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    wanted[arguments.tables] = page
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    if arguments.check:
+        for path in stale:
+            print(f"{path} is out of date: run python scripts/make_tables.py")
+        return 1 if stale else 0
+    for path in stale:
+        write(path, wanted[path])
+        print(f"wrote {path}")
+    if not arguments.no_figures:
+        for path in bar_charts(runs, published, arguments.figures):
+            print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

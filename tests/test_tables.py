@@ -1,0 +1,122 @@
+"""Tables: what counts as a reproduction, how cells are filled, and that only marked parts of files change."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from air_model.scripts import make_tables as tables
+from air_model.training_air import read_recipe
+
+PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
+
+
+def record(variant: str = "Lx_H", seed: int = 0, exact: float = 0.6, task: str = "sudoku", **changes) -> dict:
+    """A run record as train_accelerate.py writes it, of a full run of the published recipe."""
+    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}[task]
+    config = {**read_recipe(name, [f"variant={variant}", f"seed={seed}"]).flat(), **changes}
+    steps = config["max_steps"]
+    return {
+        "status": "finished", "name": f"{variant}-{seed}", "task": task, "grid": [9, 9], "variant": variant,
+        "seed": seed, "steps": steps, "max_steps": steps, "config": config, "date": "2026-11-22T00:00:00", "wall_seconds": 60.0,
+        "metrics": {"eval": {"exact_accuracy": exact}}, "data": {"eval": {"n": 1000}}, "hardware": {"device": "x"},
+    }  # fmt: skip
+
+
+def row_of(table: str, variant: str) -> list[str]:
+    line = next(line for line in table.splitlines() if f"| `{variant}`" in line)
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_injection_table_sets_ours_beside_the_published_values():
+    runs = [record(seed=s, exact=e) for s, e in ((0, 0.58), (1, 0.60), (2, 0.62))] + [record("L_H2x", task="maze")]
+    table = tables.injection_table(runs, PUBLISHED)
+    assert row_of(table, "Lx_H") == ["`Lx_H`", "1", "0", "1", "60.0 ± 2.0", "60.0 ± 2.0", "3", "71.0 ± 6.3", "", ""]
+    assert row_of(table, "L_H2x")[-3:] == ["75.6 ± 1.9", "60.0", "1"]
+    assert "*59.1*" in table and "*51.5*" in table  # the published group means
+
+
+def test_without_runs_our_cells_are_empty():
+    for name, make in tables.TABLES.items():
+        assert "None" not in make([], PUBLISHED) and "nan" not in make([], PUBLISHED), name
+    assert row_of(tables.suite_table("level-token", [], PUBLISHED), "L2x_H2x_prepend")[-3:] == ["57.5 ± 1.3", "", ""]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": 64}, {"max_steps": 100}, {"ema": 0.999}, {"cell_embedding": True}, {"cycles": {0: [1, 1]}}],
+)
+def test_a_run_of_another_size_or_method_does_not_count_as_a_reproduction(changes):
+    assert tables.is_published_protocol(record())
+    assert not tables.is_published_protocol(record(**changes))
+
+
+@pytest.mark.parametrize("variant", ["L2x_H2x_prepend", "gx_linear", "HRM"])
+def test_every_variant_of_the_published_recipe_counts(variant):
+    assert tables.is_published_protocol(record(variant)) and tables.is_published_protocol(record(variant, task="maze"))
+
+
+def test_small_sweeps_have_their_own_table():
+    runs = [record(v, s, 0.1 * s, hidden_size=64) for v in ("Lx_H", "Lx_Hx") for s in (0, 1)]
+    table = tables.small_table(runs, PUBLISHED)
+    assert table.count("d 64") == 2 and "5.0 ± 7.1" in table
+    assert row_of(tables.injection_table(runs, PUBLISHED), "Lx_H")[5] == ""
+
+
+def test_the_newest_of_two_equal_runs_counts(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(record(exact=e)) + "\n" for e in (0.5, 0.7)))
+    assert [tables.accuracy(run)[0] for run in tables.read_runs(path)] == [70.0]
+
+
+def test_a_full_evaluation_beside_the_run_replaces_its_subset():
+    run = {**record(), "evaluation": {"exact_accuracy": 0.55, "n": 422786}}
+    assert tables.accuracy(run) == (pytest.approx(55.0), 422786)
+
+
+def test_a_broken_line_is_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(record()) + "\nnot json\n")
+    with pytest.raises(ValueError, match="line 2"):
+        tables.read_runs(path)
+
+
+def test_only_what_stands_between_the_markers_changes():
+    text = "before\n<!-- table: a -->\nold\n<!-- /table -->\nafter\n"
+    filled = tables.fill(text, {"a": "| new |"}, "x.md")
+    assert filled == "before\n<!-- table: a -->\n| new |\n<!-- /table -->\nafter\n"
+    assert tables.fill(filled, {"a": "| new |"}, "x.md") == filled
+    with pytest.raises(ValueError, match="Known: a"):
+        tables.fill(text.replace("table: a", "table: b"), {"a": ""}, "x.md")
+    with pytest.raises(ValueError, match="needs"):
+        tables.fill("<!-- table: a -->\n", {"a": ""}, "x.md")
+
+
+def test_the_command_writes_tables_and_charts_and_then_finds_them_up_to_date(tmp_path: Path):
+    (tmp_path / "runs.jsonl").write_text(json.dumps(record()) + "\n")
+    (tmp_path / "report.md").write_text("<!-- table: injection -->\n<!-- /table -->\n")
+    command = ["--runs", str(tmp_path / "runs.jsonl"), "--file", str(tmp_path / "report.md")]
+    command += ["--tables", str(tmp_path / "TABLES.md"), "--figures", str(tmp_path / "figures")]
+    assert tables.main([*command, "--check"]) == 1
+    assert tables.main(command) == 0
+    assert "60.0 ± 2.0" in (tmp_path / "report.md").read_text()
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        "injection_sudoku.png", "injection_maze.png", "level-token_sudoku.png", "operator_sudoku.png",
+    }  # fmt: skip
+    assert tables.main([*command, "--check"]) == 0
+
+
+def test_checkpoints_are_listed_with_every_evaluation_beside_them(tmp_path):
+    home = tmp_path / "air-small"
+    home.mkdir()
+    (home / "config.json").write_text(json.dumps({"task": "sudoku", "grid_height": 6, "grid_width": 6}))
+    evaluation = {
+        "n": 500,
+        "exact_accuracy": 0.98,
+        "mean_act_steps": 3.2,
+        "settings": {"halt": "q", "data": "a/b.csv"},
+    }
+    (home / "evaluation.json").write_text(json.dumps(evaluation))
+    table = tables.checkpoints_table([], PUBLISHED, tmp_path)
+    assert "air-small" in table and "98.0" in table and "adaptive halting" in table and "3.2" in table
