@@ -148,14 +148,16 @@ def eager_attention_forward(
 class AirLinear(nn.Linear):
     """A linear layer without bias whose weight is cast to its input: float32 weights serve bfloat16 states."""
 
-    packed: Tensor | None = None  # the weight in oneDNN's own layout, while `solve` runs on a CPU
+    packed: Any = None  # the weight in oneDNN's own layout or in int8, while `solve` runs on a CPU
 
     def __init__(self, features_in: int, features_out: int) -> None:
         super().__init__(features_in, features_out, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
         if self.packed is not None and not torch.compiler.is_compiling():
-            return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
+            if isinstance(self.packed, Tensor):
+                return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
+            return torch.ops.quantized.linear_dynamic(h.contiguous(), self.packed, reduce_range=True)
         return F.linear(h, self.weight.to(h.dtype))
 
 
@@ -407,13 +409,13 @@ class AirModel(AirPreTrainedModel):
             # Dividing by the root of the number of summands keeps the variance.
             cells = (cells + sum(parts).to(dtype)) * (len(parts) + 1) ** -0.5
         if config.prefix_length:
-            prefix = cells.new_zeros(len(cells), config.prefix_length * config.hidden_size)
+            prefix = cells.new_zeros(cells.shape[0], config.prefix_length * config.hidden_size)
             if config.puzzle_embedding_size:
                 if puzzle_ids is None:
-                    puzzle_ids = input_ids.new_zeros(len(input_ids), dtype=torch.long)
+                    puzzle_ids = input_ids.new_zeros(input_ids.shape[0], dtype=torch.long)
                 row = self.puzzle_embedding(puzzle_ids.long()).to(dtype)
                 prefix = F.pad(row, (0, prefix.shape[1] - row.shape[1]))
-            cells = torch.cat([prefix.view(len(cells), config.prefix_length, -1), cells], dim=1)
+            cells = torch.cat([prefix.view(cells.shape[0], config.prefix_length, -1), cells], dim=1)
         if config.position_embedding == "learned":
             cells = 0.707106781 * (cells + self.embed_positions.weight.to(dtype))
         x = math.sqrt(config.hidden_size) * cells
@@ -438,7 +440,7 @@ class AirModel(AirPreTrainedModel):
             a, b = (a, b + token) if is_l else (a + token, b)
         h = a + b
         if config.level_token == "prepend_strip":
-            h = torch.cat([token.expand(len(h), 1, -1), h], dim=1)  # (B, 1 + T, D)
+            h = torch.cat([token.expand(h.shape[0], 1, -1), h], dim=1)  # (B, 1 + T, D)
         stack = self.stack if config.shared_block else self.l_stack if is_l else self.h_stack
         cos, sin = (None, None) if self.rotary is None else (self.rotary.cos, self.rotary.sin)
         h = stack(h, cos, sin)
@@ -645,7 +647,8 @@ class AirModel(AirPreTrainedModel):
             batch_size: slots; default what suits the device. Out of memory halves it and goes on.
             hook: called after every update, after `freeze`. carry: start states, a row for each puzzle.
             dtype: of weights and states meanwhile; default float32 on CPU (bfloat16 products are hundreds of times
-                slower on processors without such instructions), bfloat16 on CUDA, else the weights'.
+                slower on processors without such instructions), bfloat16 on CUDA, else the weights'. torch.int8, on a
+                CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per tensor).
             return_logits: False saves B * S * V numbers. progress: show a bar.
             on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
                 return further rows to solve. queue: the rows to begin with, in order; default all.
@@ -669,6 +672,10 @@ class AirModel(AirPreTrainedModel):
         self._check_values(input_ids, puzzle_ids)
         if dtype is None:
             dtype = {"cpu": torch.float32, "cuda": torch.bfloat16}.get(device.type, self.lm_head.weight.dtype)
+        if in_int8 := dtype == torch.int8:
+            if device.type != "cpu":
+                raise ValueError(f"dtype=torch.int8 is for CPUs, the model is on {device.type}. Use torch.bfloat16.")
+            dtype = torch.float32
 
         total, s, updates = len(input_ids), config.seq_len, len(config.schedule)
         recorder = _Recorder(self, total, max_act_steps, device) if return_rollout else None
@@ -695,7 +702,7 @@ class AirModel(AirPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            with self._weights_in(dtype):
+            with self._weights_in(dtype, in_int8):
                 while len(rows) or len(waiting):
                     if (room := batch_size - len(rows)) > 0 and len(waiting):
                         fresh, waiting = waiting[:room], waiting[room:]
@@ -771,14 +778,15 @@ class AirModel(AirPreTrainedModel):
         return max(1, positions // config.num_stack_positions)
 
     @contextlib.contextmanager
-    def _weights_in(self, dtype: torch.dtype) -> Iterator[None]:
+    def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:
         """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed."""
+        pack = _quantize if in_int8 else _pack
         linears = [module for module in self.modules() if isinstance(module, AirLinear)]
         kept = [linear.weight.data for linear in linears]
         try:
             for linear in linears:
                 linear.weight.data = linear.weight.data.to(dtype)
-                linear.packed = _pack(linear.weight.data)
+                linear.packed = pack(linear.weight.data)
             yield
         finally:
             for linear, data in zip(linears, kept):
@@ -809,6 +817,16 @@ def _pack(weight: Tensor) -> Tensor | None:
         return torch.ops.mkldnn._reorder_linear_weight(weight, None)
     except (AttributeError, RuntimeError):  # not every build has it
         return None
+
+
+def _quantize(weight: Tensor) -> Any:
+    """A CPU weight as int8, one scale per output, packed for `quantized.linear_dynamic`."""
+    scales = (weight.abs().amax(1).double() / 127).clamp_min(1e-12)
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces another format of such tensors for a later release
+        whole = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(whole, None)
 
 
 def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:

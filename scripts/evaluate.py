@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--selection", choices=["auto", "q", "vote"], default="auto", help="which attempt's answer stands")
     add("--seed", type=int, default=0, help="of views and noise")
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
-    add("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--dtype", choices=["float32", "bfloat16", "int8"], help="default: bfloat16 on a GPU; float32 on a CPU")
     add("--device", help="default: the GPU if there is one")
     add("--compile", action="store_true", help="torch.compile the stack: pays on a GPU over some thousand puzzles")
     add("--by-rating", action="store_true", help="also accuracy per bucket of difficulty")

@@ -1,0 +1,206 @@
+"""Export one ACT step for other runtimes: ONNX, torch.export, and int8 ONNX for CPUs.
+
+    python scripts/export.py --model checkpoints/air-sudoku --output-dir exported                  # model.onnx
+    python scripts/export.py --model DIR --output-dir exported --format onnx torch int8
+    python scripts/export.py --model DIR --output-dir exported --check 53..7....6..195...    # and solve with it
+
+The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, z_h, z_l), float32, any
+batch size. Start from the states in start.npz (z_h, z_l, each (T, D)), feed z_h and z_l back, and stop after a fixed
+number of steps or where q_halt > q_continue. What is written is compared with the model: export.json has the largest
+differences after one step.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    import _checkout  # noqa: F401
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from air_model.modeling_air import AirModel
+from air_model.pipeline_air import load_model
+from air_model.processing_air import task_from_config
+
+INPUTS = ("input_ids", "puzzle_ids", "z_h", "z_l")
+OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "next_z_h", "next_z_l")
+FORMATS = ("onnx", "torch", "int8")
+
+
+class OneStep(nn.Module):
+    """One ACT step without objects: tensors in, tensors out."""
+
+    def __init__(self, model: AirModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, puzzle_ids: Tensor, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, ...]:
+        """(B, S) and (B,) int64, (B, T, D) twice -> (B, S, V), (B,), (B,), (B, T, D), (B, T, D)."""
+        x = self.model.encode(input_ids, puzzle_ids, z_h.dtype)
+        z_h, z_l = self.model.recur(z_h, z_l, x)
+        q = self.model.q_head(z_h[:, 0])
+        return self.model.decode_state(z_h), q[:, 0], q[:, 1], z_h, z_l
+
+
+def example(model: AirModel, batch_size: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes: random tokens and the start states."""
+    generator = torch.Generator().manual_seed(seed)
+    carry = model.initial_carry(batch_size)
+    ids = torch.randint(1, model.config.vocab_size, (batch_size, model.config.seq_len), generator=generator)
+    return ids, torch.zeros(batch_size, dtype=torch.long), carry.z_h, carry.z_l
+
+
+def export_torch(model: AirModel) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    with torch.no_grad():
+        return torch.export.export(OneStep(model), example(model), dynamic_shapes=({0: batch},) * 4)
+
+
+def export_onnx(model: AirModel, path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            OneStep(model),
+            example(model),
+            dynamo=True,
+            dynamic_shapes=({0: batch},) * 4,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+
+
+def export_int8(source: Path, path: Path) -> None:
+    """Weights in int8 with a scale per output; activations are quantised as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(source)
+    # The exporter's notes on shapes are of before its own optimisations; the quantiser would trip over them.
+    del graph.graph.value_info[:]
+    quantize_dynamic(graph, str(path), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
+
+
+def onnx_step(path: Path, threads: int | None = None) -> Callable[..., list[np.ndarray]]:
+    """The exported step as a function of numpy arrays."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda *arrays: session.run(None, dict(zip(INPUTS, arrays)))
+
+
+def solve_with(
+    step: Callable[..., list[np.ndarray]],
+    model: AirModel,
+    input_ids: np.ndarray,
+    max_act_steps: int,
+    halt: str = "max",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ACT loop in numpy, to show how an export is used: predictions (B, S) and steps (B,)."""
+    batch = len(input_ids)
+    carry = model.initial_carry(batch)
+    z_h, z_l, ids = carry.z_h.numpy(), carry.z_l.numpy(), np.zeros(batch, np.int64)
+    predictions, used = np.zeros_like(input_ids), np.zeros(batch, np.int64)
+    for count in range(1, max_act_steps + 1):
+        logits, q_halt, q_continue, z_h, z_l = step(input_ids, ids, z_h, z_l)
+        open_ = used == 0
+        threshold = q_continue if model.config.q_continue else 0
+        stops = open_ & ((q_halt > threshold) if halt == "q" else (count == max_act_steps))
+        stops |= open_ & (count == max_act_steps)
+        predictions[stops], used[stops] = logits[stops].argmax(-1), count
+        if (used > 0).all():
+            break
+    return predictions, used
+
+
+def compare(model: AirModel, step: Callable[..., list[np.ndarray]], batch_size: int = 3) -> dict[str, float]:
+    """Largest absolute difference from the model after one step, per output, at a batch size not exported with."""
+    inputs = example(model, batch_size, seed=1)
+    with torch.no_grad():
+        wanted = OneStep(model)(*inputs)
+    found = step(*(part.numpy() for part in inputs))
+    return {name: float(np.abs(a.numpy() - b).max()) for name, a, b in zip(OUTPUTS, wanted, found)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"])
+    parser.add_argument("--check", metavar="PUZZLE", help="solve this puzzle with each export and with the model")
+    args = parser.parse_args(argv)
+    try:
+        report = export(args.model, args.output_dir, args.format, args.check)
+    except ImportError as error:
+        print(f"export: {error}. Install what it needs: pip install 'air-model[export]'.", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+def export(source: str, folder: Path, formats: list[str], check: str | None = None) -> dict[str, Any]:
+    model = load_model(source, "cpu", torch.float32)
+    task = task_from_config(model.config)
+    puzzle = None
+    if check is not None:
+        task.check_puzzle(check)
+        puzzle = task.as_tokens(check)[None].astype(np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"model": source, "inputs": list(INPUTS), "outputs": list(OUTPUTS), "files": {}}
+    steps: dict[str, Callable[..., list[np.ndarray]]] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        place = Path(temporary)
+        if "onnx" in formats or "int8" in formats:
+            export_onnx(model, place / "model.onnx")
+            steps["model.onnx"] = onnx_step(place / "model.onnx")
+        if "int8" in formats:
+            export_int8(place / "model.onnx", place / "model_int8.onnx")
+            steps["model_int8.onnx"] = onnx_step(place / "model_int8.onnx")
+        if "torch" in formats:
+            program = export_torch(model)
+            torch.export.save(program, place / "model.pt2")
+            module = program.module()
+            steps["model.pt2"] = lambda *arrays: [
+                part.detach().numpy() for part in module(*map(torch.from_numpy, arrays))
+            ]
+        carry = model.initial_carry(1)
+        np.savez(place / "start.npz", z_h=carry.z_h[0].numpy(), z_l=carry.z_l[0].numpy())
+        for name, step in steps.items():
+            entry = {"bytes": (place / name).stat().st_size, "largest_difference": compare(model, step)}
+            if puzzle is not None:
+                begin = time.perf_counter()
+                found, used = solve_with(step, model, puzzle, model.config.halt_max_steps)
+                entry["seconds"] = round(time.perf_counter() - begin, 3)
+                entry["answer"], entry["act_steps"] = task.decode(found[0]), int(used[0])
+            report["files"][name] = entry
+        if puzzle is not None:
+            begin = time.perf_counter()
+            found = model.solve(torch.from_numpy(puzzle)).predictions
+            report["model_seconds"] = round(time.perf_counter() - begin, 3)
+            report["model_answer"] = task.decode(found[0])
+        (place / "export.json").write_text(json.dumps(report, indent=1) + "\n")
+        for path in sorted(place.iterdir()):
+            if path.name != "model.onnx" or "onnx" in formats:
+                os.replace(path, folder / path.name)
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
