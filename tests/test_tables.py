@@ -19,7 +19,7 @@ def record(variant: str = "Lx_H", seed: int = 0, exact: float = 0.6, task: str =
     steps = config["max_steps"]
     return {
         "status": "finished", "name": f"{variant}-{seed}", "task": task, "grid": [9, 9], "variant": variant,
-        "seed": seed, "steps": steps, "max_steps": steps, "config": config, "date": "2026-11-22T00:00:00", "wall_seconds": 60.0,
+        "seed": seed, "steps": steps, "max_steps": steps, "config": config, "date": "2026-11-22", "wall_seconds": 60.0,
         "metrics": {"eval": {"exact_accuracy": exact}}, "data": {"eval": {"n": 1000}}, "hardware": {"device": "x"},
     }  # fmt: skip
 
