@@ -1,0 +1,72 @@
+"""The numbers of puzzle_accuracy, and the `evaluate` module around them."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from air_model.metrics.puzzle_accuracy.scores import by_bucket, calibration, score, wilson
+
+LABELS = np.array([[2, 3, 4], [4, 3, 2], [2, 4, 3], [3, 0, -100]])
+
+
+def test_exact_and_cell_accuracy_count_labelled_cells_only():
+    answers = LABELS.copy()
+    answers[1, 0] = 9
+    answers[3, 1:] = 7
+    numbers = score(answers, LABELS)
+    assert numbers["n"] == 4 and numbers["exact_accuracy"] == 0.75
+    assert numbers["cell_accuracy"] == pytest.approx(9 / 10)
+
+
+def test_blank_cells_are_those_that_the_puzzle_left_open():
+    inputs = np.array([[2, 1, 1]] * 4)
+    answers = LABELS.copy()
+    answers[0] = [9, 3, 9]
+    assert score(answers, LABELS, inputs=inputs, blank_token=1)["blank_cell_accuracy"] == pytest.approx(5 / 6)
+
+
+def test_wilson_is_inside_zero_and_one_and_covers_the_share():
+    assert wilson(0, 0) == [0.0, 1.0]
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == pytest.approx(1.0)
+    low, high = wilson(50, 100)
+    assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
+
+
+def test_buckets_cover_every_rating_once():
+    rows = by_bucket(np.array([0, 1, 9, 10, 400]), np.array([1, 0, 1, 1, 0], bool), (0, 1, 10, 50))
+    assert [(r["rating"], r["n"], r["exact_accuracy"]) for r in rows] == [
+        ("0", 1, 1.0),
+        ("1-9", 2, 0.5),
+        ("10-49", 1, 1.0),
+        ("50+", 1, 0.0),
+    ]
+
+
+def test_a_model_that_knows_what_it_knows_has_no_calibration_error():
+    numbers = calibration(np.array([0.75] * 4 + [0.05] * 20), np.array([1, 1, 1, 0] + [1] + [0] * 19, bool))
+    assert numbers["expected_calibration_error"] == pytest.approx(0.0)
+    assert numbers["claimed_and_right"] == 0.75 and numbers["claimed"] == pytest.approx(4 / 24)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 2)), np.zeros(4)])
+def test_shapes_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be equal in shape"):
+        score(wrong, LABELS)
+
+
+def test_the_evaluate_module_gives_the_same_numbers_and_asks_the_rules(tmp_path, monkeypatch):
+    evaluate = pytest.importorskip("evaluate")
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    metric = evaluate.load(str(ROOT / "metrics" / "puzzle_accuracy"), cache_dir=str(tmp_path))
+    label = np.array([[int(c) + 1 for c in "1234341221434321"]])
+    other = label[:, [1, 0, *range(2, 16)]]
+    puzzle = np.ones_like(label)
+    found = metric.compute(
+        predictions=np.concatenate([label, other]),
+        references=np.concatenate([label, label]),
+        inputs=np.concatenate([puzzle, puzzle]),
+        task="sudoku",
+        rating=[0, 30],
+    )
+    assert found["exact_accuracy"] == 0.5 and found["valid_accuracy"] == 0.5
+    assert [row["rating"] for row in found["by_rating"]] == ["0", "20-49"]

@@ -1,0 +1,306 @@
+"""The engine: halting, continuous batching, memory, attempts and their selection."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from air_model import solve_puzzles
+from air_model.modeling_air import AirModel
+from air_model.pipeline_air import _choose, normal_of, symmetric_views
+from air_model.processing_air import GridTask, MazeTask, SudokuTask, task_from_config
+
+TASK = SudokuTask(4)
+SOLVED = TASK.encode("1234341221434321")
+
+
+def puzzles_of(n: int, blanks: int = 8, seed: int = 0) -> np.ndarray:
+    """n solvable 4 x 4 Sudokus: symmetric copies of one grid with some cells emptied."""
+    rng = np.random.default_rng(seed)
+    grids = TASK.random_symmetries(rng, n).apply(np.tile(SOLVED, (n, 1)))
+    holes = np.argsort(rng.random((n, 16)), axis=1)[:, :blanks]
+    np.put_along_axis(grids, holes, TASK.blank_token, axis=1)
+    return grids
+
+
+def halting_model(seed: int = 0, **overrides) -> AirModel:
+    """A tiny model whose q head says different things of different puzzles and steps."""
+    model = tiny_model(seed=seed, halt_max_steps=8, **overrides)
+    with torch.no_grad():
+        model.q_head.weight.copy_(torch.randn(model.q_head.weight.shape, generator=torch.Generator().manual_seed(1)))
+        model.q_head.bias.zero_()
+    return model
+
+
+class Oracle:
+    """Stands in for a model's forward: from the wanted view on, it answers right; q as told."""
+
+    def __init__(self, monkeypatch, model: AirModel, right_views: set[bytes], q: float = 3.0) -> None:
+        self.model, self.right, self.q, self.seen = model, right_views, q, []
+        self.forward = model.forward
+        monkeypatch.setattr(model, "forward", self)
+
+    def __call__(self, input_ids, *args, **kwargs):
+        out = self.forward(input_ids, *args, **kwargs)
+        for row, puzzle in enumerate(input_ids.numpy().astype(np.uint8)):
+            self.seen.append(puzzle.tobytes())
+            grid = brute_force(puzzle) if puzzle.tobytes() in self.right else np.full(16, 2)
+            out.logits[row] = torch.nn.functional.one_hot(torch.tensor(grid).long(), 6).float()
+        out.q_halt_logits[:], out.q_continue_logits[:] = self.q, self.q - 1
+        return out
+
+
+def brute_force(puzzle: np.ndarray) -> np.ndarray:
+    """The solution of a 4 x 4 Sudoku by trying."""
+    grid = puzzle.copy()
+
+    def go() -> bool:
+        holes = np.flatnonzero(grid == 1)
+        if not len(holes):
+            return True
+        for digit in range(2, 6):
+            grid[holes[0]] = digit
+            if not TASK.conflicts(grid).any() and go():
+                return True
+        grid[holes[0]] = 1
+        return False
+
+    assert go()
+    return grid
+
+
+def by_hand(model: AirModel, inputs: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Halting without a batch: each puzzle alone, forward after forward; logits and steps."""
+    logits, steps = [], []
+    for row in inputs:
+        carry = None
+        for step in range(1, limit + 1):
+            with torch.no_grad():
+                out = model(row[None], carry=carry)
+            carry = out.carry
+            if model.halts(out.q_halt_logits, out.q_continue_logits).item() or step == limit:
+                break
+        logits.append(out.logits[0])
+        steps.append(step)
+    return torch.stack(logits), torch.tensor(steps)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_halted_puzzle_returns_what_it_had_then_whatever_the_batch(batch_size):
+    model = halting_model()
+    inputs = torch.from_numpy(puzzles_of(16)).long()
+    logits, steps = by_hand(model, inputs, 8)
+    assert len(steps.unique()) > 2, "the test needs puzzles that halt at different steps"
+    solution = model.solve(inputs, halt="q", batch_size=batch_size)
+    assert solution.act_steps.tolist() == steps.tolist()
+    assert torch.allclose(solution.logits, logits, atol=1e-4)
+
+
+def test_a_model_without_q_continue_halts_where_q_halt_is_positive():
+    model = halting_model(q_continue=False)
+    inputs = torch.from_numpy(puzzles_of(12)).long()
+    solution = model.solve(inputs, halt="q")
+    stopped = solution.act_steps < 8
+    assert stopped.any() and (solution.q_halt_logits[stopped] > 0).all()
+
+
+def test_continuous_batching_keeps_the_batch_full():
+    model = halting_model()
+    solution = model.solve(torch.from_numpy(puzzles_of(600)).long(), halt="q", batch_size=8)
+    assert solution.stats["fill"] >= 0.95
+    assert solution.stats["slot_steps"] == int(solution.act_steps.sum())
+
+
+def test_more_steps_than_the_config_has_are_allowed():
+    solution = tiny_model().solve(torch.from_numpy(puzzles_of(2)).long(), max_act_steps=40)
+    assert solution.act_steps.tolist() == [40, 40]
+
+
+@pytest.mark.parametrize("halt", ["max", "q"])
+def test_out_of_memory_halves_the_batch_warns_and_changes_no_answer(monkeypatch, halt):
+    model = halting_model()
+    inputs = torch.from_numpy(puzzles_of(9)).long()
+    wanted = model.solve(inputs, halt=halt, batch_size=8)
+    forward = model.forward
+
+    def small_device(input_ids, *args, **kwargs):
+        if len(input_ids) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", small_device)
+    with pytest.warns(UserWarning, match="Out of memory with 8 puzzles at a time: going on with 4"):
+        found = model.solve(inputs, halt=halt, batch_size=8)
+    assert found.act_steps.tolist() == wanted.act_steps.tolist()
+    assert torch.allclose(found.logits, wanted.logits, atol=1e-4)
+    assert found.stats["batch_size"] == 2
+
+
+def test_on_finish_may_add_rows_and_the_queue_says_which_come_first():
+    model = halting_model()
+    inputs = torch.from_numpy(puzzles_of(6)).long()
+    order = []
+
+    def finish(rows, predictions, q, steps):
+        order.extend(rows.tolist())
+        return rows[rows < 3] + 3
+
+    solution = model.solve(inputs, queue=torch.tensor([2, 0]), batch_size=1, on_finish=finish, return_rollout=True)
+    assert order == [2, 0, 5, 3]
+    assert solution.act_steps.tolist() == [8, 0, 8, 8, 0, 8]
+
+
+def test_int8_and_packed_weights_give_nearly_the_same_states():
+    model = tiny_model(hidden_size=256, num_attention_heads=4, intermediate_size=512)
+    inputs = torch.from_numpy(puzzles_of(3)).long()
+    with torch.no_grad():
+        plain = model(inputs).logits
+    packed = model.solve(inputs, max_act_steps=1).logits
+    rough = model.solve(inputs, max_act_steps=1, dtype=torch.int8).logits
+    assert torch.allclose(packed, plain, atol=1e-4)
+    assert (rough - plain).norm() < 0.2 * plain.norm()
+    assert model.stack.layers[0].mlp.down_proj.packed is None
+
+
+# ---- attempts
+
+
+def test_views_are_different_symmetries_and_the_first_is_the_puzzle_itself():
+    views = symmetric_views(TASK, 10)
+    assert (views.cells[0] == np.arange(16)).all() and (views.tokens[0] == np.arange(6)).all()
+    assert len({(c.tobytes(), t.tobytes()) for c, t in zip(views.cells, views.tokens)}) == 10
+    assert len(symmetric_views(MazeTask(5), 50).cells) == 8
+    assert len(symmetric_views(MazeTask(5, 7), 50).cells) == 4
+
+
+@pytest.mark.parametrize("task", [SudokuTask(4), SudokuTask(6), MazeTask(4, 6)])
+def test_answers_are_mapped_back(task):
+    views = symmetric_views(task, 4)
+    grids = np.random.default_rng(0).integers(1, task.vocab_size, (4, task.seq_len), dtype=np.uint8)
+    assert (views.inverse().apply(views.apply(grids)) == grids).all()
+
+
+def test_attempts_stop_at_the_first_answer_that_the_rules_accept(monkeypatch):
+    model, puzzles = tiny_model(), puzzles_of(5)
+    views = symmetric_views(TASK, 6)
+    third = {row.tobytes() for row in puzzles[:2]}
+    third |= {TASK.as_tokens(views.tokens[2][puzzle[views.cells[2]]]).tobytes() for puzzle in puzzles[2:]}
+    oracle = Oracle(monkeypatch, model, third)
+    answers = solve_puzzles(model, TASK, puzzles, attempts=6, batch_size=2)
+    assert answers.attempts.tolist() == [1, 1, 3, 3, 3]
+    assert answers.act_steps.tolist() == [1, 1, 3, 3, 3]
+    assert answers.verdict.valid.all() and answers.view.tolist() == [0, 0, 2, 2, 2]
+    assert all((answers.tokens[i] == brute_force(puzzles[i])).all() for i in range(5))
+    assert len(oracle.seen) == 11, "no view of an accepted puzzle may run"
+
+
+def test_a_wrong_answer_with_high_confidence_is_never_called_solved(monkeypatch):
+    model, puzzles = tiny_model(), puzzles_of(3)
+    Oracle(monkeypatch, model, set(), q=20.0)
+    answers = solve_puzzles(model, TASK, puzzles, attempts=4)
+    assert not answers.verdict.valid.any() and answers.attempts.tolist() == [4, 4, 4]
+
+
+def test_a_second_checkpoint_sees_only_what_the_first_left(monkeypatch):
+    first, second, puzzles = tiny_model(seed=1), tiny_model(seed=2), puzzles_of(4)
+    Oracle(monkeypatch, first, {puzzles[0].tobytes()})
+    oracle = Oracle(monkeypatch, second, {row.tobytes() for row in puzzles})
+    answers = solve_puzzles([first, second], TASK, puzzles)
+    assert answers.attempts.tolist() == [1, 2, 2, 2] and answers.verdict.valid.all()
+    assert puzzles[0].tobytes() not in oracle.seen
+
+
+def test_the_label_is_not_needed_and_batches_change_no_answer():
+    model, puzzles = halting_model(), puzzles_of(7)
+    one = solve_puzzles(model, None, puzzles, attempts=3, noise=0.2, batch_size=1)
+    many = solve_puzzles(model, None, puzzles[::-1], attempts=3, noise=0.2, batch_size=5)
+    assert (one.tokens == many.tokens[::-1]).all() and one.act_steps.tolist() == many.act_steps[::-1].tolist()
+
+
+def test_noise_leaves_the_first_attempt_alone():
+    model, puzzles = halting_model(), puzzles_of(4)
+    plain = solve_puzzles(model, None, puzzles)
+    noisy = solve_puzzles(model, None, puzzles, noise=0.5)
+    assert (plain.tokens == noisy.tokens).all()
+
+
+def test_noise_is_standard_normal_and_a_function_of_its_key():
+    numbers = normal_of(torch.arange(4000), (2, 3))
+    assert abs(float(numbers.mean())) < 0.02 and abs(float(numbers.std()) - 1) < 0.02
+    assert torch.equal(normal_of(torch.tensor([7]), (2, 3))[0], numbers[7])
+    assert abs(float(np.corrcoef(numbers[1:, 0, 0], numbers[:-1, 0, 0])[0, 1])) < 0.05
+
+
+def test_selection_takes_the_highest_q_then_the_vote():
+    task = GridTask(2, 2, 4)
+    puzzle = np.ones((1, 4), np.uint8)
+    answers = np.array([[[2, 2, 2, 2]], [[3, 3, 3, 3]], [[3, 3, 3, 3]], [[1, 1, 1, 1]]], np.uint8)
+    ran = np.ones((4, 1), bool)
+    q = np.array([[0.5], [0.1], [0.2], [0.4]], np.float32)
+    assert _choose(task, puzzle, answers, q, ran, "auto")[0] == 0
+    assert _choose(task, puzzle, answers, np.zeros((4, 1), np.float32), ran, "auto")[0] == 1
+    assert _choose(task, puzzle, answers, q, ran, "vote")[0] == 2
+    ran[0] = False
+    assert _choose(task, puzzle, answers, q, ran, "q")[0] == 3
+
+
+def test_a_maze_takes_the_shortest_path_that_joins_start_and_goal():
+    task = MazeTask(3, 3)
+    puzzle = task.encode("S  " + "   " + "  G")[None]
+    long_ = task.encode("Soo" + "ooo" + "ooG")  # joined, but with more marks than a path needs
+    shorter = task.encode("Soo" + " oo" + "  G")
+    shortest = task.encode("Soo" + "  o" + "  G")
+    broken = task.encode("So " + "   " + " oG")
+    q = np.array([[9.0], [1.0], [1.0], [8.0]], np.float32)
+    answers = np.stack([broken, long_, shorter, long_])[:, None]
+    assert _choose(task, puzzle, answers, q, np.ones((4, 1), bool), "auto")[0] == 2
+    answers[1, 0] = shortest
+    assert _choose(task, puzzle, answers, q, np.ones((4, 1), bool), "auto")[0] == 1
+
+
+def test_more_attempts_than_symmetries_are_cut_with_a_warning_unless_there_is_noise():
+    model = tiny_model(task="maze", grid_height=4)
+    maze = ["S  #" + "#  #" + "#   " + "  #G"]
+    with pytest.warns(UserWarning, match="8 symmetric views"):
+        assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1).attempts[0] == 8
+    assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1, noise=0.3).attempts[0] == 20
+
+
+def test_the_rollout_of_the_chosen_view_ends_in_its_answer():
+    model, puzzles = halting_model(), puzzles_of(5)
+    answers = solve_puzzles(model, None, puzzles, attempts=3, selection="q", return_rollout=True)
+    assert len(set(answers.view.tolist())) > 1
+    assert (answers.rollout[0][:, -1] == answers.tokens).all()
+
+
+def test_puzzles_that_come_in_parts_are_joined_in_order(monkeypatch):
+    import air_model.pipeline_air as pipeline_air
+
+    model, puzzles = halting_model(), puzzles_of(7)
+    seen = []
+    whole = solve_puzzles(model, None, puzzles, attempts=2)
+    monkeypatch.setattr(pipeline_air, "ROWS_AT_ONCE", 6)
+    parts = solve_puzzles(model, None, puzzles, attempts=2, on_answers=lambda rows, answers: seen.extend(rows))
+    assert (parts.tokens == whole.tokens).all() and sorted(seen) == list(range(7))
+
+
+def test_bad_settings_end_in_one_sentence():
+    model = tiny_model()
+    for options, words in (
+        ({"attempts": 0}, "attempts must be 1 or more"),
+        ({"noise": -1.0}, "noise must be"),
+        ({"selection": "best"}, "selection must be"),
+        ({"max_act_steps": 0}, "max_act_steps must be"),
+        ({"halt": "never"}, "halt must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            solve_puzzles(model, None, puzzles_of(1), **options)
+    with pytest.raises(ValueError, match="was made for"):
+        solve_puzzles(model, SudokuTask(6), puzzles_of(1))
+
+
+def test_a_contradicting_puzzle_is_refused_with_its_cell_and_number():
+    good, bad = TASK.decode(puzzles_of(1)[0]), "11.............."
+    with pytest.raises(ValueError, match="Puzzle 2: .*row 1, column 1 and row 1, column 2 both hold 1"):
+        solve_puzzles(tiny_model(), None, [good, bad])
+    assert task_from_config(tiny_model().config) == TASK
