@@ -7,8 +7,8 @@ With several models, each has its own folder, and the top one holds what is said
 
 from __future__ import annotations
 
+import gzip
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,8 @@ from air_model.analysis.common import (
     write_text,
 )
 from air_model.analysis.interventions import parse_intervention
-from air_model.processing_air import task_from_config
-
-logger = logging.getLogger(__name__)
+from air_model.modeling_air import AirRollout
+from air_model.processing_air import GridTask, make_task, task_from_config
 
 
 @dataclass
@@ -436,7 +435,7 @@ def analyze(command: str, options: Options) -> Path:
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
     if len(names) > 1 and command in ("freeze", "report"):
-        together(options, names)
+        together(options, names, study.task)
     if command == "report":
         summary = options.output_dir / "freeze_runs.md"
         overall = summary.read_text(encoding="utf-8") if len(names) > 1 else ""
@@ -461,6 +460,65 @@ def describe(study: Study, model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def redraw_published(folder: Path, output_dir: Path, dpi: int = figures.DPI) -> list[Path]:
+    """Draw the paper's figures from its own numbers, by the functions that draw ours.
+
+    Args:
+        folder: freeze_5runs.json, attention_bars.json, attention_{sudoku,maze}_{example,evolution}.npz and .json,
+            and rollout_sudoku_*.json.gz, all as the public repository has them; what is missing is left out.
+    """
+    folder, output_dir, out = Path(folder), Path(output_dir), []
+
+    def stored(name: str) -> Any:
+        opener = gzip.open if name.endswith(".gz") else open
+        with opener(folder / name, "rt", encoding="utf-8") as stream:
+            return json.load(stream)
+
+    for name in ("sudoku", "maze"):
+        task = make_task(name)
+        if (folder / "freeze_5runs.json").exists():
+            table = freeze.from_published(stored("freeze_5runs.json"), name)
+            note = "published: mean ± std over five seeds (dots), 1,000 puzzles each"
+            out.append(plots.freeze_bars(table, output_dir / f"freeze_{name}.png", title=note, dpi=dpi))
+        if (folder / "attention_bars.json").exists():
+            bars = plots.attention_from_published(stored("attention_bars.json"), name)
+            note = attention.AGGREGATIONS["per_puzzle"] if name == "sudoku" else "all heads averaged"
+            path = output_dir / f"attention_bars_{name}.png"
+            out.append(plots.attention_bars(bars, path, title=f"published: {note}", dpi=dpi))
+        for kind in ("example", "evolution"):
+            if not (folder / f"attention_{name}_{kind}.npz").exists():
+                continue
+            where, maps = stored(f"attention_{name}_{kind}.json"), np.load(folder / f"attention_{name}_{kind}.npz")
+            decoded = next(maps[key] for key in maps.files if key.startswith("decoded"))
+            common: dict[str, Any] = {
+                "puzzle": maps["input_grid"].ravel() if "input_grid" in maps.files else None,
+                "label": maps["label_grid"].ravel() if "label_grid" in maps.files else None,
+                "title": f"published: puzzle {where['puzzle']}, layer {where['layer']}, head {where['head']}",
+                "dpi": dpi,
+            }
+            path, query = output_dir / f"attention_{kind}_{name}.png", where["query_idx"]
+            if kind == "example":
+                out.append(plots.attention_example(maps["l_map"], maps["h_map"], decoded, query, task, path, **common))
+            else:
+                grids = decoded.reshape(len(decoded), -1)
+                out.append(
+                    plots.attention_evolution(
+                        maps["l_maps"], maps["h_maps"], grids, maps["cycles"].tolist(), query, task, path, **common
+                    )
+                )
+    for path in sorted(folder.glob("rollout_sudoku_*.json.gz")):
+        run = stored(path.name)
+        traces = [trace for step in run["act_steps"] for trace in step["recursive_traces"]]
+        grids = {key: np.array([t[key] for t in traces]).reshape(len(traces), -1) for key in ("pred_H", "pred_L")}
+        rolled = AirRollout(grids["pred_H"], grids["pred_L"], [t["stage"].lower() for t in traces])
+        puzzle, label = np.array(run["input"]).ravel(), np.array(run["solution"]).ravel()
+        target = output_dir / path.name.replace(".json.gz", ".png")
+        out.append(figures.draw_film_strip(rolled, puzzle, make_task("sudoku"), target, label=label, dpi=dpi))
+    if not out:
+        raise FileNotFoundError(f"{folder} holds none of the published result files: see redraw_published.")
+    return out
+
+
 def _folder_names(models: Sequence[str]) -> list[str]:
     """A folder name per model, unique."""
     names = [Path(model).name or "model" for model in models]
@@ -469,7 +527,7 @@ def _folder_names(models: Sequence[str]) -> list[str]:
     return [f"{i}-{name}" for i, name in enumerate(names)]
 
 
-def together(options: Options, names: Sequence[str]) -> None:
+def together(options: Options, names: Sequence[str], task: GridTask) -> None:
     """Freeze tables of several checkpoints as mean ± std over them."""
     results = [json.loads((options.output_dir / name / "analysis.json").read_text()) for name in names]
     if len({result["task"] for result in results}) > 1:
@@ -481,6 +539,7 @@ def together(options: Options, names: Sequence[str]) -> None:
     if options.figures:
         note = f"mean ± std over {len(names)} checkpoints"
         plots.freeze_bars(table, options.output_dir / "figures" / "freeze_runs.png", title=note)
-    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints.\n\n" + freeze.freeze_table(table)
+    lead = f"## Freeze\n\nMean ± std over {len(names)} checkpoints; published: over five.\n\n"
+    text = lead + freeze.freeze_table(table, freeze.published(task))
     write_text(options.output_dir / "freeze_runs.md", text)
     print(text)

@@ -8,6 +8,7 @@
     python scripts/analyze.py attention --model DIR --data dev.csv.gz --limit 1000 --output-dir out --parquet
     python scripts/analyze.py geometry  --model DIR --data dev.csv.gz --limit 500 --output-dir out
     python scripts/analyze.py report    --model DIR --data dev.csv.gz --limit 200 --output-dir out     # report.html
+    python scripts/analyze.py published --data FOLDER --output-dir out     # the paper's figures from its own results
 
 Results go to OUTPUT_DIR/analysis.json (studies of the same model and puzzles share it), tables to *.md, figures to
 figures/. A killed run, started again, goes on behind its last finished chunk (cache/). ACT steps count from 0.
@@ -24,8 +25,8 @@ if not __package__:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("command", choices=["rollout", "freeze", "attention", "geometry", "report"])
-    add("--model", nargs="+", required=True, help="model folder or Hub id; several are studied one after another")
+    add("command", choices=["rollout", "freeze", "attention", "geometry", "report", "published"])
+    add("--model", nargs="+", default=[], help="model folder or Hub id; several are studied one after another")
     add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer")
     add("--output-dir", type=Path, required=True)
     add("--split", default="test")
@@ -45,9 +46,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from air_model.analysis.commands import Options, analyze
+    from air_model.analysis.commands import Options, analyze, redraw_published
 
     try:
+        if args.command == "published":
+            print("\n".join(map(str, redraw_published(Path(args.data), args.output_dir))))
+            return 0
+        if not args.model:
+            raise ValueError("Which model? Give --model with a folder or a Hub id.")
         options = Options(
             models=args.model,
             data=args.data,

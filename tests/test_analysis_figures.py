@@ -12,8 +12,9 @@ from conftest import SHARED
 from PIL import Image
 from test_analysis import MAZE, lively, study_of
 
-from air_model.analysis import figures, freeze, geometry, plots, report
+from air_model.analysis import figures, geometry, plots, report
 from air_model.analysis.attention import attention_study
+from air_model.analysis.commands import redraw_published
 from air_model.analysis.interventions import run_with
 from air_model.analysis.report import to_html
 from air_model.processing_air import AirProcessor, make_task, task_from_config
@@ -102,36 +103,22 @@ def test_the_papers_rollouts_are_drawn_by_the_same_function(name, tmp_path):
 
 
 @needs_published
-@pytest.mark.parametrize("name", ["sudoku", "maze"])
-def test_the_papers_bars_and_maps_are_drawn_by_the_same_functions(name, tmp_path):
-    folder, task = SHARED / "published", make_task(name)
-    bars = plots.attention_from_published(json.loads((folder / "attention_bars.json").read_text()), name)
-    control = bars["3"]["control"]["metrics"]
-    assert control["entropy"]["mean"] == pytest.approx({"sudoku": 0.182, "maze": 0.401}[name], abs=1e-3)
-    plots.attention_bars(bars, tmp_path / "bars.png", dpi=40)
-    table = freeze.from_published(json.loads((folder / "freeze_5runs.json").read_text()), name)
-    plots.freeze_bars(table, tmp_path / "freeze.png", dpi=40)
-    stored = np.load(folder / f"attention_{name}_example.npz")
-    query = json.loads((folder / f"attention_{name}_example.json").read_text())["query_idx"]
-    decoded = stored["decoded_h_grid_tokens" if name == "sudoku" else "decoded_h_grid"].ravel()
-    label = None if name == "sudoku" else stored["label_grid"].ravel()
-    puzzle = None if name == "sudoku" else stored["input_grid"].ravel()
-    if name == "sudoku":
-        near = task.neighbours["units"][query]
-        masses = [stored[k][query][near].sum() for k in ("l_map", "h_map")]
-        assert masses == pytest.approx([0.797, 0.232], abs=1e-3)
-    plots.attention_example(
-        stored["l_map"],
-        stored["h_map"],
-        decoded,
-        query,
-        task,
-        tmp_path / "example.png",
-        puzzle=puzzle,
-        label=label,
-        dpi=40,
-    )
-    assert len(list(tmp_path.iterdir())) == 3
+def test_the_papers_figures_are_drawn_from_its_own_numbers_by_the_same_functions(tmp_path):
+    folder = SHARED / "published"
+    file = json.loads((folder / "attention_bars.json").read_text())
+    for name, entropy in (("sudoku", 0.182), ("maze", 0.401)):
+        bars = plots.attention_from_published(file, name)
+        assert bars["3"]["control"]["metrics"]["entropy"]["mean"] == pytest.approx(entropy, abs=1e-3)
+    stored, near = np.load(folder / "attention_sudoku_example.npz"), make_task("sudoku").neighbours["units"][14]
+    rows = [plots._query_row(stored[key], 14, make_task("sudoku")) for key in ("l_map", "h_map")]
+    assert [row[near].sum() for row in rows] == pytest.approx([0.797, 0.232], abs=1e-3)
+    written = redraw_published(folder, tmp_path, dpi=30)
+    assert len(written) == 10 and all(path.stat().st_size > 0 for path in written)
+
+
+def test_a_folder_without_published_results_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none of the published"):
+        redraw_published(tmp_path, tmp_path)
 
 
 def test_an_empty_class_leaves_its_place_in_the_bars_free(tmp_path):
