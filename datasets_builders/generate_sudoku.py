@@ -21,6 +21,7 @@ from air_model.datasets_builders.sudoku_solver import (
     _count_any,
     _settle,
 )
+from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import SudokuTask
 
 # (lowest rating, highest rating, share): Sudoku-Extreme, measured on 2,175 real rows
@@ -116,18 +117,19 @@ def _random_grid(
 
 @nb.njit(cache=True)
 def _count(
-    puzzle: np.ndarray, limit: int, fast: bool, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray,
+    puzzle: np.ndarray, limit: int, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None,
     cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
-    if fast:
-        return _count_9x9(puzzle, limit, DIG_BUDGET, boards, scratch, KEEP, MINI, WIDE, INSIDE)
-    return _count_any(puzzle, limit, DIG_BUDGET, units, units_of, cells, used, scratch)
+    # boards is None except at 9x9: numba then leaves the other branch, and its compilation, out
+    if boards is None:
+        return _count_any(puzzle, limit, DIG_BUDGET, units, units_of, cells, used, scratch)
+    return _count_9x9(puzzle, limit, DIG_BUDGET, boards, scratch, KEEP, MINI, WIDE, INSIDE)
 
 
 @nb.njit(cache=True)
 def _dig(
-    puzzle: np.ndarray, state: np.ndarray, order: np.ndarray, fast: bool, units: np.ndarray, units_of: np.ndarray,
-    boards: np.ndarray, cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
+    puzzle: np.ndarray, state: np.ndarray, order: np.ndarray, units: np.ndarray, units_of: np.ndarray,
+    boards: np.ndarray | None, cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
 ) -> None:  # fmt: skip
     """Take clues away in random order while one solution remains: a minimal puzzle."""
     for i in range(len(puzzle)):
@@ -137,7 +139,7 @@ def _dig(
         kept = puzzle[i]
         if kept >= 2:
             puzzle[i] = 1
-            if _count(puzzle, 2, fast, units, units_of, boards, cells, used, scratch)[0] != 1:
+            if _count(puzzle, 2, units, units_of, boards, cells, used, scratch)[0] != 1:
                 puzzle[i] = kept
 
 
@@ -157,36 +159,32 @@ def _add_clues(puzzle: np.ndarray, grid: np.ndarray, count: int, state: np.ndarr
 @nb.njit(cache=True)
 def _make(
     lowest: int, highest: int, extra: int, steps: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray,
-    fast: bool, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray, cells: np.ndarray, used: np.ndarray,
+    units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None, cells: np.ndarray, used: np.ndarray,
 ) -> int:  # fmt: skip
     """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
 
-    extra: clues added to a minimal puzzle (-1: as many as it takes to fall to `highest`). steps: longest walk. The
-    rating may be outside the range when the walk found nothing.
+    extra: clues added to a minimal puzzle. steps: longest walk. The rating may be outside the range
+    when the walk found nothing.
     """
     order = np.empty(len(puzzle), np.int64)
     scratch, trial = np.empty_like(puzzle), np.empty_like(puzzle)
     puzzle[:] = grid
-    _dig(puzzle, state, order, fast, units, units_of, boards, cells, used, scratch)
-    if extra > 0:
-        _add_clues(puzzle, grid, extra, state, order)
-    rating = _count(puzzle, 1, fast, units, units_of, boards, cells, used, scratch)[1]
-    for _ in range(steps):
+    rating = -1
+    # The first round digs into the solved grid. Then, too hard: one clue more. Too easy: one to three clues in, and
+    # dig again, so that other clues leave.
+    for step in range(steps + 1):
         if lowest <= rating <= highest:
             break
         trial[:] = puzzle
-        if rating > highest:  # too hard: one clue more
-            _add_clues(trial, grid, 1, state, order)
-            score = _count(trial, 1, fast, units, units_of, boards, cells, used, scratch)[1]
-            if score >= lowest:
-                puzzle[:] = trial
-                rating = score
-            continue
-        # Too easy: put one to three clues in and dig again, so that other clues leave.
-        _add_clues(trial, grid, 1 + _random(state, 3), state, order)
-        _dig(trial, state, order, fast, units, units_of, boards, cells, used, scratch)
-        score = _count(trial, 1, fast, units, units_of, boards, cells, used, scratch)[1]
-        if score >= rating:
+        too_hard = rating > highest
+        if step > 0:
+            _add_clues(trial, grid, 1 if too_hard else 1 + _random(state, 3), state, order)
+        if not too_hard:
+            _dig(trial, state, order, units, units_of, boards, cells, used, scratch)
+        if step == 0:
+            _add_clues(trial, grid, extra, state, order)
+        score = _count(trial, 1, units, units_of, boards, cells, used, scratch)[1]
+        if step == 0 or (score >= lowest if too_hard else score >= rating):
             puzzle[:] = trial
             rating = score
     return rating
@@ -194,11 +192,11 @@ def _make(
 
 @nb.njit(cache=True, nogil=True)
 def _make_many(
-    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int, fast: bool,
-    units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, given: bool, puzzles: np.ndarray, ratings: np.ndarray,
+    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int,
+    boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, given: bool,
+    puzzles: np.ndarray, ratings: np.ndarray,
 ) -> None:  # fmt: skip
     size = puzzles.shape[1]
-    boards = np.empty((MAX_DEPTH, WORDS), np.int64)
     cells = np.zeros((size + 2, size + 1), np.int64)
     used = np.zeros((size + 2, len(units)), np.int64)
     state = np.empty(1, np.uint64)
@@ -208,7 +206,7 @@ def _make_many(
             _random_grid(units, units_of, cells, used, state, grids[i])
         if extra[i] > -2:
             ratings[i] = _make(
-                lowest[i], highest[i], extra[i], steps, state, puzzles[i], grids[i], fast, units, units_of, boards,
+                lowest[i], highest[i], extra[i], steps, state, puzzles[i], grids[i], units, units_of, boards,
                 cells, used,
             )  # fmt: skip
 
@@ -223,23 +221,38 @@ class Batch:
 
 
 def _run(
-    task: SudokuTask, seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int,
+    task: SudokuTask,
+    seeds: np.ndarray,
+    lowest: np.ndarray,
+    highest: np.ndarray,
+    extra: np.ndarray,
+    steps: int,
     grids: np.ndarray | None = None,
-) -> Batch:  # fmt: skip
+    threads: int | None = None,
+    progress: str | None = None,
+) -> Batch:
     count, given = len(seeds), grids is not None
     grids = np.ascontiguousarray(grids) if given else np.zeros((count, task.seq_len), np.uint8)
     puzzles, ratings = np.zeros((count, task.seq_len), np.uint8), np.zeros(count, np.int32)
     fast = task.height == 9 and task.box_height == 3
-    _make_many(
-        seeds, lowest, highest, extra, steps, fast, task.units, task.units_of, grids, given, puzzles, ratings
+    in_threads(
+        lambda rows: _make_many(
+            seeds[rows], lowest[rows], highest[rows], extra[rows], steps,
+            np.empty((MAX_DEPTH, WORDS), np.int64) if fast else None, task.units, task.units_of, grids[rows],
+            given, puzzles[rows], ratings[rows],
+        ),
+        count,
+        threads,
+        block=16,
+        progress=progress,
     )  # fmt: skip
     return Batch(puzzles, grids, ratings)
 
 
-def random_grids(task: SudokuTask, seeds: np.ndarray) -> np.ndarray:
+def random_grids(task: SudokuTask, seeds: np.ndarray, threads: int | None = None) -> np.ndarray:
     """Solved grids uint8 (N, S), one per seed (N,) uint64."""
     zeros = np.zeros(len(seeds), np.int64)
-    return _run(task, seeds, zeros, zeros, zeros - 2, 0).grids
+    return _run(task, seeds, zeros, zeros, zeros - 2, 0, threads=threads).grids
 
 
 def seeds_for(seed: int, stream: int, first: int, count: int) -> np.ndarray:
@@ -251,7 +264,14 @@ def seeds_for(seed: int, stream: int, first: int, count: int) -> np.ndarray:
     return z ^ (z >> np.uint64(29))
 
 
-def make_puzzles(task: SudokuTask, grids: np.ndarray, seeds: np.ndarray, difficulty: str = "mixed") -> Batch:
+def make_puzzles(
+    task: SudokuTask,
+    grids: np.ndarray,
+    seeds: np.ndarray,
+    difficulty: str = "mixed",
+    threads: int | None = None,
+    progress: str | None = None,
+) -> Batch:
     """One puzzle per solved grid.
 
     Args:
@@ -278,4 +298,4 @@ def make_puzzles(task: SudokuTask, grids: np.ndarray, seeds: np.ndarray, difficu
         extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
-    return _run(task, seeds, lowest, highest, extra, 400, grids)
+    return _run(task, seeds, lowest, highest, extra, 400, grids, threads, progress)

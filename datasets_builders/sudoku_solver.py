@@ -276,21 +276,20 @@ def _count_9x9(
                 if e != d:
                     board[3 * e + b] &= ~bit
     depth, found, guesses, rating = 0, 0, 0, 0
-    state = _propagate(board, 511, keep, mini, wide, inside)
+    dirty = 511
     while True:
+        # One call in one place: numba compiles a copy of the callee per call.
+        state = _propagate(boards[depth], dirty, keep, mini, wide, inside)
         if state == 1:
             if found == 0:
                 rating = guesses
-                board = boards[depth]
-                for d in range(9):
-                    for b in range(3):
-                        m = board[3 * d + b]
-                        for k in range(27):
-                            if m >> k & 1:
-                                first[27 * b + k] = d + 2
+                for i in range(81):
+                    for d in range(9):
+                        if boards[depth, 3 * d + i // 27] >> i % 27 & 1:
+                            first[i] = d + 2
             found += 1
             if found >= limit:
-                return found, rating if found else guesses
+                return found, rating
         if state == 0:
             k, d, sets = _choose(boards[depth], keep, mini, inside)
             boards[depth, 27], boards[depth, 28] = k, d
@@ -299,11 +298,11 @@ def _count_9x9(
             if depth < 0:
                 return found, rating if found else guesses
             k, d, sets = boards[depth, 27], boards[depth, 28], boards[depth, 29]
-            union = inside[704 + sets]
-            if inside[union] == sets:  # what is left can be written on the board
-                _restrict(boards[depth], k, d, union, wide)
-                state = _propagate(boards[depth], 1 << d, keep, mini, wide, inside)
-                continue
+        dirty = 1 << d
+        union = inside[704 + sets]
+        if state != 0 and inside[union] == sets:  # what is left can be written on the board
+            _restrict(boards[depth], k, d, union, wide)
+            continue
         bit = sets & -sets
         boards[depth, 29] = sets ^ bit
         guesses += 1
@@ -312,7 +311,6 @@ def _count_9x9(
         boards[depth + 1] = boards[depth]
         depth += 1
         _restrict(boards[depth], k, d, inside[704 + bit], wide)
-        state = _propagate(boards[depth], 1 << d, keep, mini, wide, inside)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -448,8 +446,8 @@ def _count_any(
     # A frame holds a settled grid, the cell guessed at (last column) and, in `todo`, the digits not tried yet.
     todo = np.zeros(len(cells), np.int64)
     depth, found, guesses, rating = 0, 0, 0, 0
-    state = _settle(cells[0], used[0], units, units_of, full)
     while True:
+        state = _settle(cells[depth], used[depth], units, units_of, full)
         if state == 1:
             if found == 0:
                 rating = guesses
@@ -461,14 +459,13 @@ def _count_any(
                     first[i] = value
             found += 1
             if found >= limit:
-                return found, rating if found else guesses
+                return found, rating
         if state == 0:
             best, at = 99, -1
             for i in range(n * n):
                 if cells[depth, i] == 0:
-                    free = full & ~(
-                        used[depth, units_of[i, 0]] | used[depth, units_of[i, 1]] | used[depth, units_of[i, 2]]
-                    )
+                    a, b, c = units_of[i]
+                    free = full & ~(used[depth, a] | used[depth, b] | used[depth, c])
                     count = _bits(free)
                     if count < best:
                         best, at, todo[depth] = count, i, free
@@ -494,7 +491,6 @@ def _count_any(
         cells[depth, at] = bit
         for k in range(3):
             used[depth, units_of[at, k]] |= bit
-        state = _settle(cells[depth], used[depth], units, units_of, full)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -1,0 +1,128 @@
+"""Build Sudoku-Extreme or Maze-30x30-Hard (or stand-ins of any size) as a folder that training, evaluation,
+`load_dataset` and `scripts/push_to_hub.py dataset` all read.
+
+    python scripts/build_dataset.py sudoku-extreme --source hub --num-train 1000 --output-dir data/sudoku
+    python scripts/build_dataset.py sudoku-extreme --source hub --config 1k-aug-1000 --output-dir data/sudoku-aug
+    python scripts/build_dataset.py sudoku-extreme --source generate --num-train 1000 --output-dir data/own
+    python scripts/build_dataset.py sudoku-extreme --source generate --grid 6x6 --num-train 5000 --num-test 500 \\
+        --output-dir data/sudoku6
+    python scripts/build_dataset.py sudoku-extreme --source my_puzzles.csv.gz --num-test 100 --output-dir data/mine
+    python scripts/build_dataset.py maze-hard --source hub --output-dir data/maze
+    python scripts/build_dataset.py maze-hard --source generate --grid 13x13 --num-train 1000 --output-dir data/maze13
+    python scripts/build_dataset.py maze-hard --source generate --output-dir data/maze --verify
+
+Sources: `hub` (the published repository at a pinned revision), `generate` (no network needed), or a CSV (`.gz`
+allowed) or folder of CSVs named by split, with columns question (or q) and answer (or a), optionally rating and
+source. Every row is checked; bad rows are all listed and nothing is written, unless --skip-bad leaves them out. An
+unchanged build is not repeated. Training can draw fresh symmetric copies by itself, so --num-aug is needed only for a
+table that is to be published or compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+if not __package__:
+    import _checkout  # noqa: F401  (makes this checkout importable as air_model)
+
+CONFIGS = {"1k": {"num_train": 1000}, "1k-aug-1000": {"num_train": 1000, "num_aug": 1000}, "full": {}, "generated": {}}
+
+
+def shape(text: str) -> tuple[int, int]:
+    """'13x20' -> (13, 20)."""
+    match = re.fullmatch(r"(\d+)[x×](\d+)", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for example 9x9")
+    return int(match[1]), int(match[2])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=["sudoku-extreme", "maze-hard"])
+    parser.add_argument("--source", default="hub", help="hub, generate, or the path of a CSV or folder (default: hub)")
+    parser.add_argument("--output-dir", required=True, help="folder to write; replaced only when the build succeeds")
+    parser.add_argument("--config", choices=sorted(CONFIGS), help="a published configuration; sets the numbers below")
+    parser.add_argument(
+        "--num-train",
+        "--subsample",
+        type=int,
+        metavar="N",
+        help="training puzzles: a random choice of the source (default all), or to generate (1,000)",
+    )
+    parser.add_argument("--num-test", type=int, metavar="N", help="test puzzles; of a single CSV they are split off")
+    parser.add_argument("--num-aug", type=int, metavar="N", help="symmetric copies per training puzzle (default 0)")
+    parser.add_argument("--easier", action="store_true", help="Sudoku: add an easier copy beside every training row")
+    parser.add_argument("--min-rating", type=int, metavar="R", help="only puzzles rated R or more")
+    parser.add_argument("--grid", type=shape, metavar="HxW", help="grid to generate or read (default 9x9, 30x30)")
+    parser.add_argument("--box", type=shape, metavar="HxW", help="Sudoku boxes (default the squarest: 6x6 has 2x3)")
+    parser.add_argument(
+        "--difficulty",
+        choices=["benchmark", "mixed", "minimal"],
+        help="generated Sudokus (default benchmark at 9x9, mixed elsewhere)",
+    )
+    parser.add_argument("--min-path", type=int, metavar="N", help="generated mazes: moves of a shortest path at least")
+    parser.add_argument(
+        "--hold-out",
+        choices=["grids", "puzzles"],
+        default="grids",
+        help="generated Sudokus: what the splits do not share, up to symmetry (default: solved grids)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-proc", type=int, metavar="N", help="threads (default: all cores); same bytes for any")
+    parser.add_argument("--revision", help="commit of the Hub source (default: the pinned one)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad rows out (they are still listed)")
+    parser.add_argument("--force", action="store_true", help="build again although nothing changed")
+    parser.add_argument(
+        "--verify", action="store_true", help="check every row again; write verification.json and plots"
+    )
+    parser.add_argument("--reference", help="with --verify: a CSV, folder or Hub id to compare the statistics with")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(argv)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from air_model.datasets_builders.build import BuildConfig, build
+
+    fields = ("source", "num_train", "num_test", "num_aug", "easier", "min_rating", "grid", "box", "difficulty",
+              "min_path", "hold_out", "seed", "num_proc", "revision", "skip_bad")  # fmt: skip
+    options = {name: getattr(args, name) for name in fields}
+    options["num_aug"] = args.num_aug or 0
+    if args.config:
+        preset = {k: v for k, v in CONFIGS[args.config].items() if getattr(args, k) is None}
+        options |= preset
+        if args.config == "generated" and args.source not in ("generate", "hub"):
+            print("--config generated goes with --source generate.", file=sys.stderr)
+            return 2
+        if args.config == "generated":
+            options["source"] = "generate"
+        if (options["num_train"], options["num_aug"]) == tuple(
+            CONFIGS[args.config].get(k, d) for k, d in (("num_train", None), ("num_aug", 0))
+        ):
+            options["name"] = args.config
+    output = Path(args.output_dir)
+    try:
+        meta = build(BuildConfig(args.dataset, progress=not args.quiet, **options), output, force=args.force)
+        for split, rows in meta["skipped_rows"].items():
+            for row, line, reason in rows:
+                print(f"left out: {split} row {row} (line {line}): {reason}", file=sys.stderr)
+        for name, table in meta["configs"].items():
+            for split, info in table["splits"].items():
+                print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
+        if args.verify:
+            from air_model.datasets_builders.verify import verify
+
+            report = verify(output, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
+            print(report["summary"])
+            return 0 if report["ok"] else 1
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
