@@ -33,6 +33,7 @@ import threading
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -43,7 +44,7 @@ from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoint
 from air_model.spaces_demo.examples import new_puzzle
 from air_model.spaces_demo.turns import Turns
 
-PACE = 0.03  # seconds between two messages of a roll-out: updates that come faster travel together
+PACE = 0.05  # seconds between two messages of a roll-out: updates that come faster travel together
 TITLE = "AIR: watch two states think"
 ENGINE: Engine
 TURNS = Turns()
@@ -70,8 +71,9 @@ def attention_here(job: Job, step: Any, cell: Any) -> dict[str, Any]:
 
 async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterator[list[dict[str, Any]]]:
     """Wait for a turn, then run a job; yields lists of events (and {"t": "wait", "place": n} before)."""
-    async for place in TURNS.wait(visitor):
-        yield [{"t": "wait", "place": place}]
+    async with aclosing(TURNS.wait(visitor)) as places:
+        async for place in places:
+            yield [{"t": "wait", "place": place}]
     stop, lock = threading.Event(), threading.Lock()
     # With ZeroGPU the work happens in another process, which no event reaches; it ends by itself.
     stream = run(ENGINE, job, frames, stop) if spaces is None else run_here(job, frames)
@@ -142,8 +144,9 @@ async def on_run(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]
     yield lines.text
     try:
         job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-        async for events in events_of(job, visitor_of(request)):
-            yield lines.add(*events)
+        async with aclosing(events_of(job, visitor_of(request))) as stream:
+            async for events in stream:
+                yield lines.add(*events)
     except Exception as error:
         yield lines.error(error)
 
@@ -154,8 +157,9 @@ async def on_attention(event: gr.EventData, request: gr.Request) -> str:
     lines = Lines(data)
     try:
         job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-        async for _ in TURNS.wait(visitor_of(request)):
-            pass
+        async with aclosing(TURNS.wait(visitor_of(request))) as places:
+            async for _ in places:
+                pass
         call = asyncio.ensure_future(asyncio.to_thread(attention_here, job, data.get("step"), data.get("cell")))
         call.add_done_callback(lambda _: TURNS.release())
         return lines.add({"t": "attention", **await asyncio.shield(call)})
@@ -201,8 +205,9 @@ async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[st
             job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key, "halt": "max"})
             lesson = Lines({})
             lesson.text = ""
-            async for events in events_of(job, visitor_of(request)):
-                lesson.add(*(e for e in events if e["t"] != "wait"))
+            async with aclosing(events_of(job, visitor_of(request))) as stream:
+                async for events in stream:
+                    lesson.add(*(e for e in events if e["t"] != "wait"))
             LESSONS[checkpoint.key] = lesson.text
         yield lines.text + LESSONS[checkpoint.key]
     except Exception as error:
@@ -215,23 +220,24 @@ async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[st
 async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request | None, frames: bool) -> dict[str, Any]:
     """The end of a job, with the roll-out if asked; errors become Gradio's, whose text reaches every client."""
     result: dict[str, Any] = {}
-    rollout: dict[str, list] = {}
+    rollout: dict[int, dict[str, list]] = {}  # of each attempt
+    current: dict[str, list] = {}
     try:
         job = ENGINE.job(puzzle, settings)
-        async for events in events_of(job, visitor_of(request), frames):
-            for event in events:
-                kind = event["t"]
-                if kind == "attempt":
-                    rollout[event["view"]] = {"updates": [], "z_h": [], "z_l": [], "halt_probability": []}
-                    current = rollout[event["view"]]
-                elif kind == "f":
-                    current["updates"].append(event["lv"])
-                    current["z_h"].append(event["h"])
-                    current["z_l"].append(event["l"])
-                elif kind == "q":
-                    current["halt_probability"].append(event["p"])
-                elif kind == "end":
-                    result = {key: value for key, value in event.items() if key != "t"}
+        async with aclosing(events_of(job, visitor_of(request), frames)) as stream:
+            async for events in stream:
+                for event in events:
+                    kind = event["t"]
+                    if kind == "attempt":
+                        current = {"updates": [], "z_h": [], "z_l": [], "halt_probability": []}
+                        rollout[event["view"]] = current
+                    elif kind == "f":
+                        for name, key in (("updates", "lv"), ("z_h", "h"), ("z_l", "l")):
+                            current[name].append(event[key])
+                    elif kind == "q":
+                        current["halt_probability"].append(event["p"])
+                    elif kind == "end":
+                        result = {key: value for key, value in event.items() if key != "t"}
     except Exception as error:
         raise gr.Error(sentence(error), print_exception=False) from None
     return {**result, **rollout.get(result.get("view"), {})} if frames else result
@@ -258,7 +264,8 @@ async def what_if(puzzle: str, settings: dict[str, Any], request: gr.Request) ->
     """As /rollout, with settings, all optional: checkpoint, halt ("q" or "max"), steps (ACT steps, up to 64), freeze
     ("none", "z_h" or "z_l"), from (ACT steps before the freeze), attempts (up to 16 symmetric views).
     """
-    return await finished(puzzle, {"halt": "max", **settings}, request, frames=True)
+    settings = {"halt": "max", **settings} if isinstance(settings, dict) else settings
+    return await finished(puzzle, settings, request, frames=True)
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

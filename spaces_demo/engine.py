@@ -48,7 +48,7 @@ class Checkpoint:
     key: str
     source: str | None
     config: AirConfig
-    accuracy: float | None = None  # exact accuracy in its own evaluation file, where there is one
+    accuracy: float | None = None  # exact, by the evaluation file that lies beside it
     model: AirModel | None = field(default=None, repr=False)
 
     @property
@@ -197,6 +197,8 @@ class Engine:
 
     def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
         """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts)."""
+        if settings is not None and not isinstance(settings, dict):
+            raise ValueError(f"settings are a dictionary, got {type(settings).__name__}.")
         settings = dict(settings or {})
         known = {"checkpoint", "halt", "steps", "freeze", "from", "attempts"}
         if unknown := sorted(str(k)[:40] for k in set(settings) - known):
@@ -326,27 +328,22 @@ def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
 
 
 def _accuracy(folder: Path) -> float | None:
-    """The highest exact accuracy that an evaluation file in the folder states."""
+    """Exact accuracy of one attempt per puzzle, by an evaluation file of scripts/evaluate.py in the folder."""
     best = None
-    for path in sorted(folder.glob("*.json")):
-        if path.stat().st_size > 1 << 20:
+    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("results/*.json"))]:
+        if path.name in ("run.json", "config.json") or path.stat().st_size > 1 << 20:
             continue
         try:
             content = json.loads(path.read_text())
         except (ValueError, OSError):
             continue
-        for value in _values_of(content, "exact_accuracy"):
-            best = max(best or 0.0, value)
+        if not isinstance(content, dict) or not isinstance(content.get("exact_accuracy"), (int, float)):
+            continue
+        settings = content.get("settings")
+        attempts = (settings if isinstance(settings, dict) else content).get("attempts") or 1
+        if attempts == 1 and content.get("n"):
+            best = max(best or 0.0, float(content["exact_accuracy"]))
     return best
-
-
-def _values_of(content: Any, key: str) -> Iterator[float]:
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name == key and isinstance(value, (int, float)):
-                yield float(value)
-            else:
-                yield from _values_of(value, key)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from air_model.spaces_demo.examples import levels, new_puzzle, pool
 from air_model.spaces_demo.turns import Busy, Turns
 
 SPACE = ROOT / "spaces_demo"
-FOUR = "1...............".replace(" ", "")
+FOUR = "1..............."
 MAZE = "S....#.#......#......G..."  # 5 x 5
 
 
@@ -180,8 +180,12 @@ def test_a_file_with_a_puzzle_per_line_gives_its_first_puzzle(engine):
 def test_checkpoints_come_from_folders_and_faults_are_named(tmp_path):
     save_release(tiny_model(), tmp_path / "one" / "model")
     save_release(tiny_model(seed=1), tmp_path / "two" / "model")
+    (tmp_path / "two" / "model" / "results").mkdir()
+    for name, attempts, exact in (("max-16", 1, 0.5), ("attempts-8", 8, 0.9)):
+        content = {"n": 10, "exact_accuracy": exact, "settings": {"attempts": attempts}}
+        (tmp_path / "two" / "model" / "results" / f"{name}.json").write_text(json.dumps(content))
     found = find_checkpoints(f"{tmp_path}/one/model, {tmp_path}/two/model")
-    assert [c.key for c in found] == ["model", "model-2"]
+    assert [(c.key, c.accuracy) for c in found] == [("model", None), ("model-2", 0.5)]
     loaded = Engine(found).model("model-2")
     assert loaded.lm_head.weight.dtype == torch.float32
     with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
@@ -282,7 +286,7 @@ def test_every_difficulty_gives_a_wellformed_puzzle(shape):
 
 
 def test_harder_examples_have_fewer_clues_and_longer_paths():
-    sudokus = pool()["9x9/3x3"]
+    sudokus = pool()["sudoku 9x9 boxes 3x3"]
     blanks = [np.mean([p.count(".") for p in sudokus[level]]) for level in ("easy", "medium", "hard")]
     assert blanks == sorted(blanks)
     task, rng = make_task("maze", 15), np.random.default_rng(0)
@@ -298,7 +302,9 @@ def test_shipped_sudokus_have_one_solution_and_the_rating_of_their_level():
     from air_model.datasets_builders.sudoku_solver import solve
 
     for shape, content in pool().items():
-        size, box = shape.split("/")
+        if not shape.startswith("sudoku"):
+            continue
+        _, size, _, box = shape.split()
         task = make_task("sudoku", int(size.split("x")[0]), None, *map(int, box.split("x")))
         for level, puzzles in content.items():
             counts, ratings, _ = solve(np.stack([task.encode(p) for p in puzzles]), task)

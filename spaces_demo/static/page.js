@@ -527,7 +527,7 @@ window.AIR = window.AIR || (() => {
 
   function verdictOf(run) {
     const end = run.end, ok = end.solved;
-    const seconds = end.seconds < 0.1 ? "under 0.1 s" : `${end.seconds.toFixed(1)} s`;
+    const seconds = end.seconds < 0.1 ? "< 0.1 s" : `${end.seconds.toFixed(1)} s`;
     return h("div", { class: `verdict ${ok ? "ok" : "no"}`, role: "status", "aria-live": "polite" },
       h("span", { class: "mark", "aria-hidden": "true" }, ok ? "✓" : "✕"),
       h("div", {},

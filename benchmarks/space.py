@@ -1,0 +1,187 @@
+"""Start-up, latency and memory of the Space, measured on the running page; writes results/space.json.
+
+    python benchmarks/space.py                              # the full-size model with random weights, and 500 solves
+    python benchmarks/space.py --model checkpoints/air-sudoku-6x6 --solves 100
+
+Measured: seconds from the command to the first answered request; from the click to the first update on screen and to
+the verdict (Chromium, if installed); the page's time for all ACT steps over that of plain `solve` in this process, the
+two taking turns; memory of the server while it solves different puzzles one after another.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import _checkout  # noqa: F401
+import numpy as np
+import torch
+
+from air_model import AirConfig, AirModel
+from air_model.pipeline_air import load_model, save_release
+from air_model.processing_air import task_from_config
+from air_model.spaces_demo.examples import levels, new_puzzle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(model: Path, port: int) -> tuple[subprocess.Popen, float]:
+    """The Space as a process of its own, and the seconds until it answered."""
+    environment = {**os.environ, "AIR_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "spaces_demo" / "app.py")], env=environment, stdout=subprocess.DEVNULL
+    )
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            return process, time.perf_counter() - began
+        except OSError:
+            if process.poll() is not None or time.perf_counter() - began > 300:
+                raise RuntimeError("The Space did not start.") from None
+            time.sleep(0.05)
+
+
+def resident_megabytes(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
+    """Seconds from the click on Solve to the first update, and to the verdict, on screen."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    # Timed inside the page, so that the driver's own delays do not count.
+    script = """() => new Promise((done) => {
+        const began = performance.now(), times = {};
+        const look = () => {
+            if (!times.first && AIR.S.liveShown > 0) times.first = performance.now() - began;
+            if (document.querySelector("[data-view=verdict] .verdict")) {
+                times.verdict = performance.now() - began;
+                times.server = AIR.S.run.end.seconds;
+                done(times);
+            } else requestAnimationFrame(look);
+        };
+        document.querySelector("#air-solve").click();
+        requestAnimationFrame(look);
+    })"""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("html[data-air=ready]")
+        page.uncheck("#air-halt")
+        times = []
+        for _ in range(clicks):
+            page.click("#air-new")
+            page.wait_for_timeout(800)
+            times.append(page.evaluate(script))
+        browser.close()
+    return {
+        "clicks": clicks,
+        "first_update_s": [round(t["first"] / 1000, 3) for t in times],
+        "verdict_s": [round(t["verdict"] / 1000, 3) for t in times],
+        "server_s": [t["server"] for t in times],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
+    parser.add_argument("--solves", type=int, default=500, help="puzzles for the memory curve (default 500)")
+    parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
+    parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
+    parser.add_argument("--port", type=int, default=7950)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "space.json")
+    args = parser.parse_args(argv)
+
+    result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpus": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        .stdout.strip(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        timed, small = Path(folder) / "full-size-random", Path(folder) / "small-random"
+        if args.model is None:
+            save_release(AirModel(AirConfig()), timed)
+        if args.memory_model is None:
+            config = AirConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+            save_release(AirModel(config), small)
+        timed, small = args.model or timed, args.memory_model or small
+
+        process, seconds = start(timed, args.port)
+        result["model"] = timed.name
+        result["start_up_s"] = round(seconds, 2)
+        try:
+            model = load_model(timed)
+            task = task_from_config(model.config)
+            plain = []
+            rng = np.random.default_rng(0)
+            browser = in_browser(args.port, args.clicks)
+            for _ in range(args.clicks):
+                puzzle = new_puzzle(task, levels(task)[0], rng).astype(np.int64)
+                began = time.perf_counter()
+                model.solve(torch.from_numpy(puzzle)[None])
+                plain.append(round(time.perf_counter() - began, 3))
+            result["plain_solve_s"] = plain
+            if browser is not None:
+                result["page"] = browser
+                result["page_over_plain"] = round(median(browser["verdict_s"]) / median(plain), 3)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+
+        process, _ = start(small, args.port + 1)
+        try:
+            result["memory"] = memory(process.pid, args.port + 1, small, args.solves)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    result["load_average_after"] = round(os.getloadavg()[0], 2)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, args.output)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+def memory(pid: int, port: int, model: Path, solves: int) -> dict[str, Any]:
+    """Resident megabytes of the server after every tenth of the solves (roll-outs streamed and returned)."""
+    from gradio_client import Client
+
+    client = Client(f"http://127.0.0.1:{port}", verbose=False)
+    task, rng = task_from_config(AirConfig.from_pretrained(model)), np.random.default_rng(1)
+    curve = []
+    for i in range(solves):
+        puzzle = task.decode(new_puzzle(task, levels(task)[i % len(levels(task))], rng))
+        answer = client.predict(puzzle, api_name="/rollout")
+        assert answer["puzzle"] == puzzle
+        if (i + 1) % max(1, solves // 10) == 0:
+            curve.append(round(resident_megabytes(pid), 1))
+    return {"model": model.name, "solves": solves, "resident_mb": curve}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
