@@ -5,7 +5,9 @@ from .modeling_air import AirCarry, AirModel, AirOutput, AirSolution
 from .pipeline_air import PuzzleSolvingPipeline, load_model, register, save_release, solve_puzzles
 from .processing_air import AirProcessor
 
-register()
+# pytest imports this folder a second time, under the folder's own name: that copy must not take over.
+if __name__ == "air_model":
+    register()
 
 __all__ = [
     "VARIANTS",

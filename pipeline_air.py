@@ -12,6 +12,7 @@ This file travels to the Hub: it needs numpy, torch and transformers, nothing el
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -515,6 +516,18 @@ def _puzzle_of(row: Any) -> Any:
     raise ValueError(f"A row with the columns {sorted(row)} has no puzzle; expected one of {', '.join(PUZZLE_KEYS)}.")
 
 
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """A model of one file needs no progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProcessor | None = None) -> None:
     """Write a model folder that AutoModel, AutoProcessor and pipeline() load anywhere with trust_remote_code=True.
 
@@ -525,7 +538,8 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
     processor = processor or AirProcessor.from_config(model.config)
     model.config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        model.save_pretrained(temporary)
+        with _without_bars():
+            model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         for name in TRAVELLING_FILES:
             shutil.copyfile(Path(__file__).parent / name, Path(temporary) / name)
@@ -556,12 +570,8 @@ def load_model(
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if kind != AirConfig.model_type:
             raise ValueError(f"its config.json is of a {kind!r} model, not of AIR")
-        bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
-        try:
+        with _without_bars():
             model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
-        finally:
-            if bar:
-                logging.enable_progress_bar()
     except Exception as error:  # safetensors, the Hub's client and transformers have no common error
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise ValueError(f"{source} cannot be loaded as an AIR model: {reason}") from error

@@ -114,7 +114,9 @@ class Evaluation:
                 save()
 
         table = self.models[0].config.num_puzzle_identifiers > 1
-        if len(rows):
+        if not len(rows):
+            return
+        with bar:
             answers = solve_puzzles(
                 self.models,
                 self.puzzles.task,
@@ -124,9 +126,8 @@ class Evaluation:
                 on_answers=keep,
                 **self.options,
             )
-            save()
-            self.stats = {**answers.stats, "seconds": time.perf_counter() - since}
-        bar.close()
+        save()
+        self.stats = {**answers.stats, "seconds": time.perf_counter() - since}
 
     def write(self, pending: list[tuple[np.ndarray, Answers]], seconds: float) -> None:
         """One part: an .npz that appears whole."""

@@ -18,7 +18,9 @@ def wilson(successes: int, n: int, z: float = Z95) -> list[float]:
         return [0.0, 1.0]
     p, z2 = successes / n, z * z
     middle, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return [max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))]
+    # Exactly 0 and 1 at the ends, where rounding would leave 1e-17 beside them.
+    low = 0.0 if successes == 0 else (middle - half) / (1 + z2 / n)
+    return [low, 1.0 if successes == n else (middle + half) / (1 + z2 / n)]
 
 
 def mean_interval(values: np.ndarray, z: float = Z95) -> list[float]:

@@ -1,0 +1,174 @@
+"""scripts/evaluate.py: its numbers, parts that survive a kill, several processes, curves."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+from test_solve import TASK, brute_force, halting_model, puzzles_of
+
+from air_model import save_release
+from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
+from air_model.datasets_builders.loading import PuzzleSet
+from air_model.scripts import evaluate as script
+
+
+def puzzle_set(n: int = 20) -> PuzzleSet:
+    puzzles = puzzles_of(n)
+    labels = np.stack([brute_force(puzzle) for puzzle in puzzles])
+    return PuzzleSet(puzzles, labels, TASK, rating=np.arange(n, dtype=np.int32) * 5)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model folder and a CSV of 20 puzzles."""
+    save_release(halting_model(), tmp_path / "model")
+    data = puzzle_set()
+    rows = zip(data.inputs, data.labels, data.rating)
+    lines = [f"x,{TASK.decode(question)},{TASK.decode(answer)},{rating}" for question, answer, rating in rows]
+    (tmp_path / "dev.csv").write_text("\n".join(["source,question,answer,rating", *lines]) + "\n")
+    return tmp_path
+
+
+def run(files, *arguments: str) -> dict:
+    output = files / "out.json"
+    words = ["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--device", "cpu"]
+    assert script.main([*words, "--output", str(output), *arguments]) == 0
+    return json.loads(output.read_text())
+
+
+def test_the_json_has_what_design_promises(files):
+    result = run(files, "--limit", "12", "--halt", "max", "--by-rating", "--calibration-plot", str(files / "c.png"))
+    assert result["n"] == 12 and result["mean_act_steps"] == 8 and result["puzzles_per_second"] > 0
+    for name in ("exact_accuracy", "cell_accuracy", "valid_accuracy", "blank_cell_accuracy"):
+        low, high = result[f"{name}_ci95"]
+        assert low <= result[name] <= high
+    assert sum(row["n"] for row in result["by_rating"]) == 12
+    assert result["settings"]["halt"] == "max" and result["settings"]["limit"] == 12
+    assert sum(row["n"] for row in result["calibration"]["bins"]) == 12
+    assert (files / "c.png").stat().st_size > 1000
+    assert not list(files.glob("out.json.parts*"))
+
+
+def test_attempts_cost_steps_and_halting_saves_them(files):
+    plain, tried = run(files, "--halt", "q"), run(files, "--halt", "q", "--attempts", "3", "--noise", "0.1")
+    assert plain["mean_act_steps"] < 8 and plain["mean_attempts"] == 1
+    assert tried["mean_act_steps"] > plain["mean_act_steps"] and tried["exact_accuracy"] >= plain["exact_accuracy"]
+
+
+def test_exact_accuracy_is_what_the_answers_say(tmp_path):
+    model, data = halting_model(), puzzle_set()
+    evaluation = Evaluation([model], data, tmp_path, progress=False, halt="max", max_act_steps=3)
+    evaluation.run()
+    answers = model.solve(torch.from_numpy(data.inputs), max_act_steps=3).predictions.numpy()
+    result = evaluation.result()
+    assert result["cell_accuracy"] == pytest.approx((answers == data.labels).mean())
+    assert result["exact_accuracy"] == pytest.approx((answers == data.labels).all(1).mean())
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
+    model, data = halting_model(), puzzle_set()
+    options = {"progress": False, "save_seconds": 0.0, "halt": "q", "batch_size": 2, "attempts": 2}
+    whole = Evaluation([model], data, tmp_path / "whole", **options)
+    whole.run()
+    killed = Evaluation([model], data, tmp_path / "parts", **options)
+    forward = model.forward
+
+    def dies(*args, **kwargs):
+        if len(killed.read()["row"]) >= 5:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "forward", dies)
+        killed.run()
+    done = len(killed.read()["row"])
+    assert 0 < done < len(data)
+    with pytest.raises(ValueError, match="unsolved .* Run the same command again"):
+        killed.result()
+    (killed.folder / ".half.partial").write_bytes(b"cut off")
+    again = Evaluation([model], data, tmp_path / "parts", **options)
+    again.run()
+    wanted, found = whole.read(), again.read()
+    assert all((wanted[name] == found[name]).all() for name in ("row", "tokens", "act_steps", "valid", "attempts"))
+
+
+def test_other_settings_or_weights_do_not_use_the_parts(tmp_path):
+    data = puzzle_set(4)
+    folders = {
+        Evaluation([model], data, tmp_path, **options).folder
+        for model in (halting_model(), halting_model(seed=3))
+        for options in ({"halt": "q"}, {"halt": "max"})
+    }
+    assert len(folders) == 4
+    same = Evaluation([halting_model()], data, tmp_path, halt="q", batch_size=3).folder
+    assert same in folders
+
+
+def test_any_number_of_processes_lose_and_repeat_no_puzzle(tmp_path):
+    model, data = halting_model(), puzzle_set()
+    shares = [Evaluation([model], data, tmp_path, rank=r, world=3, progress=False, halt="q") for r in range(3)]
+    # All three read before one writes, as the barrier makes sure of.
+    for share in shares:
+        share.read_first = share.read()
+    rows = []
+    for share in shares:
+        share.read = lambda first=share.read_first: first
+        share.run()
+        del share.read
+    table = np.concatenate([np.load(path)["row"] for path in shares[0].folder.glob("part-*.npz")])
+    rows = sorted(table.tolist())
+    assert rows == list(range(20)) and shares[0].result()["n"] == 20
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_result(files):
+    import subprocess
+
+    output = files / "two.json"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        str(ROOT / "scripts/evaluate.py"),
+    ]
+    command += ["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--device", "cpu", "--halt", "q"]
+    subprocess.run([*command, "--output", str(output)], check=True, timeout=280, capture_output=True)
+    two, one = json.loads(output.read_text()), run(files, "--halt", "q")
+    assert two["settings"]["processes"] == 2
+    assert [two[k] for k in ("n", "exact_accuracy", "mean_act_steps")] == [
+        one[k] for k in ("n", "exact_accuracy", "mean_act_steps")
+    ]
+
+
+def test_the_thought_curve_agrees_with_solving(tmp_path):
+    model, data = halting_model(), puzzle_set(10)
+    curve = thought_curve(model, data, max_act_steps=8, attempts=3)
+    assert curve["steps"] == [1, 2, 4, 8] and curve["attempts"] == [1, 2, 3]
+    for step, cells in zip(curve["steps"], curve["exact_accuracy"][0]):
+        answers = model.solve(torch.from_numpy(data.inputs), max_act_steps=step).predictions.numpy()
+        assert cells == pytest.approx((answers == data.labels).all(1).mean())
+    spent = [row[-1] for row in curve["mean_act_steps"]]
+    assert spent == sorted(spent) and curve["mean_act_steps"][0] == [1, 2, 4, 8]
+    halted = model.solve(torch.from_numpy(data.inputs), halt="q")
+    assert curve["halting"][-1]["mean_act_steps"] == pytest.approx(float(halted.act_steps.float().mean()))
+    assert draw_thought_curve({"tiny": curve}, tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_bad_arguments_end_in_one_sentence(files, capsys):
+    save_release(tiny_model(grid_height=6), files / "six")
+    capsys.readouterr()
+    for words, says in (
+        (["--model", str(files / "nowhere"), "--data", str(files / "dev.csv")], "holds no config.json"),
+        (["--model", str(files / "six"), "--data", str(files / "dev.csv")], "the model was made for"),
+        (["--model", str(files / "model"), "--data", str(files / "none.csv")], "none.csv"),
+        (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--limit", "0"], "--limit must be"),
+        (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--attempts", "0"], "attempts must be"),
+    ):
+        assert script.main([*words, "--device", "cpu"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("evaluate: ") and says in error and "Traceback" not in error

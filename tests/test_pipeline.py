@@ -1,0 +1,253 @@
+"""pipeline("puzzle-solving"): what goes in, what comes out, and both ways of loading it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import tiny_model
+
+from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
+from air_model.scripts import solve as solve_script
+
+PUZZLE = "1...2...3...4..."
+OTHER = ".2.............."
+KEYS = {"solution", "solved", "valid", "complete", "consistent", "message", "confidence", "act_steps", "attempts"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("release") / "air-tiny"
+    save_release(tiny_model(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return transformers.pipeline("puzzle-solving", model=str(folder), device="cpu")
+
+
+def test_the_installed_package_needs_no_remote_code(pipe):
+    assert type(pipe) is PuzzleSolvingPipeline and type(pipe.model) is AirModel
+    assert type(pipe.processor) is AirProcessor
+
+
+def test_a_release_folder_holds_all_that_travels(folder):
+    names = {path.name for path in folder.iterdir()}
+    code = {"configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"}
+    assert names == code | {"config.json", "model.safetensors", "processor_config.json"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
+    assert config["custom_pipelines"]["puzzle-solving"]["impl"] == "pipeline_air.PuzzleSolvingPipeline"
+
+
+def test_a_puzzle_gives_a_checked_answer(pipe):
+    found = pipe(PUZZLE)
+    assert set(found) == KEYS and len(found["solution"]) == 16
+    assert found["solved"] is found["valid"] and 0 <= found["confidence"] <= 1 and found["act_steps"] >= 1
+
+
+def test_lists_batches_generators_and_data_sets_give_the_same_answers(pipe):
+    puzzles = [PUZZLE, OTHER] * 3
+    wanted = [pipe(puzzle) for puzzle in puzzles]
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(puzzles)
+
+        def __getitem__(self, i):
+            return {"question": puzzles[i], "answer": "?"}
+
+    tokens = AirProcessor.from_config(pipe.model.config)(puzzles)["input_ids"]
+    ways = {
+        "list": pipe(puzzles),
+        "batch": pipe(puzzles, batch_size=2),
+        "tuple": pipe(tuple(puzzles)),
+        "generator": list(pipe(puzzle for puzzle in puzzles)),
+        "data set": list(pipe(Rows(), batch_size=4)),
+        "rows of dicts": pipe([{"puzzle": puzzle} for puzzle in puzzles]),
+        "tensor": pipe(tokens),
+        "array": pipe(tokens.numpy()),
+    }
+    for way, found in ways.items():
+        assert [f["solution"] for f in found] == [w["solution"] for w in wanted], way
+    assert pipe(tokens[0])["solution"] == wanted[0]["solution"]
+    assert pipe([]) == []
+
+
+def test_a_hugging_face_data_set_is_read_row_by_row(pipe):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"question": [PUZZLE, OTHER], "answer": ["", ""]})
+    assert [f["solution"] for f in pipe(rows)] == [pipe(PUZZLE)["solution"], pipe(OTHER)["solution"]]
+
+
+def test_a_generator_is_not_read_to_its_end_at_once(pipe):
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append(1)
+            yield PUZZLE
+
+    stream = pipe(endless(), batch_size=2)
+    next(stream)
+    assert len(drawn) <= 8
+
+
+def test_options_may_be_given_once_or_per_call(folder):
+    pipe = transformers.pipeline("puzzle-solving", model=str(folder), device="cpu", attempts=2, max_act_steps=3)
+    assert pipe(PUZZLE, halt="max")["act_steps"] == 6
+    assert pipe(PUZZLE, halt="max", attempts=1)["act_steps"] == 3
+    with pytest.raises(ValueError, match=r"no option \['steps'\]"):
+        pipe(PUZZLE, steps=4)
+
+
+def test_the_rollout_comes_on_request(pipe):
+    found = pipe(PUZZLE, return_rollout=True, halt="max", max_act_steps=2)
+    assert found["rollout"]["updates"] == list("llhllh" * 2)
+    assert found["rollout"]["z_h"][-1] == found["solution"] and len(found["rollout"]["z_l"]) == 12
+    json.dumps(found)
+
+
+def test_broken_puzzles_are_refused_with_the_cell(pipe):
+    with pytest.raises(ValueError, match="row 1, column 1 and row 1, column 3 both hold 1"):
+        pipe("1.1.............")
+    with pytest.raises(ValueError, match="Puzzle 2: .*15 cells, 16 expected"):
+        pipe([PUZZLE, PUZZLE[1:]])
+    with pytest.raises(ValueError, match="a list of them, a generator or a data set; got int"):
+        pipe(7)
+    with pytest.raises(ValueError, match="has no puzzle; expected one of question"):
+        pipe([{"answer": PUZZLE}])
+
+
+def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
+    # 1, 2 and 3 in the first row leave 4 for its last cell, which sees a 4 in its column.
+    found = pipe("123....4........", attempts=8)
+    assert found["valid"] is False and found["solved"] is False and found["message"] != "Solved."
+
+
+def test_a_bfloat16_checkpoint_is_computed_in_float32_on_a_cpu(tmp_path):
+    save_release(tiny_model().bfloat16(), tmp_path / "half")
+    pipe = transformers.pipeline("puzzle-solving", model=str(tmp_path / "half"), device="cpu")
+    assert pipe.model.dtype == torch.float32 and load_model(tmp_path / "half", "cpu").dtype == torch.float32
+
+
+def test_saving_a_pipeline_writes_a_folder_that_loads(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "copy")
+    again = transformers.pipeline("puzzle-solving", model=str(tmp_path / "copy"), device="cpu")
+    assert again(PUZZLE) == pipe(PUZZLE)
+
+
+def test_a_config_keeps_its_pipeline_through_a_round_trip(tmp_path):
+    AirConfig().save_pretrained(tmp_path)
+    AirConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert "puzzle-solving" in json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+
+
+REMOTE = """
+import json, sys
+
+class NoPackage:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "air_model":
+            raise ImportError("not installed here")
+
+sys.meta_path.insert(0, NoPackage())
+import torch, transformers
+
+folder, puzzle = sys.argv[1:]
+model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+logits = model.solve(processor(puzzle)["input_ids"]).logits
+found = transformers.pipeline("puzzle-solving", model=folder, trust_remote_code=True, device="cpu")(puzzle, attempts=2)
+guessed = transformers.pipeline(model=folder, trust_remote_code=True, device="cpu")
+print(json.dumps([logits.tolist(), found, type(guessed).__module__]))
+"""
+
+
+def test_without_the_package_the_folder_brings_its_own_code(folder, pipe, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", REMOTE, str(folder), PUZZLE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    logits, found, module = json.loads(run.stdout.splitlines()[-1])
+    ids = pipe.processor(PUZZLE)["input_ids"]
+    assert np.array_equal(np.array(logits, np.float32), pipe.model.solve(ids).logits.numpy())
+    assert found == pipe(PUZZLE, attempts=2)
+    assert module.startswith("transformers_modules.")
+
+
+# ---- load_model and scripts/solve.py
+
+
+def test_a_missing_or_damaged_folder_is_named_in_one_sentence(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+        load_model(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be loaded as an AIR model"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot be loaded as an AIR model"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="of a 'bert' model, not of AIR"):
+        load_model(tmp_path)
+
+
+def test_a_folder_that_lacks_weights_is_refused_rather_than_filled_with_noise(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("lm_head.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="its weights lack lm_head.weight"):
+        load_model(tmp_path)
+
+
+def test_the_script_reads_text_files_csv_and_standard_input(folder, tmp_path, capsys, monkeypatch):
+    import io
+
+    (tmp_path / "drawn.txt").write_text("1 . | . .\n2 . | . .\n----+----\n3 . | . .\n4 . | . .\n")
+    (tmp_path / "lines.txt").write_text(f"{PUZZLE}\n{OTHER}\n")
+    (tmp_path / "table.csv").write_text(f"source,question,answer\nx,{PUZZLE},\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PUZZLE + "\n"))
+    words = [OTHER, *(str(tmp_path / name) for name in ("drawn.txt", "lines.txt", "table.csv")), "-"]
+    assert solve_script.main(["--model", str(folder), "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [f["puzzle"] for f in found] == [OTHER, PUZZLE, PUZZLE, OTHER, PUZZLE, PUZZLE]
+    assert set(found[0]) == KEYS | {"puzzle"}
+
+
+def test_the_script_tells_clues_and_answers_apart(folder, capsys):
+    assert solve_script.main(["--model", str(folder), PUZZLE, "--color", "always", "--max-act-steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(" 1 . | . .") and "\x1b[" in out and "ACT steps, 1 attempt." in out
+    assert solve_script.main(["--model", str(folder), PUZZLE]) == 0
+    assert "\x1b[" not in capsys.readouterr().out
+
+
+def test_the_script_refuses_one_puzzle_and_solves_the_others(folder, capsys):
+    assert solve_script.main(["--model", str(folder), "11..............", PUZZLE]) == 1
+    captured = capsys.readouterr()
+    assert "puzzle 1: Contradicting clues: row 1, column 1" in captured.err and "Confidence" in captured.out
+
+
+def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):
+    save_release(tiny_model(task="maze", grid_height=3), tmp_path / "maze")
+    (tmp_path / "maze.txt").write_text("S #\n  #\n# G\n")
+    assert solve_script.main(["--model", str(tmp_path / "maze"), str(tmp_path / "maze.txt"), "--halt", "max"]) == 0
+    assert "│S #│" in capsys.readouterr().out
