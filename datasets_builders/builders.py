@@ -1,0 +1,115 @@
+"""`datasets` builders of both data sets, used directly (the Hub no longer runs data set scripts):
+
+    builder = SudokuExtreme(config_name="1k", source="hub", cache_dir=...)   # or source="my.csv.gz", "generate"
+    builder.download_and_prepare(num_proc=2)
+    data = builder.as_dataset()                                               # DatasetDict: train, test
+    data.push_to_hub("USER/NAME", "1k")
+
+Configurations: 1k, 1k-aug-1000, full, generated; any field of PuzzleConfig may be overridden. The cache is keyed by a
+hash of the options, the code and the source's bytes, so a change of any of them builds again. The rows are those of
+`build.build`, byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.builder import Key
+
+from air_model.datasets_builders.build import BuildConfig, build, content_hash
+
+
+@dataclasses.dataclass
+class PuzzleConfig(datasets.BuilderConfig):
+    """Options of build.BuildConfig; see there."""
+
+    source: str = "hub"
+    grid: tuple[int, int] | None = None
+    box: tuple[int, int] | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+    num_aug: int = 0
+    easier: bool = False
+    min_rating: int | None = None
+    seed: int = 0
+    difficulty: str | None = None
+    min_path: int | None = None
+    hold_out: str = "grids"
+    revision: str | None = None
+    skip_bad: bool = False
+
+    def build_config(self, dataset: str, **more: Any) -> BuildConfig:
+        names = {f.name for f in dataclasses.fields(BuildConfig)} & {f.name for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in names - {"name"}}
+        return BuildConfig(dataset, **values, **more)
+
+
+def _configs() -> list[PuzzleConfig]:
+    version = datasets.Version("1.0.0")
+    return [
+        PuzzleConfig(name="1k", version=version, num_train=1000, description="1,000 puzzles, no copies"),
+        PuzzleConfig(name="1k-aug-1000", version=version, num_train=1000, num_aug=1000, description="the 1k protocol"),
+        PuzzleConfig(name="full", version=version, description="every row of the source"),
+        PuzzleConfig(name="generated", version=version, source="generate", description="a stand-in, no network"),
+    ]
+
+
+class _PuzzleBuilder(datasets.ArrowBasedBuilder):
+    BUILDER_CONFIG_CLASS = PuzzleConfig
+    VERSION = datasets.Version("1.0.0")
+    DEFAULT_CONFIG_NAME = "1k"
+    DATASET = ""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Direct builders have no hash of their own, so a changed source or code would be served from the cache.
+        if "hash" not in kwargs:
+            names = {f.name for f in dataclasses.fields(PuzzleConfig)} - {"name"}
+            name = kwargs.get("config_name") or self.DEFAULT_CONFIG_NAME
+            preset = next((c for c in self.BUILDER_CONFIGS if c.name == name), PuzzleConfig(name=name))
+            config = dataclasses.replace(preset, **{k: v for k, v in kwargs.items() if k in names})
+            kwargs["hash"] = content_hash(config.build_config(self.DATASET, progress=False))
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> datasets.DatasetInfo:
+        # The width of a row is known only once the source is read, so the features come with the first table.
+        return datasets.DatasetInfo(description=f"{self.DATASET} puzzles as token grids for AIR models")
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        folder = Path(self._cache_dir_root) / "air_builds" / f"{self.DATASET}-{self.hash}"
+        config = self.config.build_config(self.DATASET, name=self.config.name.split("-seed")[0])
+        meta = build(config, folder)
+        table = folder / meta["default_config"]
+        cells = datasets.List(datasets.Value("uint8"), length=meta["task"]["height"] * meta["task"]["width"])
+        self.info.features = datasets.Features(
+            {"inputs": cells, "labels": cells, "rating": datasets.Value("int32"), "source": datasets.Value("string"),
+             "puzzle_id": datasets.Value("int32"), "group": datasets.Value("int32")}
+        )  # fmt: skip
+        out = []
+        for split in meta["configs"][meta["default_config"]]["splits"]:
+            shards = [
+                (str(file), group)
+                for file in sorted(table.glob(f"{split}-*.parquet"))
+                for group in range(pq.ParquetFile(file).num_row_groups)
+            ]
+            out.append(datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}))
+        return out
+
+    def _generate_tables(self, shards: list[tuple[str, int]]) -> Iterator[tuple[Key, pa.Table]]:
+        for number, (file, group) in enumerate(shards):
+            yield Key(number, 0), pq.ParquetFile(file).read_row_group(group)
+
+
+class SudokuExtreme(_PuzzleBuilder):
+    DATASET = "sudoku-extreme"
+    BUILDER_CONFIGS = _configs()
+
+
+class MazeHard(_PuzzleBuilder):
+    DATASET = "maze-hard"
+    BUILDER_CONFIGS = _configs()

@@ -1,0 +1,223 @@
+"""Checks a built folder again, row by row, and writes verification.json, verification.md and verification.png.
+
+Sudoku: exactly one solution, and it is the label. Maze: the label is a shortest path, and the one of the Down, Left,
+Right, Up rule. Both: no puzzle twice in a split (groups of copies aside), none of a split in training, up to symmetry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from air_model.datasets_builders.build import _digests, rule_faults
+from air_model.datasets_builders.loading import CHUNK, META, load_puzzles, task_from_meta
+from air_model.processing_air import GridTask, MazeTask, SudokuTask
+
+LISTED = 100  # faults written out per split; the number of all is given too
+
+
+def _batches(folder: Path, config: str, split: str):
+    """(inputs, labels, rating, group) of every chunk of a split."""
+    import pyarrow.parquet as pq
+
+    for file in sorted((folder / config).glob(f"{split}-*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(CHUNK, columns=["inputs", "labels", "rating", "group"]):
+            grids = [batch.column(i).flatten().to_numpy().reshape(len(batch), -1) for i in (0, 1)]
+            yield *grids, batch.column(2).to_numpy(), batch.column(3).to_numpy()
+
+
+def _features(task: GridTask, inputs: np.ndarray, labels: np.ndarray, rating: np.ndarray | None) -> dict:
+    """The quantities that are plotted, one value per puzzle."""
+    if isinstance(task, MazeTask):
+        return {
+            "walls, share of cells": (inputs == task.WALL).mean(-1),
+            "shortest path, moves": (labels == task.PATH).sum(-1) + 1.0,
+        }
+    clues = (inputs != task.blank_token).sum(-1).astype(float)
+    return {"clues": clues} if rating is None else {"clues": clues, "rating, guesses": rating.astype(float)}
+
+
+def verify(
+    folder: str | Path, reference: str | None = None, num_proc: int | None = None, progress: bool = True
+) -> dict:
+    """Check every row of a built folder.
+
+    Args:
+        folder: what build_dataset.py wrote.
+        reference: real puzzles (CSV, folder or Hub id) to compare the statistics with.
+
+    Returns:
+        the report: {"ok", "summary", "splits": {split: {rows, faults, ...}}, "overlaps", "statistics", "reference"}.
+    """
+    folder = Path(folder)
+    if not (folder / META).exists():
+        raise FileNotFoundError(f"{folder} was not written by build_dataset.py ({META} is missing).")
+    meta = json.loads((folder / META).read_text())
+    task, config = task_from_meta(meta), meta["default_config"]
+    report: dict = {"folder": folder.name, "splits": {}, "overlaps": {}, "statistics": {}}
+    values: dict[str, dict[str, np.ndarray]] = {}
+    puzzles: dict[str, set[bytes]] = {}
+    grids: dict[str, set[bytes]] = {}
+    order = sorted(meta["configs"][config]["splits"], key=lambda split: split != "train")
+    for split in order:
+        expected = meta["configs"][config]["splits"][split]["rows"]
+        faults: list[tuple[int, str]] = []
+        rule, row, seen_groups = 0, 0, -1
+        puzzles[split], grids[split] = set(), set()
+        originals, parts = 0, []
+        with tqdm(total=expected, desc=f"verify {split}", unit=" rows", disable=not progress) as bar:
+            for inputs, labels, rating, group in _batches(folder, config, split):
+                found = rule_faults(task, inputs, labels, {}, num_proc)
+                faults += [(row + i + 1, reason) for i, reason in sorted(found.items())]
+                first = np.diff(group, prepend=seen_groups) != 0  # of each group: the original
+                sound = first.copy()
+                sound[list(found)] = False
+                if isinstance(task, MazeTask):
+                    fine = np.ones(len(inputs), bool)
+                    fine[list(found)] = False
+                    off = (task.label(inputs[fine]) != labels[fine]).any(-1)
+                    rule += int(off.sum())
+                one, two = _forms(task, inputs[sound], labels[sound])
+                puzzles[split].update(one)
+                grids[split].update(two)
+                originals += int(sound.sum())
+                parts.append(_features(task, inputs[first], labels[first], rating[first]))
+                seen_groups = int(group[-1])
+                row += len(inputs)
+                bar.update(len(inputs))
+        values[split] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        report["splits"][split] = {
+            "rows": row,
+            "rows_expected": expected,
+            "puzzles": originals,
+            "faults": len(faults),
+            "faulty_rows": [{"row": number, "reason": reason} for number, reason in faults[:LISTED]],
+            "equivalent_to_another_of_the_split": originals - len(puzzles[split]),
+        }
+        if isinstance(task, MazeTask):
+            report["splits"][split]["labels_of_another_rule"] = rule
+    for split in order[1:] if "train" in order else []:
+        report["overlaps"][f"train and {split}"] = {
+            "puzzles_up_to_symmetry": len(puzzles["train"] & puzzles[split]),
+            "solved_grids_up_to_symmetry": len(grids["train"] & grids[split]) if grids["train"] else None,
+        }
+    report["symmetry"] = "none: the group is too large to search" if _unsearchable(task) else "complete"
+    for split, quantities in values.items():
+        report["statistics"][split] = {name: _numbers(v) for name, v in quantities.items()}
+    real = None
+    if reference is not None:
+        found = load_puzzles(reference, "train", task=task)
+        real = _features(task, found.inputs, found.labels, found.rating)
+        report["reference"] = {"source": str(Path(reference).name), "rows": len(found)} | {
+            "statistics": {name: _numbers(v) for name, v in real.items()}
+        }
+    report["ok"] = all(
+        s["faults"] == 0 and s["rows"] == s["rows_expected"] and not s.get("labels_of_another_rule")
+        for s in report["splits"].values()
+    ) and not any(o["puzzles_up_to_symmetry"] for o in report["overlaps"].values())
+    report["summary"] = _summary(report)
+    _plot(values, real, folder / "verification.png", meta["source"] == "generate")
+    _write(folder / "verification.json", json.dumps(report, indent=2) + "\n")
+    _write(folder / "verification.md", _markdown(report))
+    return report
+
+
+def _unsearchable(task: GridTask) -> bool:
+    if not isinstance(task, SudokuTask):
+        return False
+    from air_model.datasets_builders.sampler import _line_table
+
+    return _line_table(task.width, task.box_width) is None
+
+
+def _forms(task: GridTask, inputs: np.ndarray, labels: np.ndarray) -> tuple[list[bytes], list[bytes]]:
+    """Digests of the puzzles, and of the solved grids of Sudokus, up to symmetry."""
+    from air_model.datasets_builders.canonical import canonical, canonical_mazes
+
+    if not len(inputs):
+        return [], []
+    if isinstance(task, MazeTask):
+        return _digests(canonical_mazes(inputs, task)), []
+    forms = canonical(labels, task, inputs)
+    if forms is None:
+        return _digests(inputs), _digests(labels)
+    return _digests(forms), _digests(np.ascontiguousarray(forms[:, : task.seq_len]))
+
+
+def _numbers(values: np.ndarray) -> dict[str, float]:
+    quantiles = np.percentile(values, [0, 10, 50, 90, 100])
+    names = ("min", "p10", "median", "p90", "max")
+    return {"mean": round(float(values.mean()), 4)} | {n: round(float(q), 4) for n, q in zip(names, quantiles)}
+
+
+def _summary(report: dict) -> str:
+    lines = []
+    for split, s in report["splits"].items():
+        lines.append(
+            f"{split}: {s['rows']:,} rows, {s['puzzles']:,} puzzles, {s['faults']} faulty,"
+            f" {s['equivalent_to_another_of_the_split']} equivalent to another"
+            + (f", {s['labels_of_another_rule']} labels of another rule" if "labels_of_another_rule" in s else "")
+        )
+        lines += [f"  row {f['row']}: {f['reason']}" for f in s["faulty_rows"]]
+    for pair, o in report["overlaps"].items():
+        shared = o["solved_grids_up_to_symmetry"]
+        lines.append(
+            f"{pair}: {o['puzzles_up_to_symmetry']} puzzles in common up to symmetry"
+            + ("" if shared is None else f", {shared} solved grids")
+        )
+    lines.append("Everything holds." if report["ok"] else "NOT everything holds: see above.")
+    return "\n".join(lines)
+
+
+def _markdown(report: dict) -> str:
+    lines = ["# Verification", "", "```", report["summary"], "```", "", "| | quantity | mean | 10 % | median | 90 % |"]
+    lines.append("|---|---|---|---|---|---|")
+    tables = dict(report["statistics"])
+    if "reference" in report:
+        tables[f"reference ({report['reference']['source']})"] = report["reference"]["statistics"]
+    for where, quantities in tables.items():
+        for name, n in quantities.items():
+            lines.append(f"| {where} | {name} | {n['mean']} | {n['p10']} | {n['median']} | {n['p90']} |")
+    return "\n".join([*lines, "", "![distributions](verification.png)", ""])
+
+
+def _plot(values: dict, real: dict | None, target: Path, generated: bool) -> None:
+    """Histograms of every quantity: the splits as lines, the real puzzles filled."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(next(iter(values.values())))
+    colours = dict(zip(values, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
+    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.2), layout="constrained", squeeze=False)
+    for name, ax in zip(names, axes[0]):
+        pools = [v[name] for v in values.values()] + ([real[name]] if real and name in real else [])
+        every = np.concatenate(pools)
+        top = np.percentile(every, 99.5)
+        bins = np.linspace(every.min(), max(top, every.min() + 1e-3), 40)
+        if np.all(every == np.round(every)) and top - every.min() < 80:
+            bins = np.arange(every.min() - 0.5, top + 1.5)
+        if real and name in real:
+            ax.hist(real[name].clip(max=bins[-1]), bins, density=True, color="#BBBBBB", label="reference")
+        for split, quantities in values.items():
+            label = f"{split}{' (generated)' if generated else ''}"
+            ax.hist(quantities[name].clip(max=bins[-1]), bins, density=True, histtype="step", label=label,
+                    color=colours.get(split, "#000000"))  # fmt: skip
+        ax.set(xlabel=name, ylabel="density")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    temporary = target.with_name(f".{target.name}.tmp")
+    figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
+    plt.close(figure)
+    os.replace(temporary, target)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
