@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
+from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor, make_task
 from air_model.training_air import (
     FREE_ON_RESUME,
@@ -52,6 +54,7 @@ from air_model.training_air import (
     PuzzleSampler,
     Recipe,
     Slots,
+    TrainConfig,
     exploration,
     halt,
     make_recipe,
@@ -232,7 +235,9 @@ class Trainer:
         if (cycles := config.cycles_at(step)) is not None:
             self.config.l_cycles, self.config.h_cycles = cycles
         fresh = self.sampler.draw(step)
-        slots.refill(self.model, type(fresh)(*(t.to(self.device, non_blocking=True) for t in fresh)))
+        if self.sampler.device != self.device:  # the puzzles did not fit: a copy from pinned memory does not wait
+            fresh = type(fresh)(*(t.pin_memory().to(self.device, non_blocking=True) for t in fresh))
+        slots.refill(self.model, fresh)
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
 
@@ -562,7 +567,9 @@ class Trainer:
         # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
         if self.train.lr_min_ratio == 1.0:
             allowed |= {"max_steps", "epochs"}
-        changed = recipe_differences(state["recipe"], self.recipe.flat(), allowed)
+        # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
+        old = {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
+        changed = recipe_differences(old, self.recipe.flat(), allowed)
         if not changed and state["data"]["train"]["fingerprint"] != self.data["train"]["fingerprint"]:
             changed = ["the training data has changed since"]
         if changed:
@@ -698,12 +705,7 @@ def write_model_folder(model: AirModel, config: AirConfig, folder: Path) -> None
 
     bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
     try:
-        from air_model.pipeline_air import save_release
-
-        save_release(model, folder)
-    except ImportError:
-        model.save_pretrained(folder)
-        AirProcessor.from_config(config).save_pretrained(folder)
+        save_release(model, folder, AirProcessor.from_config(config))
     finally:
         if bar:
             logging.enable_progress_bar()
@@ -999,6 +1001,18 @@ def keep_last_good(trainer: Trainer) -> str:
     return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."
 
 
+def smoke_data(task: str, folder: Path) -> dict[str, Any]:
+    """Recipe values for a handful of 4 x 4 Sudokus or 6 x 6 mazes, written to `folder`."""
+    from air_model.scripts.run_grid import mini_data
+
+    if os.environ.get("RANK", "0") == "0":
+        mini_data(task, folder)
+    while not (folder / "test.csv").is_file():  # another process of this run writes it
+        time.sleep(0.1)
+    shape = dict.fromkeys(("grid_height", "grid_width", "box_height", "box_width", "vocab_size"))
+    return {**shape, "data": str(folder), "eval_data": None, "eval_split": "auto"}
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a path to a YAML file")
@@ -1018,6 +1032,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.smoke:
             given = {text.partition("=")[0] for text in arguments.overrides}
             small = {k: v for k, v in SMOKE.items() if k not in given}
+            if "data" not in given:  # needs no network, and no data set
+                small |= smoke_data(recipe.model.get("task", "sudoku"), arguments.output_dir / "smoke_data")
             recipe = make_recipe({**recipe.flat(), "epochs": None, **small})
         run_training(
             recipe,

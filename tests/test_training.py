@@ -353,6 +353,13 @@ def test_missing_data_is_one_sentence(recipe, capsys):
     assert error.startswith("error: ") and "no/such/folder/here" in error
 
 
+@pytest.mark.parametrize("name", ["sudoku_extreme", "maze_hard", "hrm_sudoku", "trm_sudoku", "sudoku_best"])
+def test_a_smoke_run_needs_neither_data_nor_network(tmp_path, name):
+    arguments = ["--recipe", name, "--output-dir", str(tmp_path / "run"), "--smoke", "max_steps=2"]
+    assert ta.main(arguments) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
 # ---- never lose a run
 
 
@@ -619,3 +626,34 @@ def test_the_published_recipes_start_on_the_real_rows(tmp_path, name, folder):
         f"data={SHARED / 'data' / folder}",
     ]
     assert ta.main([*arguments, "max_steps=3"]) == 0
+
+
+def test_a_checkpoint_from_before_a_new_recipe_key_still_resumes(recipe, tmp_path):
+    assert recipe("run", max_steps=4) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint_4"
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["recipe"]["init_from"], state["recipe"]["tail_share"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = {
+        "bytes": (checkpoint / "state.json").stat().st_size,
+        "sha256": parts._hash(checkpoint / "state.json"),
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert recipe("run", "--resume", max_steps=6) == 0
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_accelerate_launch_reaches_the_run(recipe, tmp_path):
+    assert recipe("whole", max_steps=2) == 0  # writes the recipe file
+    lines = (tmp_path / "tiny.yaml").read_text().replace("max_steps: 2", "max_steps: 100000")
+    (tmp_path / "tiny.yaml").write_text(lines)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", *command(tmp_path, "run")]
+    process = subprocess.Popen(launch, cwd=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint_8")
+    process.terminate()
+    process.wait(timeout=60)
+    end = time.monotonic() + 60
+    while json.loads((tmp_path / "run" / "run.json").read_text())["status"] != "stopped":
+        assert time.monotonic() < end
+        time.sleep(0.2)
