@@ -239,7 +239,9 @@ def find_evaluations(source: Path, given: list[Path]) -> list[tuple[str, dict[st
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: --evaluation takes files written by scripts/evaluate.py.")
     if not paths:
-        for folder in (source, source / "results", source.parent):
+        # runs/x/model lies in a run's folder; anything else beside a model may belong to another one.
+        around = [source.parent] if (source.parent / "run.json").is_file() else []
+        for folder in (source, source / "results", *around):
             paths += sorted(folder.glob("*.json")) if folder.is_dir() else []
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -299,6 +301,13 @@ def stage_model(
 
     run, cut = run_record(source), []
     measured = find_evaluations(source, list(evaluations))
+    for name, contents in measured:
+        measured_size = (contents.get("settings") or {}).get("parameters")
+        if measured_size not in (None, counts["parameters"]):
+            raise Refused(
+                f"{name} measured a model of {measured_size:,} parameters, this one has {counts['parameters']:,}:"
+                " give the evaluation of this checkpoint with --evaluation."
+            )
     if run is not None:
         run = shorten_paths(run, cut)
         write_json(folder / "run.json", run)
@@ -390,6 +399,8 @@ def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:
             write_json(target, shorten_paths(read_json(path), cut))
         else:
             shutil.copyfile(path, target)
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("FOLDER_OR_HUB_ID", repo_id))
     if cut:
         staged.notes.append(f"{len(cut)} machine path(s) in JSON files were cut to their last part.")
     staged.notes += left_behind(source, {p.name for p in folder.rglob("*") if p.is_file()})
@@ -406,7 +417,12 @@ def stage_space(source: Path, folder: Path, *, repo_id: str, model: str | None =
     staged = Staged("space", folder)
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
-        if path.is_file() and "__pycache__" not in inside.parts and inside.name != "__init__.py":
+        if not path.is_file() or "__pycache__" in inside.parts or inside.name == "__init__.py":
+            continue
+        # What the package brings along anyway is not needed twice.
+        twin = PACKAGE / "spaces_demo" / inside
+        twice = twin.is_file() and twin.read_bytes() == path.read_bytes()
+        if not twice or inside.name in ("app.py", "README.md", "requirements.txt"):
             (folder / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / inside)
     for package in SPACE_PACKAGES:

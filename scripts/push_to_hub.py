@@ -72,7 +72,8 @@ def loading_lines(staged: Staged, repo_id: str, revision: str | None) -> str:
         from huggingface_hub import RepoCard
 
         configs = RepoCard((staged.folder / "README.md").read_text()).data.get("configs") or [{}]
-        config = f', "{configs[0]["config_name"]}"' if configs[0].get("config_name") else ""
+        first = next((config for config in configs if config.get("default")), configs[0])
+        config = f', "{first["config_name"]}"' if first.get("config_name") else ""
         pin = f', revision="{revision}"' if revision else ""
         lines = ["from datasets import load_dataset", f'data = load_dataset("{repo_id}"{config}{pin})', "print(data)"]
         return "\n".join([*lines, "split = next(iter(data))", "print(data[split][0])"])

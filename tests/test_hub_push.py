@@ -390,6 +390,13 @@ def test_an_evaluation_file_without_a_measurement_is_refused(model_folder, tmp_p
         assert name in capsys.readouterr().err
 
 
+def test_the_evaluation_of_another_model_is_refused(model_folder, tmp_path, capsys):
+    other = {**EVALUATION, "settings": {**EVALUATION["settings"], "parameters": 5}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert push_model(model_folder, "--evaluation", tmp_path / "other.json", "--dry-run", tmp_path / "dry") == 1
+    assert "measured a model of 5 parameters" in refusal(capsys)
+
+
 def test_the_card_shows_a_roll_out_of_this_very_checkpoint(model_folder, tmp_path):
     dry = tmp_path / "dry"
     assert push("model", "--model", model_folder, "--repo-id", "user/air", "--dry-run", dry) == 0
@@ -417,7 +424,7 @@ def data_folder(tmp_path):
         f"    path: {c}/test-*\n"
         for c in ("1k", "tiny")
     )
-    (folder / "README.md").write_text(f"---\nlicense: other\nconfigs:\n{configs}---\n# Puzzles\n")
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\nload_dataset('FOLDER_OR_HUB_ID')\n")
     return folder
 
 
@@ -425,6 +432,7 @@ def test_a_data_set_is_published_with_its_configs(hub, data_folder, capsys):
     assert push("dataset", "--data", data_folder, "--repo-id", "user/puzzles") == 0
     sent = hub.repo("dataset", "user/puzzles").files()
     assert {"README.md", "1k/train-00000-of-00001.parquet", "tiny/test-00000-of-00001.parquet"} <= set(sent)
+    assert b"load_dataset('user/puzzles')" in sent["README.md"]
     output = capsys.readouterr().out
     assert f"{hub.url}/datasets/user/puzzles" in output and 'load_dataset("user/puzzles", "1k")' in output
 
@@ -450,16 +458,22 @@ def test_the_space_carries_the_package_that_its_app_imports(hub, model_folder, t
     command = ["space", "--space", space, "--repo-id", "user/demo", "--model", model_folder, "--dry-run", dry]
     assert push(*command) == 0
     assert (dry / "air_model/checkpoints/model/model.safetensors").is_file()
-    code = "import air_model, sys; assert air_model.__file__.startswith(sys.argv[1]); air_model.AirConfig()"
+
+
+@pytest.mark.slow
+def test_the_published_space_starts_from_its_own_files(model_folder, tmp_path):
+    dry = tmp_path / "dry"
+    assert push("space", "--repo-id", "user/demo", "--model", model_folder, "--dry-run", dry) == 0
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import air_model, app; print(air_model.__file__); "
+    code += "print([checkpoint.key for checkpoint in app.find_checkpoints()])"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {code}", dry], cwd=dry, timeout=120
+        [sys.executable, "-I", "-c", code, str(dry)], cwd=dry, capture_output=True, text=True, timeout=250
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-2:] == [str(dry / "air_model/__init__.py"), "['model']"]
 
 
 def test_this_projects_space_folder_can_be_published(tmp_path):
-    if not (ROOT / "spaces_demo/README.md").exists():
-        pytest.skip("spaces_demo/README.md is not there yet")
     assert push("space", "--repo-id", "user/demo", "--model", "user/air", "--dry-run", tmp_path / "dry") == 0
     files = files_below(tmp_path / "dry")
     assert {"app.py", "README.md", "requirements.txt", "air_model/pipeline_air.py"} <= set(files)
