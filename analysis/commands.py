@@ -162,27 +162,27 @@ def run_rollout(study: Study, options: Options, out: Path) -> list[str]:
             + [plus_minus(last.get(m), error.get(m), 1) for m in ("accuracy", "exact", "blank", "pad")]
             + [number(last["margin"] / 100, 2)]
         )
+    blank = "free cells" if study.task.name == "maze" else "blank"
     table = markdown_table(
-        ["state", "cells right, %", "grids right, %", "blank, %", "PAD, %", "margin of the best logit"], rows
+        ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"], rows
     )
     text = (
         f"## Roll-out\n\nAfter the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles.\n\n"
     )
-    sections = [text + table, *held_back_sentence(curves)]
+    sections = [text + table, held_back_sentence(curves, study.task)]
     write_text(out / "rollout.md", "\n".join(sections))
     return sections
 
 
-def held_back_sentence(curves: dict[str, Any]) -> list[str]:
-    """Which state holds more cells back, as measured."""
-    share = {
-        s: float(np.mean(np.asarray(by["blank"]["mean"]) + np.asarray(by["pad"]["mean"]))) for s, by in curves.items()
-    }
+def held_back_sentence(curves: dict[str, Any], task: GridTask) -> str:
+    """Which state holds more cells back, as measured; a free cell of a maze is an answer, a Sudoku's blank is not."""
+    kinds = ("pad",) if task.name == "maze" else ("blank", "pad")
+    share = {s: sum(float(np.mean(by[kind]["mean"])) for kind in kinds) for s, by in curves.items()}
     more, less = ("z_L", "z_H") if share["z_L"] >= share["z_H"] else ("z_H", "z_L")
-    return [
-        f"Over the roll-out {more} leaves {100 * share[more]:.2f} % of its cells blank or PAD, {less} "
-        f"{100 * share[less]:.2f} %.\n"
-    ]
+    return (
+        f"Over the roll-out {more} leaves {100 * share[more]:.2f} % of its cells "
+        f"{' or '.join('PAD' if kind == 'pad' else kind for kind in kinds)}, {less} {100 * share[less]:.2f} %.\n"
+    )
 
 
 CURVES = (
@@ -200,7 +200,8 @@ def draw_rollouts(study: Study, result: rollout.RolloutResult, out: Path) -> Non
     folder = out / "figures"
     for stale in folder.glob("rollout_[0-9]*"):  # of an earlier call with more pictures or other puzzles
         stale.unlink()
-    plots.state_curves(result.curves(), CURVES, folder / "rollout_curves.png", per_step=result.per_step)
+    named = [(m, "decoded free, %" if m == "blank" and study.task.name == "maze" else t, f) for m, t, f in CURVES]
+    plots.state_curves(result.curves(), named, folder / "rollout_curves.png", per_step=result.per_step)
     for i in range(len(result.tokens["h"])):
         label = None if study.labels is None else study.labels[i].numpy()
         common: dict[str, Any] = {"label": label, "row": i, "per_step": result.per_step}

@@ -117,7 +117,7 @@ class Study:
             )
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
             self._model_hash = digest.hexdigest()
         digest = hashlib.blake2b(self._model_hash.encode(), digest_size=12)
         for part in (self.inputs, self.labels, self.puzzle_ids):

@@ -238,8 +238,8 @@ def _mixed(keys: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Through(Intervention):
-    """Decode a state through the other's statistics: its features, standardised over the cells of a puzzle, take the
-    mean and spread that the other state's features have there. The run itself stays as it is."""
+    """Decode a state through the other's statistics: its features, standardised over the positions of a puzzle, take
+    the mean and spread that the other state's features have there. The run itself stays as it is."""
 
     state: str
 
