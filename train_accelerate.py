@@ -399,8 +399,11 @@ class Trainer:
         if not self.is_main:
             return
         numbers = {k: v for k, v in values.items() if v is not None}
-        with (self.output_dir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **numbers}) + "\n")
+        try:
+            with (self.output_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **numbers}) + "\n")
+        except OSError as error:  # a full disk costs this line, not the run
+            self.say(f"WARNING: metrics.jsonl could not be written ({error}).")
         for tracker in self.trackers:
             tracker.log(numbers, step=self.step)
 
@@ -435,7 +438,10 @@ class Trainer:
             best = not self.best or (n == self.best["n"] and result["exact_accuracy"] >= self.best["exact_accuracy"])
             if best:
                 self.best = {"step": self.step, "n": int(n), **result}
-                self.save_model("model")
+                try:
+                    self.save_model("model")
+                except (OSError, SafetensorError) as error:
+                    self.say(f"WARNING: the best model so far could not be written ({error}). Free some disk space.")
         text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
         line = f"step {self.step}: {text} ({int(n)} puzzles, {time.perf_counter() - start:.1f} s)"
         (bar.write if bar is not None and self.is_main else self.say)(line)
@@ -963,10 +969,16 @@ def run_training(
         status = "stopped" if trainer.stop_reason else "finished"
         if status == "finished":
             evaluation = trainer.evaluate(final=True)
-            with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
-                trainer.save_model("model_last")
-                if not trainer.best:
-                    trainer.save_model("model")
+            try:
+                with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
+                    trainer.save_model("model_last")
+                    if trainer.is_main and not (output_dir / "model").is_dir():
+                        trainer.save_model("model")
+            except (OSError, SafetensorError) as error:
+                raise RunError(
+                    f"Training is done, but the model could not be written ({error}). Free some disk space and run "
+                    "the same command with --resume: it goes on from the last checkpoint."
+                ) from error
         else:
             trainer.say(f"Stopped by {trainer.stop_reason} after step {trainer.step}; --resume goes on from here.")
     except BadLoss as error:

@@ -224,12 +224,12 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """The value as the type of its field: YAML reads 1e-4 as text, and 3 for a float as an integer."""
-    kinds = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+    kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (types.UnionType, typing.Union) else {hint}
     if value is None and type(None) in kinds:
         return None
     if str in kinds and value is False:  # YAML's idea of no and off
         return "off" if key == "compile" else "no"
-    if typing.get_origin(hint) is typing.Literal or any(typing.get_origin(k) is typing.Literal for k in kinds):
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
         return value  # AirConfig checks its own choices
     try:
         if bool in kinds and isinstance(value, bool):

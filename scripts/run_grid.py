@@ -31,6 +31,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS
+from air_model.training_air import FREE_ON_RESUME, read_recipe, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,9 +78,17 @@ class Run:
     def finished(self) -> bool:
         """Whether run.json says so, for this recipe: the same folder with other values is another run."""
         report = self.report()
-        if report.get("status") != "finished":
-            return False
-        return all(str(report["config"].get(k)) == str(_plain(v)) for k, v in self.overrides.items())
+        return report.get("status") == "finished" and not recipe_differences(
+            report["config"], self.expected(), FREE_ON_RESUME
+        )
+
+    def expected(self) -> dict[str, Any]:
+        """The recipe of this run as run.json will hold it.
+
+        Raises:
+            ValueError, FileNotFoundError: the recipe or an override cannot be read.
+        """
+        return read_recipe(self.recipe, [f"{k}={v}" for k, v in self.overrides.items()]).flat()
 
     def progress(self) -> tuple[int, float | None]:
         """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl."""
@@ -90,12 +99,6 @@ class Run:
                     row = json.loads(line)
                     step, exact = row["step"], row.get("eval/exact_accuracy", exact)
         return step, exact
-
-
-def _plain(value: Any) -> Any:
-    import yaml
-
-    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -145,6 +148,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
             name = f"{name}-seed{seed}".replace("/", "_")
             overrides = {**common, **point, "seed": seed, "run_name": name}
             runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run))
+            runs[-1].expected()  # a wrong key or value is found now, not hours later
     return runs
 
 

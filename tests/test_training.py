@@ -103,11 +103,20 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("seed", "key=value"),
         ("easier_share=2", "between 0 and 1"),
         ("cycles={5: [1, 1]}", "begin with step 0"),
+        ("mixed_precision=fp16", "bf16"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):
     with pytest.raises(ValueError, match=message):
         parts.read_recipe("sudoku_extreme", [override])
+
+
+def test_values_are_read_as_yaml_and_as_what_their_field_is():
+    values = ["lr=1e-3", "hidden_size=64.0", "compile=off", "mixed_precision=no", "activation_dtype=bfloat16"]
+    recipe = parts.read_recipe("sudoku_extreme", [*values, "train_size=null", "cycles={0: [1, 1]}"])
+    assert (recipe.train.lr, recipe.train.compile, recipe.train.mixed_precision) == (1e-3, "off", "no")
+    assert recipe.model["hidden_size"] == 64 and recipe.model["activation_dtype"] == "bfloat16"
+    assert recipe.train.train_size is None and recipe.train.cycles_at(1) == (1, 1)
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
@@ -516,6 +525,19 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(recipe, tmp_path, monkey
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_4", "checkpoint_12"}
 
 
+def test_a_disk_that_is_full_at_the_end_is_an_error_that_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta, "write_model_folder", full)
+        assert recipe("run") == 1
+    error = capsys.readouterr().err
+    assert "the best model so far could not be written" in error and "--resume" in error
+    assert recipe("run", "--resume") == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(recipe, tmp_path, monkeypatch, capsys):
     step = ta.Trainer.train_step
 
@@ -641,6 +663,22 @@ def test_a_checkpoint_from_before_a_new_recipe_key_still_resumes(recipe, tmp_pat
     }
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     assert recipe("run", "--resume", max_steps=6) == 0
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_torchrun_stops_both_processes_at_one_checkpoint(recipe, tmp_path):
+    assert recipe("whole", max_steps=2) == 0  # writes the recipe file
+    lines = (tmp_path / "tiny.yaml").read_text().replace("max_steps: 2", "max_steps: 100000")
+    (tmp_path / "tiny.yaml").write_text(lines)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    process = subprocess.Popen([*launch, *command(tmp_path, "run")], cwd=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / "checkpoint_8")
+    process.terminate()
+    process.wait(timeout=60)
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert report["status"] == "stopped"
+    newest = tmp_path / "run" / "checkpoints" / f"checkpoint_{report['steps']}"
+    assert {"carry_0.safetensors", "carry_1.safetensors"} <= {path.name for path in newest.iterdir()}
 
 
 @pytest.mark.slow
