@@ -170,8 +170,11 @@ def checked_rows(
         labels, more = encode_many(answers, task)
         faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
         rating = parse_ratings(ratings, faults)
-        faults |= pair_faults(task, inputs, labels, faults)
-        faults |= rule_faults(task, inputs, labels, faults, config.num_proc)
+        pairs = pair_faults(task, inputs, labels, faults)
+        for i, reason in rule_faults(task, inputs, labels, faults, config.num_proc).items():
+            # What is wrong with the puzzle itself comes first, then where the answer departs from it.
+            faults[i] = pairs.get(i, reason) if reason.startswith("the answer") else reason
+        faults |= {i: reason for i, reason in pairs.items() if i not in faults}
         bad += [(first_row + i, first_row + i + 1, reason) for i, reason in sorted(faults.items())]
         rating = np.zeros(len(inputs), np.int32) if rating is None else rating
         good = np.ones(len(inputs), bool)
