@@ -4,7 +4,9 @@ They are another project's files, so they are downloaded at test time into a cac
 source distribution leaves out some neighbours that the common tests import; those get stubs here.
 """
 
+import getpass
 import importlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -37,46 +39,56 @@ class Unavailable(Exception):
 
 
 def cache_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"air-conformance-{transformers.__version__}"
+    """A folder of this user's own: what lies there is imported."""
+    folder = Path(tempfile.gettempdir()) / f"air-conformance-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022):
+        raise Unavailable(f"{folder} belongs to, or may be written by, someone else: remove it")
+    return folder
 
 
 def download(folder: Path) -> Path:
-    """The folder of the installed transformers' sdist, downloaded once.
+    """A folder with the installed transformers' common tests as a package, downloaded once.
 
     Raises:
         Unavailable: no network, or no such release on the index.
     """
-    root = folder / f"transformers-{transformers.__version__}"
-    if not (root / "complete").exists():
+    release = f"transformers-{transformers.__version__}"
+    root = folder / release
+    if root.exists():
+        return root
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        command += ["--no-build-isolation", f"transformers=={transformers.__version__}", "--dest", str(folder)]
+        command += ["--no-build-isolation", f"transformers=={transformers.__version__}", "--dest", temporary]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         except subprocess.TimeoutExpired:
             raise Unavailable("downloading transformers' source distribution took more than four minutes") from None
-        archives = sorted(folder.glob("transformers-*.tar.gz"))
+        archives = sorted(Path(temporary).glob("transformers-*.tar.gz"))
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
             raise Unavailable(f"the source distribution of transformers cannot be downloaded: {reason}")
-        with tarfile.open(archives[-1]) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and m.name.startswith(f"{root.name}/tests/")]
-            archive.extractall(folder, members=members, filter="data")
-        (root / "tests").rename(root / PACKAGE)
+        with tarfile.open(archives[0]) as archive:
+            members = [m for m in archive.getmembers() if m.isfile() and m.name.startswith(f"{release}/tests/")]
+            archive.extractall(temporary, members=members, filter="data")
+        unpacked = Path(temporary) / release
+        (unpacked / "tests").rename(unpacked / PACKAGE)
         for name, text in STUBS.items():
-            path = root / PACKAGE / name
+            path = unpacked / PACKAGE / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        (root / "fetch_hub_objects_for_ci.py").write_text(FETCH_STUB)
-        (root / "src/transformers").mkdir(parents=True, exist_ok=True)
-        (root / "complete").touch()
+        (unpacked / "fetch_hub_objects_for_ci.py").write_text(FETCH_STUB)
+        try:
+            unpacked.rename(root)  # whole or not at all
+        except OSError:
+            if not root.exists():  # somebody else was faster otherwise
+                raise
     return root
 
 
 def load(module: str) -> ModuleType:
     """One of the common test modules, for example "test_modeling_common"."""
-    folder = cache_folder()
-    folder.mkdir(exist_ok=True)
-    root = str(download(folder))
+    root = str(download(cache_folder()))
     if root not in sys.path:
         sys.path.append(root)
     return importlib.import_module(f"{PACKAGE}.{module}")
