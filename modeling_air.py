@@ -769,9 +769,9 @@ class AirModel(AirPreTrainedModel):
         return solution
 
     def default_batch_size(self, device: torch.device, dtype: torch.dtype) -> int:
-        """Slots that keep the device busy: about 2,000 positions on a CPU, up to 64,000 within a GPU's free memory."""
+        """Slots that keep the device busy: on a CPU what its caches hold, on a GPU up to 256,000 positions."""
         config = self.config
-        positions = 2048
+        positions = 2**19 // config.hidden_size  # 12 full-size Sudokus: more were slower, see results/benchmarks
         if device.type == "cuda":
             per_position = (6 * config.hidden_size + 4 * config.intermediate_size) * 4
             positions = min(65536 * 4, int(torch.cuda.mem_get_info(device)[0] * 0.6) // per_position)

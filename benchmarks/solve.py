@@ -1,0 +1,221 @@
+"""Speed and memory of solving, beside this machine's own large matrix product measured in the same run.
+
+    python benchmarks/solve.py                                             # full-size Sudoku: batch sizes, one puzzle
+    python benchmarks/solve.py --variant Lx_H task=maze --batch-size 1,2,4
+    python benchmarks/solve.py --dtypes float32,bfloat16,int8 --output results/benchmarks/solve_cpu.json
+    python benchmarks/solve.py --halting --puzzles 200                     # halt=q against halt=max, simulated halting
+    python benchmarks/solve.py --halting --model DIR --data dev.csv.gz     # the same on a trained model
+    python benchmarks/solve.py --compile --batch-size 1024,3196            # a GPU
+    OMP_NUM_THREADS=1 python benchmarks/solve.py --cpu-time                # on a busy machine: seconds of this process
+
+GFLOP/s count products only, as ANCHORS section 2b does (220 GFLOP for a 9x9 puzzle at 16 steps); "share" is theirs of
+the large product's rate, measured before and after each row and averaged. Speed does not depend on the weights, so
+without --model they are random, and halting is simulated: a puzzle stops at each step with probability --halt-rate.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    import _checkout  # noqa: F401
+
+import torch
+
+from air_model.configuration_air import AirConfig
+from air_model.modeling_air import AirModel
+from air_model.pipeline_air import load_model
+from air_model.processing_air import task_from_config
+from air_model.train_accelerate import environment
+from air_model.training_air import forward_flops, write_json
+
+
+class Bench:
+    """A model, its puzzles and a clock."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.clock: Callable[[], float] = time.process_time if args.cpu_time else time.perf_counter
+        if args.model:
+            self.model = load_model(args.model, self.device)
+        else:
+            torch.manual_seed(0)
+            fields = {key: _value(text) for key, text in (word.split("=", 1) for word in args.overrides)}
+            self.model = AirModel(AirConfig.from_variant(args.variant, **fields)).to(self.device).eval()
+        self.config = self.model.config
+        if args.compile:
+            self.model.stack.compile()
+        generator = torch.Generator().manual_seed(0)
+        high = self.config.vocab_size
+        self.ids = torch.randint(1, high, (args.puzzles, self.config.seq_len), generator=generator)
+        self.step_flops = forward_flops(self.config) * len(self.config.schedule)
+        self.on_cuda = self.device.type == "cuda"
+
+    def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        begin = self.clock()
+        result = work()
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        return self.clock() - begin, result
+
+    def matmul(self, seconds: float = 0.5) -> float:
+        """FLOP/s of a large product in the precision of the states: the mean over `seconds`."""
+        n = 8192 if self.on_cuda else 2048
+        dtype = torch.bfloat16 if self.on_cuda else torch.float32
+        a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
+        a @ b
+        count, spent = 0, 0.0
+        while spent < seconds:
+            spent += self.seconds(lambda: a @ b)[0]
+            count += 1
+        return count * 2 * n**3 / spent
+
+    def row(self, name: str, puzzles: int, steps: int, dtype: torch.dtype | None, **options: Any) -> dict[str, Any]:
+        """`puzzles` puzzles for `steps` steps, best of --rounds, matmul before and after each."""
+        ids = self.ids[torch.arange(puzzles) % len(self.ids)]
+        work = {"max_act_steps": steps, "dtype": dtype, "return_logits": False, **options}
+        self.model.solve(ids[: options.get("batch_size") or puzzles], **{**work, "max_act_steps": 1})  # warm up
+        best: dict[str, Any] = {}
+        for _ in range(self.args.rounds):
+            before = self.matmul()
+            seconds, solution = self.seconds(lambda: self.model.solve(ids, **work))
+            rate = (before + self.matmul()) / 2
+            spent = int(solution.act_steps.sum())
+            done = self.step_flops * spent / seconds
+            if not best or done / rate > best["share_of_matmul"]:
+                best = {
+                    "what": name,
+                    "dtype": str(dtype or "default").removeprefix("torch."),
+                    "puzzles": puzzles,
+                    "batch_size": solution.stats["batch_size"],
+                    "act_steps": spent,
+                    "fill": solution.stats["fill"],
+                    "seconds": seconds,
+                    "puzzles_per_second": puzzles / seconds,
+                    "gflops": done / 1e9,
+                    "matmul_gflops": rate / 1e9,
+                    "share_of_matmul": done / rate,
+                    "peak_mib": self.peak(),
+                }
+        return best
+
+    def peak(self) -> float:
+        if self.on_cuda:
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def batches(self) -> list[dict[str, Any]]:
+        rows = []
+        default = self.model.default_batch_size(self.device, torch.float32)
+        sizes = [int(part) for part in self.args.batch_size.split(",")] if self.args.batch_size else [1, 4, 8, default]
+        for dtype in self.dtypes():
+            for size in sorted(set(sizes)):
+                steps = self.args.steps or max(1, 16 // size)
+                rows.append(show(self.row("batch", size, steps, dtype, batch_size=size)))
+        return rows
+
+    def one_puzzle(self) -> list[dict[str, Any]]:
+        rows = []
+        for dtype in self.dtypes():
+            row = self.row("one puzzle", 1, self.config.halt_max_steps, dtype)
+            # The target: at most 1.2 times the products' own time at the matmul rate.
+            row["times_matmul_time"] = 1 / row["share_of_matmul"]
+            rows.append(show(row))
+        return rows
+
+    def dtypes(self) -> list[torch.dtype | None]:
+        return [getattr(torch, name) for name in self.args.dtypes.split(",")] if self.args.dtypes else [None]
+
+    def halting(self) -> list[dict[str, Any]]:
+        """halt=q against halt=max: wall time against the share of steps that are left."""
+        args, model = self.args, self.model
+        ids, labels, task = self.ids, None, task_from_config(self.config)
+        if args.data:
+            from air_model.datasets_builders.loading import load_puzzles
+
+            puzzles = load_puzzles(args.data, args.split, task=task, limit=args.puzzles)
+            ids, labels = torch.from_numpy(puzzles.inputs), puzzles.labels
+        if not args.model:
+            generator = torch.Generator().manual_seed(1)
+            model.halts = lambda q, _: (torch.rand(len(q), generator=generator) < args.halt_rate).to(q.device)
+        rows = []
+        for halt in ("max", "q"):
+            size = int(args.batch_size.split(",")[0]) if args.batch_size else None
+            work = {"halt": halt, "return_logits": False, "batch_size": size}
+            model.solve(ids[: size or 8], **{**work, "max_act_steps": 1})
+            runs = [self.seconds(lambda: model.solve(ids, **work)) for _ in range(args.rounds)]  # noqa: B023
+            seconds, solution = min(runs, key=lambda run: run[0])
+            row = {"what": f"halt={halt}", "puzzles": len(ids), "seconds": seconds, **solution.stats}
+            row["mean_act_steps"] = float(solution.act_steps.float().mean())
+            if labels is not None:
+                row["exact_accuracy"] = float((solution.predictions.cpu().numpy() == labels).all(1).mean())
+            rows.append(row)
+        whole, halted = rows
+        ideal = whole["mean_act_steps"] / halted["mean_act_steps"]
+        halted["speedup"], halted["ideal_speedup"] = whole["seconds"] / halted["seconds"], ideal
+        halted["share_of_ideal"] = halted["speedup"] / ideal
+        for row in rows:
+            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+        return rows
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def show(row: dict[str, Any]) -> dict[str, Any]:
+    print(
+        f"{row['what']:>10} {row['dtype']:>9}  batch {row['batch_size']:4}  {row['puzzles_per_second']:9.3g} puzzles/s"
+        f"  {row['gflops']:9.1f} GFLOP/s of {row['matmul_gflops']:.1f} ({row['share_of_matmul']:.0%})"
+        f"  {row['seconds']:.2f} s  peak {row['peak_mib']:.0f} MiB",
+        flush=True,
+    )
+    return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="AirConfig fields, without --model")
+    add("--model", help="folder or Hub id; default: random weights")
+    add("--variant", default="Lx_H")
+    add("--batch-size", help="comma-separated; default 1,4,8 and the engine's own")
+    add("--dtypes", help="comma-separated: float32,bfloat16,int8")
+    add("--puzzles", type=int, default=64)
+    add("--steps", type=int, help="ACT steps per row; default about 16 puzzle-steps")
+    add("--rounds", type=int, default=3, help="each row is the best of so many")
+    add("--halting", action="store_true", help="instead: halt=q against halt=max")
+    add("--halt-rate", type=float, default=0.2)
+    add("--data", help="with --halting: real puzzles, for the accuracy")
+    add("--split", default="test")
+    add("--compile", action="store_true")
+    add("--device")
+    add("--cpu-time", action="store_true", help="measure CPU seconds of this process, not the wall clock")
+    add("--output", type=Path)
+    args = parser.parse_intermixed_args(argv)
+    bench = Bench(args)
+    rows = bench.halting() if args.halting else bench.batches() + bench.one_puzzle()
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        record = {"command": " ".join(["python", *sys.argv]), "rows": rows, **environment(bench.device, 1)}
+        record["clock"] = "CPU seconds of the process" if args.cpu_time else "wall clock"
+        record["load_average"] = os.getloadavg()[0]
+        write_json(args.output, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
