@@ -12,7 +12,6 @@ except that mazes have about as many path cells as real ones (112), for these ar
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -33,6 +32,7 @@ from air_model.analysis.attention import PUBLISHED_STEPS, attention_study
 from air_model.analysis.common import Study, write_json
 from air_model.analysis.freeze import freeze_study
 from air_model.processing_air import task_from_config
+from air_model.train_accelerate import environment
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     median = {name: statistics.median(values) for name, values in times.items()}
     result = {
         "benchmark": "analysis",
+        "command": " ".join(["python", "benchmarks/analysis.py", *(sys.argv[1:] if argv is None else argv)]),
         "task": args.task,
         "variant": args.variant,
         "puzzles": len(study),
@@ -139,7 +140,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.device == "cuda"
         else platform.processor() or platform.machine(),
         "threads": args.threads if args.device == "cpu" else None,
-        "torch": torch.__version__,
         "clock": "wall" if args.device == "cuda" else "processor",
         "rounds": args.rounds,
         "seconds": {name: round(value, 3) for name, value in median.items()},
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         "puzzles_per_second": {name: round(len(study) / value, 3) for name, value in median.items()},
         # Of a CPU process: the highest so far, plain solving first.
         "peak_gib": memory,
+        "environment": environment(torch.device(args.device), 1),
     }
     print(json.dumps(result, indent=1))
     if args.output:
