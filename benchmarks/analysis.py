@@ -136,9 +136,6 @@ def main(argv: list[str] | None = None) -> int:
         "hidden_size": args.hidden_size,
         "act_steps": study.config.halt_max_steps,
         "steps_looked_at": list(steps),
-        "device": torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else platform.processor() or platform.machine(),
         "threads": args.threads if args.device == "cpu" else None,
         "clock": "wall" if args.device == "cuda" else "processor",
         "rounds": args.rounds,
