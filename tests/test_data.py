@@ -1,0 +1,455 @@
+"""Loading, sampling and building data sets; the solver, the generators and the canonical forms behind them."""
+
+import csv
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from air_model.datasets_builders import BadRows, PuzzleSampler, load_puzzles
+from air_model.datasets_builders.canonical import canonical, canonical_mazes
+from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
+from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
+from air_model.datasets_builders.sudoku_solver import solve
+from air_model.processing_air import MazeTask, SudokuTask
+from air_model.scripts import build_dataset
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+
+
+def sudokus(n: int, count: int, difficulty: str = "mixed", seed: int = 0):
+    """(task, puzzles, solutions) of generated Sudokus."""
+    task = SudokuTask(n)
+    batch = make_puzzles(
+        task, random_grids(task, seeds_for(seed, 0, 0, count)), seeds_for(seed, 1, 0, count), difficulty
+    )
+    return task, batch.puzzles, batch.grids
+
+
+def mazes(count: int, height: int = 7, width: int = 7):
+    task = MazeTask(height, width)
+    return task, *make_mazes(task, seeds_for(0, 0, 0, count))
+
+
+def write_csv(path: Path, rows: list[tuple], header=("question", "answer", "rating", "source")) -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def sudoku_rows(count: int = 6, n: int = 4) -> list[tuple]:
+    task, puzzles, grids = sudokus(n, count, "minimal")
+    return [(task.decode(p), task.decode(g), i, "here") for i, (p, g) in enumerate(zip(puzzles, grids))]
+
+
+def build(*arguments: str) -> int:
+    return build_dataset.main([*map(str, arguments), "--quiet"])
+
+
+# ---- solver and generators
+
+
+def plain_count(task: SudokuTask, puzzle: np.ndarray, limit: int) -> int:
+    """Solutions by the plainest search, written apart from the package."""
+    blanks = np.flatnonzero(puzzle == 1)
+    if not len(blanks):
+        return int(task.verdicts(puzzle[None], puzzle[None]).valid[0])
+    options = [set(range(2, task.vocab_size)) - set(puzzle[task.peers[i]]) for i in blanks]
+    at = min(range(len(blanks)), key=lambda k: len(options[k]))
+    found = 0
+    for digit in options[at]:
+        filled = puzzle.copy()
+        filled[blanks[at]] = digit
+        found += plain_count(task, filled, limit - found)
+        if found >= limit:
+            break
+    return found
+
+
+@pytest.mark.parametrize("n", [4, 6, 9])
+def test_solution_counts_agree_with_a_plain_search(n):
+    task, puzzles, _ = sudokus(n, 8, "minimal")
+    rng = np.random.default_rng(0)
+    for puzzle in puzzles:  # one clue less, one clue wrong: two or more, or none
+        clues = rng.permutation(np.flatnonzero(puzzle > 1))
+        fewer, wrong = puzzle.copy(), puzzle.copy()
+        fewer[clues[0]] = 1
+        wrong[clues[1]] = (wrong[clues[1]] - 1) % n + 2
+        three = np.stack([puzzle, fewer, wrong])
+        fine = ~task.conflicts(three).any(-1)
+        counts = solve(three[fine], task, limit=3)[0]
+        assert counts.tolist() == [plain_count(task, p, 3) for p in three[fine]]
+
+
+def test_the_solver_finds_the_known_answer_and_refuses_contradictions():
+    task = SudokuTask()
+    bad = task.encode("55" + PUZZLE[2:])
+    counts, guesses, answers = solve(np.stack([task.encode(PUZZLE), bad, np.ones(81, np.uint8)]), task)
+    assert counts.tolist() == [1, 0, 2] and task.decode(answers[0]) == ANSWER and guesses[0] == 0
+
+
+@pytest.mark.parametrize("n", [4, 6, 9])
+@pytest.mark.parametrize("difficulty", ["mixed", "minimal"])
+def test_generated_sudokus_have_one_solution(n, difficulty):
+    task, puzzles, grids = sudokus(n, 24, difficulty)
+    counts, _, answers = solve(puzzles, task)
+    assert (counts == 1).all() and (answers == grids).all() and task.verdicts(puzzles, grids).valid.all()
+
+
+def test_minimal_puzzles_can_spare_no_clue():
+    task, puzzles, _ = sudokus(6, 4, "minimal")
+    for puzzle in puzzles:
+        fewer = np.repeat(puzzle[None], (puzzle > 1).sum(), axis=0)
+        fewer[np.arange(len(fewer)), np.flatnonzero(puzzle > 1)] = 1
+        assert (solve(fewer, task)[0] == 2).all()
+
+
+def test_benchmark_like_sudokus_reach_high_ratings_and_easy_ones():
+    task = SudokuTask()
+    grids = random_grids(task, seeds_for(0, 0, 0, 24))
+    batch = make_puzzles(task, grids, seeds_for(0, 1, 0, 24), "benchmark")
+    assert (batch.ratings >= 10).mean() > 0.3 and (batch.ratings < 10).any()
+    assert (solve(batch.puzzles, task)[1] == batch.ratings).all()
+
+
+def test_generators_do_not_depend_on_threads():
+    task = SudokuTask(6)
+    grids = [random_grids(task, seeds_for(3, 0, 0, 40), threads) for threads in (1, 3)]
+    assert (grids[0] == grids[1]).all()
+    both = [make_mazes(MazeTask(6), seeds_for(3, 0, 0, 40), threads=threads)[0] for threads in (1, 3)]
+    assert (both[0] == both[1]).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (7, 11), (13, 13), (1, 9)])
+def test_generated_mazes_are_long_enough_and_labelled_by_the_rule(shape):
+    task, puzzles, labels = mazes(20, *shape)
+    assert task.verdicts(puzzles, labels).valid.all() and (task.label(puzzles) == labels).all()
+    assert (labels == task.PATH).sum(-1).min() + 1 >= default_min_path(*shape)
+
+
+def test_a_path_that_no_layout_has_is_refused():
+    with pytest.raises(ValueError, match="from 1 to 8"):
+        make_mazes(MazeTask(3), seeds_for(0, 0, 0, 1), min_path=20)
+
+
+# ---- canonical forms
+
+
+@pytest.mark.parametrize("n, classes", [(4, 2), (6, 49)])
+def test_small_grids_fall_into_the_known_number_of_classes(n, classes):
+    task = SudokuTask(n)
+    assert len(np.unique(canonical(random_grids(task, seeds_for(0, 0, 0, 3000)), task), axis=0)) == classes
+
+
+@pytest.mark.parametrize("n", [4, 6, 9])
+def test_all_copies_of_a_puzzle_have_one_canonical_form(n):
+    task, puzzles, grids = sudokus(n, 6, "minimal")
+    symmetry = task.random_symmetries(np.random.default_rng(1), len(puzzles))
+    forms = canonical(grids, task, puzzles)
+    assert (canonical(symmetry.apply(grids), task, symmetry.apply(puzzles)) == forms).all()
+    assert task.verdicts(np.ones_like(grids), forms[:, : task.seq_len]).valid.all()
+
+
+def test_turned_mazes_have_one_canonical_form():
+    task, puzzles, _ = mazes(5)
+    turned = np.stack([p[task.dihedral[i % 8]] for i, p in enumerate(puzzles, start=1)])
+    assert (canonical_mazes(puzzles, task) == canonical_mazes(turned, task)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([4, 6, 9]), st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_a_symmetry_keeps_the_solution_count_and_maps_the_solution(n, seed, removed):
+    task, puzzles, _ = sudokus(n, 1, "mixed", seed % 50)
+    rng = np.random.default_rng(seed)
+    puzzle = puzzles[0].copy()
+    puzzle[rng.choice(np.flatnonzero(puzzle > 1), removed, replace=False)] = 1
+    symmetry = task.sample_symmetry(rng)
+    before, after = (solve(p[None], task, limit=5) for p in (puzzle, symmetry.apply(puzzle)))
+    assert before[0] == after[0]
+    if before[0] == 1:
+        assert (symmetry.apply(before[2]) == after[2]).all()
+
+
+# ---- sampler
+
+
+def test_sampled_copies_are_valid_and_repeatable():
+    task, puzzles, grids = sudokus(9, 10)
+    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5)
+    inputs, labels = sampler.take(3, 64, seed=1)
+    again = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5).take(3, 64, seed=1)
+    assert task.verdicts(inputs, labels).valid.all() and (inputs == again[0]).all() and (labels == again[1]).all()
+    assert not (sampler.take(3, 64, seed=2)[0] == inputs).all() and inputs.dtype == np.uint8
+
+
+@pytest.mark.parametrize("n", [6, 9, 16])
+def test_numba_and_numpy_draw_the_same_copies(n, monkeypatch):
+    task = SudokuTask(n)
+    grids = random_grids(task, seeds_for(0, 0, 0, 4))
+    puzzles = np.where(np.random.default_rng(0).random(grids.shape) < 0.5, 1, grids).astype(np.uint8)
+    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5)
+    fast = sampler.take(0, 100, seed=0)
+    monkeypatch.setitem(sys.modules, "air_model.datasets_builders.sudoku_kernels", None)
+    slow = sampler.take(0, 100, seed=0)
+    assert (fast[0] == slow[0]).all() and (fast[1] == slow[1]).all()
+
+
+def test_easier_copies_fill_between_one_and_all_but_one_blank_uniformly():
+    task, puzzles, grids = sudokus(6, 1, "minimal")
+    blanks = int((puzzles[0] == 1).sum())
+    sampler = PuzzleSampler(puzzles, grids, task, easier_share=1.0)
+    inputs, _ = sampler.batch(np.zeros(8000, np.int64), np.random.default_rng(0))
+    added = (inputs != 1).sum(-1) - (puzzles[0] != 1).sum()
+    counts = np.bincount(added, minlength=blanks + 1)
+    assert counts[0] == 0 and counts[blanks] == 0 and counts[1:blanks].min() > 0.7 * 8000 / (blanks - 1)
+
+
+def test_an_epoch_takes_one_copy_of_every_group():
+    task, puzzles, grids = sudokus(4, 12)
+    groups = np.repeat(np.arange(4), 3)
+    sampler = PuzzleSampler(puzzles, grids, task, groups=groups)
+    assert len(sampler) == 4
+    for epoch in range(3):
+        assert sorted(groups[sampler.rows(4 * epoch, 4, seed=0)]) == [0, 1, 2, 3]
+    assert (sampler.rows(2, 7, 0) == sampler.rows(0, 9, 0)[2:]).all()
+
+
+def test_turned_mazes_are_labelled_anew_and_foreign_labels_refused(monkeypatch):
+    task, puzzles, labels = mazes(6)
+    sampler = PuzzleSampler(puzzles, labels, task, symmetries=True)
+    for _ in range(2):  # the second time from the cache
+        inputs, made = sampler.take(0, 60, seed=0)
+        assert (task.label(inputs) == made).all() and len(np.unique(inputs, axis=0)) > 20
+    wide = MazeTask(2, 2)
+    with pytest.raises(ValueError, match="switch symmetries off"):
+        PuzzleSampler(wide.encode("S  G")[None], wide.encode("So G")[None], wide, symmetries=True)
+
+
+@pytest.mark.parametrize("options, says", [({"easier_share": 2.0}, "0 to 1"), ({"easier_share": 0.5}, "Sudoku")])
+def test_impossible_sampler_options_are_refused(options, says):
+    task, puzzles, labels = mazes(2)
+    with pytest.raises(ValueError, match=says):
+        PuzzleSampler(puzzles, labels, task, **options)
+
+
+# ---- loading
+
+
+@pytest.mark.parametrize("header", [("question", "answer", "rating", "source"), ("Q", "A", "Rating", "Source")])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_csv_columns_are_found_by_name(tmp_path, header, suffix):
+    rows = sudoku_rows()
+    path = write_csv(tmp_path / f"train{suffix}", [row[::-1] for row in rows], header[::-1])
+    puzzles = load_puzzles(path)
+    assert [puzzles.task.decode(p) for p in puzzles.inputs] == [row[0] for row in rows]
+    assert puzzles.rating.tolist() == list(range(6)) and puzzles.task == SudokuTask(4)
+    assert len(load_puzzles(tmp_path, "train", limit=2)) == 2
+
+
+def test_mazes_are_recognised_and_shaped_by_their_first_row(tmp_path):
+    task, puzzles, labels = mazes(3)
+    path = write_csv(tmp_path / "m.csv", [(task.decode(p), task.decode(x), 1, "") for p, x in zip(puzzles, labels)])
+    loaded = load_puzzles(path)
+    assert loaded.task == task and (loaded.labels == labels).all()
+
+
+def test_all_bad_rows_are_named_not_only_the_first(tmp_path):
+    rows = sudoku_rows()
+    rows[1] = (rows[1][0][:-1], *rows[1][1:])
+    rows[4] = ("x" + rows[4][0][1:], *rows[4][1:])
+    with pytest.raises(BadRows) as error:
+        load_puzzles(write_csv(tmp_path / "bad.csv", rows))
+    assert [row for row, _, _ in error.value.rows] == [2, 5] and "row 5 (line 6)" in str(error.value)
+
+
+@pytest.mark.parametrize("name, says", [("nowhere", "no Hub data set id"), ("nobody/nothing", "--source generate")])
+def test_data_that_is_nowhere_gets_one_sentence(name, says):
+    with pytest.raises(FileNotFoundError, match=says):
+        load_puzzles(name, "test")
+
+
+def test_a_missing_split_or_column_names_what_there_is(tmp_path):
+    write_csv(tmp_path / "train_2.csv", sudoku_rows(2))
+    with pytest.raises(FileNotFoundError, match="train_2.csv"):
+        load_puzzles(tmp_path, "test")
+    with pytest.raises(ValueError, match="no column question or q"):
+        load_puzzles(write_csv(tmp_path / "x.csv", [], ("puzzle", "answer")))
+
+
+# ---- building
+
+
+def test_a_build_loads_the_same_with_and_without_datasets(tmp_path):
+    from datasets import load_dataset
+
+    rows = sudoku_rows(8)
+    source = write_csv(tmp_path / "mine.csv", rows)
+    assert (
+        build("sudoku-extreme", "--source", source, "--num-test", 2, "--num-aug", 3, "--output-dir", tmp_path / "o")
+        == 0
+    )
+    train = load_puzzles(tmp_path / "o", "train")
+    assert len(train) == 24 and train.groups.tolist() == np.repeat(np.arange(6), 4).tolist()
+    assert train.task.verdicts(train.inputs, train.labels).valid.all()
+    hub = load_dataset(str(tmp_path / "o"), cache_dir=str(tmp_path / "cache"))
+    assert (np.array(hub["train"]["inputs"][:]) == train.inputs).all() and len(hub["test"]) == 2
+    assert hub["train"].features["inputs"].length == 16 and hub["train"].features["inputs"].feature.dtype == "uint8"
+    stream = load_dataset(str(tmp_path / "o"), split="train", streaming=True)
+    assert next(iter(stream))["labels"] == train.labels[0].tolist()
+    originals = {train.task.decode(x) for x in train.inputs[::4]}
+    assert originals < {row[0] for row in rows}
+
+
+def test_same_seed_same_bytes_for_any_number_of_threads(tmp_path):
+    for name, threads, seed in (("a", 1, 5), ("b", 3, 5), ("c", 2, 6)):
+        arguments = ("--source", "generate", "--grid", "6x6", "--num-train", 40, "--num-test", 10, "--num-aug", 2)
+        assert (
+            build("sudoku-extreme", *arguments, "--num-proc", threads, "--seed", seed, "--output-dir", tmp_path / name)
+            == 0
+        )
+    a, b, c = ([p.read_bytes() for p in sorted((tmp_path / n).rglob("*.parquet"))] for n in "abc")
+    assert a == b and a != c
+
+
+def test_generated_splits_share_no_grid_up_to_symmetry(tmp_path):
+    assert build("sudoku-extreme", "--source", "generate", "--grid", "6x6", "--num-train", 60, "--num-test", 20,
+                 "--output-dir", tmp_path / "s", "--verify") == 0  # fmt: skip
+    report = json.loads((tmp_path / "s" / "verification.json").read_text())
+    assert report["ok"] and report["overlaps"]["train and test"] == {
+        "puzzles_up_to_symmetry": 0,
+        "solved_grids_up_to_symmetry": 0,
+    }
+    assert (tmp_path / "s" / "verification.png").stat().st_size > 1000
+
+
+def test_generated_mazes_build_and_verify(tmp_path):
+    assert build("maze-hard", "--source", "generate", "--grid", "6x9", "--num-train", 12, "--num-test", 5,
+                 "--num-aug", 3, "--output-dir", tmp_path / "m", "--verify") == 0  # fmt: skip
+    train = load_puzzles(tmp_path / "m", "train")
+    assert len(train) == 48 and train.task == MazeTask(6, 9)
+
+
+def faulty_rows() -> list[tuple]:
+    rows = sudoku_rows(8)
+    question, answer = rows[0][:2]
+    wrong = next(d for d in "1234" if d != answer[0])
+    rows[1] = ("." * 16, answer, 0, "")  # many solutions
+    rows[2] = (question[:-1], answer, 0, "")
+    rows[3] = ("?" + question[1:], answer, 0, "")
+    rows[4] = (question, answer[::-1], 0, "")
+    rows[5] = ("11" + "." * 14, answer, 0, "")
+    rows[6] = (wrong + answer[1:4] + question[4:], wrong + answer[1:], 0, "")
+    return rows
+
+
+def test_every_kind_of_bad_row_is_listed_and_nothing_is_written(tmp_path, capsys):
+    source = write_csv(tmp_path / "bad.csv", faulty_rows())
+    assert build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o") == 1
+    said = capsys.readouterr().err
+    assert all(f"row {row} (line {row + 1})" in said for row in (2, 3, 4, 5, 6, 7)) and "row 8" not in said
+    for reason in ("two or more solutions", "15 cells, 16 expected", "Foreign letter '?'", "contradicts the puzzle"):
+        assert reason in said
+    assert "Contradicting clues: row 1, column 1 and row 1, column 2" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv"]
+
+
+def test_skip_bad_keeps_the_good_rows(tmp_path):
+    source = write_csv(tmp_path / "bad.csv", faulty_rows())
+    assert build("sudoku-extreme", "--source", source, "--skip-bad", "--output-dir", tmp_path / "o") == 0
+    assert len(load_puzzles(tmp_path / "o", "train")) == 2
+    assert len(json.loads((tmp_path / "o" / "air_dataset.json").read_text())["skipped_rows"]["train"]) == 6
+
+
+def test_bad_mazes_are_listed(tmp_path, capsys):
+    rows = [("S##G", "S##G", 0, ""), ("S  G", "S oG", 2, ""), ("S   ", "S   ", 0, ""), ("S  G", "SooG", 2, "")]
+    assert build("maze-hard", "--source", write_csv(tmp_path / "m.csv", rows), "--output-dir", tmp_path / "o") == 1
+    said = capsys.readouterr().err
+    assert "row 1 (line 2): No path" in said and "row 3 (line 4): A maze needs exactly one G" in said
+    assert "row 4 (line 5): the answer is not a shortest path" in said and "row 2 (line" not in said
+
+
+def test_a_truncated_gzip_is_reported_with_its_row(tmp_path, capsys):
+    whole = write_csv(tmp_path / "whole.csv.gz", sudoku_rows(200)).read_bytes()
+    (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    assert build("sudoku-extreme", "--source", tmp_path / "cut.csv.gz", "--output-dir", tmp_path / "o") == 1
+    assert "ends early" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_an_interrupted_build_leaves_nothing_behind(tmp_path, monkeypatch):
+    from air_model.datasets_builders import build as module
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Writer, "finish", stop)
+    source = write_csv(tmp_path / "mine.csv", sudoku_rows(4))
+    with pytest.raises(KeyboardInterrupt):
+        build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def test_a_changed_source_builds_again_and_an_unchanged_one_does_not(tmp_path):
+    source, out = write_csv(tmp_path / "mine.csv", sudoku_rows(4)), tmp_path / "o"
+    assert build("sudoku-extreme", "--source", source, "--output-dir", out) == 0
+    first = (out / "air_dataset.json").stat().st_mtime_ns
+    assert build("sudoku-extreme", "--source", source, "--output-dir", out) == 0
+    assert (out / "air_dataset.json").stat().st_mtime_ns == first
+    write_csv(source, sudoku_rows(5))
+    assert build("sudoku-extreme", "--source", source, "--output-dir", out) == 0
+    assert len(load_puzzles(out, "train")) == 5
+
+
+def test_a_foreign_folder_is_never_overwritten(tmp_path, capsys):
+    (tmp_path / "precious.txt").write_text("keep")
+    assert build("sudoku-extreme", "--source", "generate", "--grid", "4x4", "--output-dir", tmp_path) == 1
+    assert "new folder" in capsys.readouterr().err and (tmp_path / "precious.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("dataset", ["sudoku-extreme", "maze-hard"])
+def test_without_the_hub_the_generate_way_is_named(tmp_path, capsys, dataset):
+    assert build(dataset, "--source", "hub", "--output-dir", tmp_path / "o") == 1
+    said = capsys.readouterr().err
+    assert f"{dataset} --source generate" in said and "Traceback" not in said and not (tmp_path / "o").exists()
+
+
+def test_the_builder_class_gives_the_rows_of_the_script(tmp_path):
+    from air_model.datasets_builders.builders import SudokuExtreme
+
+    options = {"grid": (4, 4), "num_train": 20, "num_test": 4, "hold_out": "puzzles"}
+    builder = SudokuExtreme(config_name="generated", cache_dir=str(tmp_path / "c"), **options)
+    builder.download_and_prepare()
+    assert build("sudoku-extreme", "--source", "generate", "--grid", "4x4", "--num-train", 20, "--num-test", 4,
+                 "--hold-out", "puzzles", "--output-dir", tmp_path / "o") == 0  # fmt: skip
+    rows = load_puzzles(tmp_path / "o", "train")
+    assert (np.array(builder.as_dataset(split="train")["inputs"][:]) == rows.inputs).all()
+    other = SudokuExtreme(config_name="generated", cache_dir=str(tmp_path / "c"), seed=1, **options)
+    assert other.hash != builder.hash
+
+
+# ---- real rows
+
+
+@needs_shared
+def test_every_real_sudoku_has_one_solution_and_its_rating_is_reproduced():
+    for name in ("train_1000", "dev_1175"):
+        real = load_puzzles(SHARED / "data/sudoku_extreme" / f"{name}.csv.gz")
+        counts, guesses, answers = solve(real.inputs, real.task)
+        assert (counts == 1).all() and (answers == real.labels).all()
+        ranks = [np.unique(v, return_inverse=True)[1] for v in (guesses, real.rating)]
+        assert np.corrcoef(*ranks)[0, 1] > 0.95 and (guesses == real.rating).mean() > 0.8
+
+
+@needs_shared
+def test_real_mazes_build_and_keep_their_labels(tmp_path):
+    source = SHARED / "data/maze_hard"
+    assert build("maze-hard", "--source", source, "--num-train", 100, "--output-dir", tmp_path / "m") == 0
+    built = load_puzzles(tmp_path / "m", "dev")
+    assert len(built) == 500 and (built.task.label(built.inputs) == built.labels).all()
