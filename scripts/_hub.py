@@ -210,7 +210,12 @@ def _publish(
             return Published(url, commit, None, [])
 
     for tries in range(1, TRIES + 1):
-        head = ask(api.repo_info, "Reading the repository", revision=branch).sha
+        info = ask(api.repo_info, "Reading the repository", revision=branch)
+        if private and not info.private:
+            raise Refused(
+                f"{repo_id} exists and is public: make it private in its settings first, or leave --private."
+            )
+        head = info.sha
         there = patiently(lambda: remote_files(api, repo_id, kind, branch), say, "Reading the files")
         changed = [n for n in names if n not in there or not is_same(staged.folder / n, there[n])]
         stale = [n for n in there if n not in names and re.fullmatch(SUPERSEDED[kind], n)]
@@ -230,7 +235,7 @@ def _publish(
         say(f"Committing {len(changed)} new or changed files" + (f", {len(stale)} deleted." if stale else "."))
         operations = [*additions, *(CommitOperationDelete(n) for n in stale)]
         try:
-            info = ask(
+            done = ask(
                 api.create_commit, "Committing", operations=operations, commit_message=message or "air-push",
                 revision=branch, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
@@ -240,7 +245,7 @@ def _publish(
                 raise
             say("Somebody else committed meanwhile: looking again.")
             continue
-        commit, pull_request = info.oid, info.pr_url
+        commit, pull_request = done.oid, done.pr_url
         break
     if tag is not None:
         ask(api.create_tag, "Tagging", tag=tag, revision=commit, exist_ok=True)

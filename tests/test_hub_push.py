@@ -145,6 +145,14 @@ def test_a_private_repository_and_a_branch_are_made_where_missing(hub, model_fol
     assert "model.safetensors" in repo.files("next") and "model.safetensors" not in repo.files("main")
 
 
+def test_private_never_means_a_repository_that_is_public_already(hub, model_folder, capsys):
+    assert push_model(model_folder) == 0
+    save_release(tiny_model(seed=1), model_folder)
+    capsys.readouterr()
+    assert push_model(model_folder, "--private") == 1
+    assert "is public" in refusal(capsys)
+
+
 def test_a_pull_request_changes_nothing_until_it_is_merged(hub, model_folder, monkeypatch, capsys):
     assert push_model(model_folder) == 0
     save_release(tiny_model(seed=1), model_folder)
