@@ -415,3 +415,12 @@ def test_variant_names_are_recognised_by_their_rule():
     for name in ("Lx_H", "L2x_Hx", "HRM", "TRM", "TRM_mlp", "minus_x", "L2x_H2x_prepend_no_strip"):
         assert common.variant_name(tiny_config(name)) == name
     assert common.variant_name(tiny_config(l_injection=0.5)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [{}, MAZE])
+def test_studies_on_a_gpu_agree_with_those_on_the_cpu(fields):
+    slow, fast = (study_of(lively(**fields).to(device), dtype=torch.float32) for device in ("cpu", "cuda"))
+    assert freeze_study(slow).records() == freeze_study(fast).records()
+    here, there = attention_study(slow), attention_study(fast)
+    assert np.array_equal(here.query, there.query) and np.allclose(here.mean, there.mean, atol=1e-4)
