@@ -23,14 +23,17 @@ def permute(
     codes (N, S) uint8 = label + clue bit; down, across (B, n); digits (B, n + 2); moved, labels (B, S) are filled.
     """
     n = down.shape[1]
+    # Views per row and unsigned indices spare the checks for negative indices.
     for b in range(len(rows)):
-        code = codes[rows[b]]
+        code, shift, digit, out, label = codes[rows[b]], across[b], digits[b], moved[b], labels[b]
+        at = 0
         for i in range(n):
             base = down[b, i]
             for j in range(n):
-                c = code[base + across[b, j]]
-                moved[b, i * n + j] = c
-                labels[b, i * n + j] = digits[b, c & (CLUE - 1)]
+                c = code[np.uint64(base + shift[j])]
+                out[at] = c
+                label[at] = digit[np.uint64(c & np.uint8(CLUE - 1))]
+                at += 1
 
 
 @nb.njit(cache=True, nogil=True)
@@ -39,14 +42,14 @@ def reveal(
 ) -> None:
     """out[rows[r]] = blanks whose number is below level[r]; again[r] = none or all of two or more blanks were."""
     for r in range(len(rows)):
-        row = rows[r]
-        filled, blanks = 0, 0
-        for i in range(clue.shape[1]):
-            blank = not clue[row, i]
-            new = blank and drawn[r, i] < level[r]
+        given, number, to, below = clue[rows[r]], drawn[r], out[rows[r]], level[r]
+        filled, blanks = np.int32(0), np.int32(0)
+        for i in range(len(given)):
+            blank = np.uint8(not given[i])
+            new = blank & np.uint8(number[i] < below)
+            to[i] = new
             blanks += blank
             filled += new
-            out[row, i] = new
         again[r] = blanks >= 2 and (filled == 0 or filled == blanks)
         if blanks < 2:
-            out[row] = False
+            to[:] = False
