@@ -61,6 +61,7 @@ from air_model.training_air import (
     matmul_tflops,
     model_config,
     peak_tflops,
+    portable,
     read_recipe,
     read_state,
     read_tensors,
@@ -999,7 +1000,7 @@ def run_training(
                 draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
         if append_runs is not None and status == "finished":
             with Path(append_runs).open("a") as file:
-                file.write(json.dumps(report, default=str) + "\n")
+                file.write(json.dumps(portable(report), default=str) + "\n")
     trainer.accelerator.wait_for_everyone()
     return report
 

@@ -577,6 +577,15 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def portable(value: Any) -> Any:
+    """A record as it may be shared: absolute paths of this machine cut to their last part."""
+    if isinstance(value, dict):
+        return {k: portable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [portable(v) for v in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """safetensors wants contiguous tensors that share no memory, and lives on the CPU."""
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)

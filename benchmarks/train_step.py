@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
             show(rows[-1])
     if arguments.output:
         device = torch.device("cuda" if on_gpu else "cpu")
-        record = {"command": " ".join(sys.argv), "rows": rows, **environment(device, 1)}
+        record = {"command": " ".join(map(parts.portable, sys.argv)), "rows": rows, **environment(device, 1)}
         record["recipe"], record["overrides"] = arguments.recipe, arguments.overrides
         record["clock"] = "CPU seconds of the process" if arguments.cpu_time else "wall clock"
         record["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")

@@ -31,7 +31,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS
-from air_model.training_air import FREE_ON_RESUME, read_recipe, recipe_differences
+from air_model.training_air import FREE_ON_RESUME, portable, read_recipe, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -373,7 +373,7 @@ def append_reports(runs: list[Run], target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a") as file:
         for row in new:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(portable(row)) + "\n")
     return len(new)
 
 
