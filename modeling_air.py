@@ -622,7 +622,7 @@ class AirModel(AirPreTrainedModel):
         input_ids: Tensor,
         puzzle_ids: Tensor | None = None,
         max_act_steps: int | None = None,
-        halt: str = "max",
+        halt: str | Callable[[Tensor, Tensor], Tensor] = "max",
         return_rollout: bool = False,
         freeze: str | None = None,
         *,
@@ -641,7 +641,8 @@ class AirModel(AirPreTrainedModel):
             input_ids: (B, S) tokens, any number of puzzles. puzzle_ids: (B,).
             max_act_steps: default `halt_max_steps`; more is allowed, memory stays the same.
             halt: "max" runs all steps (the published protocol); "q" stops a puzzle at the first step where training
-                would halt it (q_halt > q_continue, or q_halt > 0 in a model without q_continue).
+                would halt it (q_halt > q_continue, or q_halt > 0 in a model without q_continue); a function of (rows,
+                predictions) says by itself which of them stop, (B,) bool.
             return_rollout: decode both states after every update (see `AirRollout`).
             freeze: "z_h" or "z_l" holds that state at its start while the other keeps updating.
             batch_size: slots; default what suits the device. Out of memory halves it and goes on.
@@ -660,7 +661,7 @@ class AirModel(AirPreTrainedModel):
         max_act_steps = config.halt_max_steps if max_act_steps is None else max_act_steps
         if max_act_steps < 1:
             raise ValueError(f"max_act_steps must be 1 or more, got {max_act_steps}.")
-        if halt not in ("max", "q"):
+        if halt not in ("max", "q") and not callable(halt):
             raise ValueError(f"halt must be 'max' or 'q', got {halt!r}.")
         if freeze not in (None, "z_h", "z_l"):
             raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
@@ -739,6 +740,8 @@ class AirModel(AirPreTrainedModel):
                     done = slots.steps >= max_act_steps
                     if halt == "q":
                         done = done | self.halts(out.q_halt_logits, out.q_continue_logits)
+                    elif callable(halt):
+                        done = done | halt(rows, out.logits.argmax(-1)).to(device)
                     if not done.any():
                         continue
                     stopped, predictions = rows[done], out.logits[done].argmax(-1)

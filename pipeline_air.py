@@ -128,7 +128,9 @@ def solve_puzzles(
         processor: an AirProcessor or a GridTask; None takes the model's own task.
         puzzles: N texts or token grids, or an array (N, S).
         attempts: views per model. Without noise no more than the task has symmetries (8 for a square maze).
-        max_act_steps, halt, batch_size, dtype: as in `AirModel.solve`, but halting by q is the default.
+        max_act_steps, batch_size, dtype: as in `AirModel.solve`.
+        halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
+            accept, which costs a check per step and never stops at a wrong answer.
         noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
             attempt on; a function of puzzle, attempt and seed alone.
         selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
@@ -151,6 +153,8 @@ def solve_puzzles(
             raise ValueError(f"The model was made for {task_from_config(one.config)}, the puzzles are of {task}.")
     if attempts < 1:
         raise ValueError(f"attempts must be 1 or more, got {attempts}.")
+    if halt == "rules" and task.name == "grid":
+        raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
     if selection not in ("auto", "q", "vote"):
         raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
     if not (math.isfinite(noise) and noise >= 0):
@@ -233,6 +237,10 @@ class _Attempts:
                     on_answers(done, self.collect(done))
                 return torch.from_numpy(rows[again] + n)
 
+            def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
+                view, i = np.divmod(rows.cpu().numpy(), n)
+                return torch.from_numpy(self.task.verdicts(self.puzzles[i], self._home(view, predictions)).valid)
+
             solution = model.solve(
                 inputs,
                 puzzle_ids=self.puzzle_ids,
@@ -240,7 +248,7 @@ class _Attempts:
                 hook=_chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
                 return_logits=False,
                 on_finish=finish,
-                **options,
+                **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
             )
             self.rollouts.append(solution.rollout)
             for name in ("slot_steps", "passes"):
@@ -253,12 +261,18 @@ class _Attempts:
 
     def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
         """Attempts `at` of puzzles `i` have ended."""
-        predictions, q, steps = (part.float().cpu().numpy() for part in found)
-        mapped = Symmetry(self.back.cells[view], self.back.tokens[view]).apply(predictions.astype(np.uint8))
+        predictions, q, steps = found
+        mapped, q, steps = self._home(view, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
         self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
         # The generic grid has no rules that could accept an answer.
         if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
             self.accepted[i] |= self.task.verdicts(self.puzzles[i], mapped).valid
+
+    def _home(self, view: np.ndarray, predictions: Tensor) -> np.ndarray:
+        """Answers of views, mapped back to the puzzles as given."""
+        return Symmetry(self.back.cells[view], self.back.tokens[view]).apply(
+            predictions.cpu().numpy().astype(np.uint8)
+        )
 
     def collect(self, rows: np.ndarray) -> Answers:
         """The best answers so far to some puzzles."""
@@ -374,8 +388,8 @@ class PuzzleSolvingPipeline(Pipeline):
 
     Call it with a puzzle (text or S tokens), a list of them, a generator, or a data set (rows: puzzles, or dicts with
     a "question", "puzzle" or "text"). A list gives a list; generators and data sets are read and answered lazily.
-    Options, at construction or per call, are those of `solve_puzzles`; batch_size is the number of puzzles computed
-    together and changes no answer.
+    Options, at construction or per call, are those of `solve_puzzles`, with halt="rules" by default; batch_size is the
+    number of puzzles computed together and changes no answer.
 
     Each answer is a dict: solution (text), solved and valid (the rules accept it), complete, consistent (with the
     clues), message (a sentence, naming the first wrong cell), confidence (sigmoid of q_halt), act_steps (spent, over
@@ -451,6 +465,7 @@ class PuzzleSolvingPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         task, puzzles = self.processor.grid_task, model_inputs["puzzles"]
+        options.setdefault("halt", "q" if task.name == "grid" else "rules")
         return {"puzzles": puzzles, "answers": solve_puzzles(self.model, task, puzzles, check=False, **options)}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:

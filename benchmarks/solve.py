@@ -31,7 +31,7 @@ import torch
 
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import load_model
+from air_model.pipeline_air import load_model, solve_puzzles
 from air_model.processing_air import task_from_config
 from air_model.train_accelerate import environment
 from air_model.training_air import forward_flops, write_json
@@ -137,7 +137,7 @@ class Bench:
         return [getattr(torch, name) for name in self.args.dtypes.split(",")] if self.args.dtypes else [None]
 
     def halting(self) -> list[dict[str, Any]]:
-        """halt=q against halt=max: wall time against the share of steps that are left."""
+        """halt=q (and halt=rules) against halt=max: time against the share of steps that are left."""
         args, model = self.args, self.model
         ids, labels, task = self.ids, None, task_from_config(self.config)
         if args.data:
@@ -148,22 +148,28 @@ class Bench:
         if not args.model:
             generator = torch.Generator().manual_seed(1)
             model.halts = lambda q, _: (torch.rand(len(q), generator=generator) < args.halt_rate).to(q.device)
+        ids = ids.to(torch.uint8)
+        size = int(args.batch_size.split(",")[0]) if args.batch_size else None
+        halts = ("max", "q", "rules") if args.data else ("max", "q")
+        best: dict[str, tuple] = {}
+        for turn in range(
+            args.rounds + 1
+        ):  # in turns, as other work on the machine comes and goes; the first warms up
+            for halt in halts:
+                run = self.seconds(lambda: solve_puzzles(model, task, ids, halt=halt, batch_size=size, check=False))  # noqa: B023
+                if turn and (halt not in best or run[0] < best[halt][0]):
+                    best[halt] = run
         rows = []
-        for halt in ("max", "q"):
-            size = int(args.batch_size.split(",")[0]) if args.batch_size else None
-            work = {"halt": halt, "return_logits": False, "batch_size": size}
-            model.solve(ids[: size or 8], **{**work, "max_act_steps": 1})
-            runs = [self.seconds(lambda: model.solve(ids, **work)) for _ in range(args.rounds)]  # noqa: B023
-            seconds, solution = min(runs, key=lambda run: run[0])
-            row = {"what": f"halt={halt}", "puzzles": len(ids), "seconds": seconds, **solution.stats}
-            row["mean_act_steps"] = float(solution.act_steps.float().mean())
+        for halt, (seconds, answers) in best.items():
+            row = {"what": f"halt={halt}", "puzzles": len(ids), "seconds": seconds, **answers.stats}
+            row["mean_act_steps"] = float(answers.act_steps.mean())
             if labels is not None:
-                row["exact_accuracy"] = float((solution.predictions.cpu().numpy() == labels).all(1).mean())
+                row["exact_accuracy"] = float((answers.tokens == labels).all(1).mean())
+            if rows:
+                row["speedup"] = rows[0]["seconds"] / seconds
+                row["ideal_speedup"] = rows[0]["mean_act_steps"] / row["mean_act_steps"]
+                row["share_of_ideal"] = row["speedup"] / row["ideal_speedup"]
             rows.append(row)
-        whole, halted = rows
-        ideal = whole["mean_act_steps"] / halted["mean_act_steps"]
-        halted["speedup"], halted["ideal_speedup"] = whole["seconds"] / halted["seconds"], ideal
-        halted["share_of_ideal"] = halted["speedup"] / ideal
         for row in rows:
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
         return rows

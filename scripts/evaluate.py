@@ -36,7 +36,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer[,rating]")
     add("--split", default="test")
     add("--limit", type=int, help="only the first N puzzles")
-    add("--halt", choices=["max", "q"], default="max", help="max: all steps; q: each puzzle stops when q_halt says so")
+    add(
+        "--halt",
+        choices=["max", "q", "rules"],
+        default="max",
+        help="max: all steps; q: a puzzle stops when q_halt says so; rules: at the first answer that the rules accept",
+    )
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
     add("--attempts", type=int, default=1, help="symmetric views of each puzzle, the puzzle itself first")
     add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")

@@ -36,7 +36,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--model", nargs="+", action="extend", required=True, help="folder or Hub id; several are tried in turn")
     add("--attempts", type=int, default=1, help="symmetric views of a puzzle, until the rules accept an answer")
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
-    add("--halt", choices=["max", "q"], default="q", help="q (default): stop when the model says so; max: all steps")
+    add(
+        "--halt",
+        choices=["max", "q", "rules"],
+        help="rules (default): stop at the first answer that they accept; q: when the model says so; max: all steps",
+    )
     add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int)
@@ -145,7 +149,7 @@ def solve(args: argparse.Namespace) -> int:
             puzzles,
             attempts=args.attempts,
             max_act_steps=args.max_act_steps,
-            halt=args.halt,
+            halt=args.halt or ("q" if task.name == "grid" else "rules"),
             noise=args.noise,
             seed=args.seed,
             batch_size=args.batch_size,

@@ -194,6 +194,26 @@ def test_attempts_stop_at_the_first_answer_that_the_rules_accept(monkeypatch):
     assert len(oracle.seen) == 11, "no view of an accepted puzzle may run"
 
 
+def test_halting_by_the_rules_stops_at_the_first_accepted_step_and_never_at_a_wrong_answer(monkeypatch):
+    model, puzzles = tiny_model(), puzzles_of(4)
+    forward = model.forward
+
+    def late(input_ids, *args, **kwargs):
+        """Answers right from the third step on, but only the first two puzzles; q always wants to stop."""
+        out = forward(input_ids, *args, **kwargs)
+        for row, puzzle in enumerate(input_ids.numpy().astype(np.uint8)):
+            knows = int(out.carry.steps[row]) >= 3 and puzzle.tobytes() in {p.tobytes() for p in puzzles[:2]}
+            grid = torch.tensor(brute_force(puzzle) if knows else np.full(16, 2)).long()
+            out.logits[row] = torch.nn.functional.one_hot(grid, 6).float()
+        out.q_halt_logits[:], out.q_continue_logits[:] = 5.0, 0.0
+        return out
+
+    monkeypatch.setattr(model, "forward", late)
+    answers = solve_puzzles(model, None, puzzles, halt="rules", batch_size=3)
+    assert answers.act_steps.tolist() == [3, 3, 4, 4] and answers.verdict.valid.tolist() == [True, True, False, False]
+    assert solve_puzzles(model, None, puzzles, halt="q").act_steps.tolist() == [1] * 4
+
+
 def test_a_wrong_answer_with_high_confidence_is_never_called_solved(monkeypatch):
     model, puzzles = tiny_model(), puzzles_of(3)
     Oracle(monkeypatch, model, set(), q=20.0)
