@@ -12,7 +12,8 @@ from air_model.configuration_air import AirConfig
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 # Upper limits of board power in watts, from the vendors' data sheets; energy is bounded by them where not measured.
 BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 5090": 575, "RTX 4090": 450}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Data sets whose names are certainly Hub ids; a name like "data/mine" may as well be a folder.
+HUB_DATASETS = {"sapientinc/sudoku-extreme", "sapientinc/maze-30x30-hard-1k"}
 PERCENT = {"exact_accuracy": "exact", "valid_accuracy": "valid by the rules", "cell_accuracy": "cells"}
 METRIC_NAMES = {
     "exact_accuracy": "Exact accuracy (whole grid)",
@@ -105,7 +106,7 @@ def eval_results(evaluations: list[tuple[str, dict[str, Any]]], run: dict[str, A
                     EvalResult(
                         task_type="puzzle-solving",
                         task_name="Puzzle solving",
-                        dataset_type=data if HUB_ID.fullmatch(data) else "local",
+                        dataset_type=data if data in HUB_DATASETS else "local",
                         dataset_name=data,
                         dataset_split=facts.get("split"),
                         # Results are merged by data and metric; the protocol keeps two evaluations apart.
@@ -121,19 +122,23 @@ def eval_results(evaluations: list[tuple[str, dict[str, Any]]], run: dict[str, A
 
 
 def front_matter(
-    config: AirConfig, repo_id: str, run: dict[str, Any] | None, evaluations: list[tuple[str, dict[str, Any]]]
+    config: AirConfig,
+    repo_id: str,
+    run: dict[str, Any] | None,
+    evaluations: list[tuple[str, dict[str, Any]]],
+    datasets: list[str],
 ) -> str:
-    """The YAML block on top of the card."""
+    """The YAML block on top of the card; `datasets` are Hub ids that the publisher names."""
     from huggingface_hub import ModelCardData
 
-    sources = [((run or {}).get("data") or {}).get("train", {}).get("source")]
+    sources = [((run or {}).get("config") or {}).get("data")]
     sources += [setting(evaluation, "data", "dataset") for _, evaluation in evaluations]
     fields = {
         "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "puzzle-solving",
         "tags": ["air", "puzzle-solving", "reasoning", "recursive-reasoning", config.task, "arxiv:2605.17811"],
-        "datasets": sorted({s for s in sources if s and HUB_ID.fullmatch(str(s))}) or None,
+        "datasets": sorted({*datasets, *(source for source in sources if source in HUB_DATASETS)}) or None,
         "metrics": ["accuracy"],
     }
     if results := eval_results(evaluations, run):
@@ -181,11 +186,14 @@ def measured_text(evaluations: list[tuple[str, dict[str, Any]]], run: dict[str, 
 
 
 def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
-    name = config.variant or "an unnamed variant"
+    rule = f"Variant `{config.variant}`" if config.variant else "A combination of options without a name of its own"
     dtypes = ", ".join(sorted(key for key in counts if key != "parameters"))
-    stacks = "one shared stack" if config.shared_block else "separate stacks for both updates"
+    layers = str(config.num_hidden_layers)
+    if not config.shared_block:
+        layers = f"{config.l_layers or layers} and {config.h_layers or layers}"
+    stacks = "one shared stack" if config.shared_block else "separate stacks for L and H"
     return (
-        f"Variant `{name}`: {counts['parameters']:,} parameters ({dtypes}), {stacks} of {config.num_hidden_layers} "
+        f"{rule}: {counts['parameters']:,} parameters ({dtypes}), {stacks} of {layers} "
         f"layers, width {config.hidden_size}, {config.num_attention_heads} heads, {config.position_embedding} "
         f"positions{', row/column/box embeddings' if config.cell_embedding else ''}. One ACT step runs the updates "
         f"`{config.schedule}`; L-updates see the puzzle {config.l_injection} times, H-updates {config.h_injection} "
@@ -223,7 +231,8 @@ def training_text(run: dict[str, Any] | None) -> str:
         return "No run record (`run.json`) came with this checkpoint: its training data and recipe are not documented."
     train = (run.get("data") or {}).get("train") or {}
     config = run.get("config") or {}
-    lines = [f"- Data: {train.get('source', 'not recorded')}, {train.get('n', 0):,} puzzles"
+    source = config["data"] if config.get("data") in HUB_DATASETS else train.get("source", "not recorded")
+    lines = [f"- Data: {source}, {train.get('n', 0):,} puzzles"
              f" (fingerprint `{train.get('fingerprint', 'not recorded')}`)."]  # fmt: skip
     if config.get("augment"):
         lines.append(
@@ -266,6 +275,7 @@ def model_card(
     evaluations: list[tuple[str, dict[str, Any]]],
     pictures: list[tuple[str, str]],
     repo_id: str,
+    datasets: list[str],
 ) -> str:
     """The README.md of a model repository.
 
@@ -306,4 +316,6 @@ def model_card(
         return values[match[1]]
 
     body = re.sub(r"\{\{(\w+)\}\}", fill, text)
-    return f"---\n{front_matter(config, repo_id, run, evaluations)}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", body)
+    return f"---\n{front_matter(config, repo_id, run, evaluations, datasets)}\n---\n\n" + re.sub(
+        r"\n{3,}", "\n\n", body
+    )

@@ -265,7 +265,13 @@ def find_evaluations(source: Path, given: list[Path]) -> list[tuple[str, dict[st
 
 
 def stage_model(
-    source: Path, folder: Path, *, repo_id: str, evaluations: list[Path] = (), figures: bool = True
+    source: Path,
+    folder: Path,
+    *,
+    repo_id: str,
+    evaluations: list[Path] = (),
+    datasets: list[str] = (),
+    figures: bool = True,
 ) -> Staged:
     """Fill `folder` with a model repository made from a saved model.
 
@@ -320,11 +326,13 @@ def stage_model(
     if cut:
         staged.notes.append(f"{len(cut)} machine path(s) in run.json and evaluations were cut to their last part.")
     pictures = model_figures(source, config, folder) if figures else []
-    card = model_card(config, counts, run, shortened, pictures, repo_id)
+    card = model_card(config, counts, run, shortened, pictures, repo_id, list(datasets))
     (folder / "README.md").write_text(card)
     staged.notes += left_behind(source, {p.name for p in folder.rglob("*") if p.is_file()})
     if not measured:
-        staged.notes.append("No evaluation file was found: the card says that nothing was measured (--evaluation).")
+        staged.notes.append(
+            "No evaluation file was found, and the card says so: give those of evaluate.py by --evaluation."
+        )
     return staged
 
 

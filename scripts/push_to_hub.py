@@ -49,6 +49,7 @@ def stage(arguments: argparse.Namespace, folder: Path) -> Staged:
             folder,
             repo_id=arguments.repo_id,
             evaluations=arguments.evaluation,
+            datasets=arguments.dataset,
             figures=not arguments.no_figures,
         )
     elif arguments.kind == "dataset":
@@ -172,6 +173,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             one.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with model.safetensors")
             one.add_argument("--evaluation", type=Path, nargs="+", action="extend", default=[], metavar="FILE.json",
                              help="from evaluate.py (default: those beside the model)")  # fmt: skip
+            one.add_argument("--dataset", nargs="+", action="extend", default=[], metavar="USER/NAME",
+                             help="Hub data sets it was trained on, for the card")  # fmt: skip
             one.add_argument("--no-figures", action="store_true", help="draw nothing from the checkpoint")
         elif kind == "dataset":
             one.add_argument("--data", "--dataset", type=Path, required=True, metavar="DIR", dest="data",

@@ -44,7 +44,13 @@ RUN = {
     "wall_seconds": 7200.0,
     "hardware": {"device": "NVIDIA H200", "processes": 2},
     "data": {"train": {"source": "sapientinc/sudoku-extreme", "n": 1000, "fingerprint": "abc"}, "eval": None},
-    "config": {"batch_size": 64, "optimizer": "adam_atan2", "lr": 1e-4, "output_dir": "/home/somebody/runs/x"},
+    "config": {
+        "data": "sapientinc/sudoku-extreme",
+        "batch_size": 64,
+        "optimizer": "adam_atan2",
+        "lr": 1e-4,
+        "output_dir": "/home/somebody/runs/x",
+    },
 }
 
 
@@ -387,7 +393,7 @@ def test_a_card_without_measurements_says_so(model_folder, tmp_path):
     assert push_model(model_folder, "--dry-run", tmp_path / "dry") == 0
     card = ModelCard((tmp_path / "dry/README.md").read_text())
     assert "**Nothing was measured**" in card.text
-    assert card.data.eval_results is None
+    assert card.data.eval_results is None and card.data.datasets is None
 
 
 def test_an_evaluation_file_without_a_measurement_is_refused(model_folder, tmp_path, capsys):
