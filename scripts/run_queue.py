@@ -285,6 +285,14 @@ def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
     )
 
 
+def refresh() -> None:
+    """Give every shipped checkpoint today's travelling code, config and card; weights and numbers stay."""
+    for target in sorted((ROOT / "checkpoints").iterdir()):
+        if (target / "config.json").is_file():
+            files = (target / "results").glob("*.json")
+            ship(target, target, {path.stem: json.loads(path.read_text()) for path in sorted(files)})
+
+
 def run_item(name: str, args: argparse.Namespace) -> int:
     work = args.work_dir / name
     work.mkdir(parents=True, exist_ok=True)
@@ -315,11 +323,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="the same, with a tiny model and 20 steps")
     parser.add_argument("--collect", type=Path, metavar="PARCEL", help="take a finished parcel into the repository")
     parser.add_argument("--write", action="store_true", help="write results/QUEUE.md")
+    parser.add_argument("--refresh", action="store_true", help="today's code and card into every shipped checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to train_accelerate.py")
     args = parser.parse_intermixed_args(argv)
     try:
         if args.write:
             print(f"wrote {write_queue().relative_to(ROOT)}")
+        elif args.refresh:
+            refresh()
         elif args.name is None:
             for name, item in QUEUE.items():
                 print(f"{name:26} {item.minutes:4g} min  {state_of(name)}")

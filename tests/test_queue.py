@@ -50,3 +50,16 @@ def test_only_finished_runs_are_collected(tmp_path, capsys):
     assert "init_from" in capsys.readouterr().err
     assert run_queue.main(["sudoku-published", "--collect", str(tmp_path / "nowhere")]) == 1
     assert "holds no run.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"])
+def test_shipped_checkpoints_carry_the_code_of_this_checkout(name):
+    """`python scripts/run_queue.py --refresh` brings them up to date."""
+    for folder in (ROOT / "checkpoints").glob("*/config.json"):
+        assert (folder.parent / name).read_text() == (ROOT / name).read_text(), folder.parent.name
+
+
+def test_shipped_checkpoints_fit_the_repository():
+    files = [path for path in (ROOT / "checkpoints").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 50e6
+    assert all(path.stat().st_size < 16e6 for path in files if path.suffix == ".safetensors")
