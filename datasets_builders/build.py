@@ -85,6 +85,10 @@ class BuildConfig:
         if self.is_maze and (self.easier or self.box or self.difficulty or self.min_rating is not None and
                              self.source == "generate"):  # fmt: skip
             raise ValueError("Easier copies, boxes and difficulties belong to Sudokus; leave them out for mazes.")
+        if self.is_maze and self.num_aug > 7:
+            raise ValueError(
+                f"A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug={self.num_aug}."
+            )
         if not self.is_maze and self.min_path is not None:
             raise ValueError("A shortest path (--min-path) belongs to mazes; leave it out for Sudokus.")
         if self.seed < 0:
@@ -427,6 +431,8 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
         rng = np.random.default_rng([config.seed, 7, first_group + start])
         turned = np.tile(np.arange(copies), len(part)) > 0
         if config.num_aug and isinstance(task, MazeTask):
+            if copies > len(task.dihedral):
+                raise ValueError(f"{task} has {len(task.dihedral) - 1} symmetric copies: lower num_aug.")
             which = np.tile(np.arange(copies) % len(task.dihedral), len(part))
             inputs = np.take_along_axis(inputs, task.dihedral[which], axis=1)
             labels[turned] = label_mazes(task, inputs[turned])

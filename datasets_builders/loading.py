@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,6 +114,8 @@ def load_puzzles(
         path = hub_folder(str(data), split, revision)
     if (path / META).exists():
         return _load_built(path, split, task, limit, config)
+    if any(path.rglob("*.parquet")):
+        return _load_parquet(path, split, task, limit, config)
     return _load_csv(find_csv(path, split), task, limit)
 
 
@@ -142,16 +145,41 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
     from huggingface_hub import snapshot_download
 
     names = "*" if split is None else f"*{split}*"
-    patterns = [f"{names}.csv", f"{names}.csv.gz", f"*/{names}.parquet", "README.md", META]
+    patterns = [f"{names}.csv", f"{names}.csv.gz", f"{names}.parquet", "README.md", META]
     try:
-        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        revision = full_revision(repo_id, revision)
+        folder = Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise FileNotFoundError(
-            f"The data set {repo_id!r} could not be fetched from the Hub ({type(error).__name__}; is there a network,"
-            " and does the data set exist?). Without the Hub, make a stand-in with `python scripts/build_dataset.py"
-            f" {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'} --source generate --output-dir DIR` and pass"
-            " DIR instead."
+            f"The data set {repo_id!r}{f' at {revision}' if revision else ''} could not be fetched from the Hub"
+            f" ({type(error).__name__}; is there a network, and does the data set exist?). Without the Hub, make a"
+            f" stand-in with `python scripts/build_dataset.py {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'}"
+            " --source generate --output-dir DIR` and pass DIR instead."
         ) from error
+    if not folder.is_dir() or not any(p.suffix in (".csv", ".gz", ".parquet") for p in folder.rglob("*")):
+        what = "no CSV or parquet file" if split is None else f"no CSV or parquet file of the split {split!r}"
+        raise FileNotFoundError(f"The Hub data set {repo_id!r} has {what}.")
+    return folder
+
+
+def full_revision(repo_id: str, revision: str | None) -> str | None:
+    """A short commit hash completed from the repository's history (or from the cache, without a network).
+
+    The Hub resolves branches, tags and full hashes only; anything else is returned as it is.
+    """
+    if revision is None or not re.fullmatch(r"[0-9a-f]{6,39}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}" / "snapshots"
+    cached = [p.name for p in snapshots.glob(f"{revision}*")] if snapshots.is_dir() else []
+    if len(cached) == 1:
+        return cached[0]
+    for commit in HfApi().list_repo_commits(repo_id, repo_type="dataset"):
+        if commit.commit_id.startswith(revision):
+            return commit.commit_id
+    return revision
 
 
 # ---- CSV
@@ -332,9 +360,6 @@ def task_to_meta(task: GridTask) -> dict:
 def _load_built(
     path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None
 ) -> PuzzleSet:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     meta = json.loads((path / META).read_text())
     config = config or meta["default_config"]
     if config not in meta["configs"]:
@@ -346,38 +371,69 @@ def _load_built(
     built = task_from_meta(meta)
     if isinstance(task, GridTask) and task != built or isinstance(task, str) and task != built.name:
         raise ValueError(f"{path} holds {built}, not {task}.")
+    table = read_parquet(files, limit)
+    fingerprint = meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else ""
+    return _from_table(table, built, f"{path.name}/{config}", fingerprint)
+
+
+def _load_parquet(
+    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None
+) -> PuzzleSet:
+    """Parquet files without air_dataset.json, as DatasetDict.push_to_hub writes them: CONFIG/split-*.parquet."""
+    files = sorted(path.rglob(f"{split}-*.parquet"))
+    folders = sorted({str(f.parent.relative_to(path)) for f in files})
+    if not files:
+        have = sorted({f.name.split("-")[0] for f in path.rglob("*.parquet")})
+        raise FileNotFoundError(f"{path} has no split {split!r}; it has: {', '.join(have)}.")
+    if config is None and len(folders) > 1:
+        raise ValueError(f"{path} has several configurations, name one of them: {', '.join(folders)}.")
+    files = [f for f in files if config is None or f.parent.relative_to(path).parts[:1] == (config,)]
+    if not files:
+        raise ValueError(f"{path} has no configuration {config!r}; it has: {', '.join(folders)}.")
+    table = read_parquet(files, limit)
+    inputs = table.get("inputs")
+    if inputs is None or "labels" not in table or inputs.ndim != 2:
+        raise ValueError(f"{path} has no columns inputs and labels with a list of tokens per row.")
+    if not isinstance(task, GridTask):
+        side = math.isqrt(inputs.shape[1])
+        if side * side != inputs.shape[1]:
+            raise ValueError(f"{path}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
+        ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
+        guess = "maze" if ends.all() and table["labels"].max() <= 5 and (inputs == 1).any() else "sudoku"
+        task = make_task(task or guess, side, side)
+    return _from_table(table, task, path.name, "")
+
+
+def _from_table(table: dict[str, np.ndarray], task: GridTask, source: str, fingerprint: str) -> PuzzleSet:
+    inputs, labels = table["inputs"].astype(np.uint8), table["labels"].astype(np.uint8)
+    if inputs.shape[1:] != (task.seq_len,) or (inputs == PAD).any() or inputs.max() >= task.vocab_size:
+        raise ValueError(f"{source}: the inputs are not puzzles of {task}; build the folder again.")
+    return PuzzleSet(
+        inputs, labels, task, table.get("rating"), table.get("puzzle_id"), table.get("group"), source, fingerprint
+    )
+
+
+def read_parquet(files: list[Path], limit: int | None = None) -> dict[str, np.ndarray]:
+    """Columns of parquet files as arrays, lists as matrices; texts are left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     parts: dict[str, list[np.ndarray]] = {}
     count = 0
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(CHUNK):
-            if limit is not None:
-                batch = batch.slice(0, limit - count)
+            batch = batch if limit is None else batch.slice(0, limit - count)
             count += len(batch)
             for name, column in zip(batch.schema.names, batch.columns):
-                if name == "source":
+                if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+                    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+                elif pa.types.is_integer(column.type):
+                    values = column.to_numpy(zero_copy_only=False)
+                else:
                     continue
-                values = (
-                    column.flatten().to_numpy(zero_copy_only=False)
-                    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
-                    else column.to_numpy(zero_copy_only=False)
-                )
-                parts.setdefault(name, []).append(
-                    values.reshape(len(batch), -1) if values.size != len(batch) else values
-                )
+                parts.setdefault(name, []).append(values)
             if limit is not None and count >= limit:
-                break
-        if limit is not None and count >= limit:
-            break
-    table = {name: np.concatenate(values) for name, values in parts.items()}
-    if table["inputs"].shape[1:] != (built.seq_len,) or (table["inputs"] == PAD).any():
-        raise ValueError(f"{path}: the inputs are not puzzles of {built}; build the folder again.")
-    return PuzzleSet(
-        table["inputs"],
-        table["labels"],
-        built,
-        table.get("rating"),
-        table["puzzle_id"],
-        table["group"],
-        f"{path.name}/{config}",
-        fingerprint=meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else "",
-    )
+                return {name: np.concatenate(values) for name, values in parts.items()}
+    if not count:
+        raise ValueError(f"{files[0].parent} holds no rows.")
+    return {name: np.concatenate(values) for name, values in parts.items()}
