@@ -89,8 +89,10 @@ def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
         page.uncheck("#air-halt")
         times = []
         for _ in range(clicks):
+            before = page.evaluate("AIR.S.boards.editor.text")
             page.click("#air-new")
-            page.wait_for_timeout(800)
+            page.wait_for_function("text => AIR.S.boards.editor.text !== text", arg=before)
+            page.wait_for_timeout(300)
             times.append(page.evaluate(script))
         browser.close()
     return {

@@ -151,10 +151,11 @@ async def on_run(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]
         yield lines.error(error)
 
 
-async def on_attention(event: gr.EventData, request: gr.Request) -> str:
+async def on_attention(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
     """Where a cell looks."""
     data = data_of(event)
     lines = Lines(data)
+    yield lines.text
     try:
         job = ENGINE.job(data.get("puzzle"), data.get("settings"))
         async with aclosing(TURNS.wait(visitor_of(request))) as places:
@@ -162,19 +163,20 @@ async def on_attention(event: gr.EventData, request: gr.Request) -> str:
                 pass
         call = asyncio.ensure_future(asyncio.to_thread(attention_here, job, data.get("step"), data.get("cell")))
         call.add_done_callback(lambda _: TURNS.release())
-        return lines.add({"t": "attention", **await asyncio.shield(call)})
+        yield lines.add({"t": "attention", **await asyncio.shield(call)})
     except Exception as error:
-        return lines.error(error)
+        yield lines.error(error)
 
 
-def on_puzzle(event: gr.EventData) -> str:
+def on_puzzle(event: gr.EventData) -> Iterator[str]:
     """A new puzzle, or a visitor's text read into the grid."""
     data = data_of(event)
     lines = Lines(data)
+    yield lines.text
     try:
-        return lines.add({"t": "puzzle", **puzzle_for(data)})
+        yield lines.add({"t": "puzzle", **puzzle_for(data)})
     except Exception as error:
-        return lines.error(error)
+        yield lines.error(error)
 
 
 def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +199,7 @@ async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[st
     """An example roll-out of the chosen checkpoint; computed once, the same for everybody."""
     data = data_of(event)
     lines = Lines(data)
+    yield lines.text
     try:
         checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
         if checkpoint.key not in LESSONS:

@@ -93,16 +93,15 @@ window.AirBoard = window.AirBoard || (() => {
 
     /* Show a grid; cells that differ from the one before flash when asked. Returns how many changed. */
     setText(text, flash = false) {
-      const old = this.text;
-      let changed = 0;
-      for (let i = 0; i < this.size; i++) {
-        if (old && old[i] === text[i]) continue;
-        changed += 1;
-        this._draw(i, text[i], flash && !!old);
-      }
+      const old = this.text, changed = [];
+      for (let i = 0; i < this.size; i++) if (!old || old[i] !== text[i]) changed.push(i);
+      // Hundreds of flashing cells tell nothing and cost a slow machine the next frame.
+      const flashing = flash && !!old && changed.length <= 200;
+      for (const i of changed) this._draw(i, text[i], flashing);
       this.text = text;
       if (this.mode === "edit") this._conflicts();
-      return changed;
+      this._name(changed);
+      return changed.length;
     }
 
     _draw(i, letter, flash) {
@@ -110,23 +109,37 @@ window.AirBoard = window.AirBoard || (() => {
       const given = this.mode === "edit" ? letter : this.puzzle[i];
       const clue = this.sudoku ? given !== undefined && given !== task.blank : given === "#" || given === "S" || given === "G";
       const held = task.held.includes(letter) && this.mode !== "edit";
-      const list = cell.classList;
-      list.toggle("is-clue", clue && given === letter);
-      list.toggle("is-answer", this.mode !== "edit" && !held && letter !== given);
-      list.toggle("is-off", this.mode !== "edit" && clue && given !== letter && !held);
-      list.toggle("is-held", held);
-      if (!this.sudoku) {
-        for (const [mark, name] of Object.entries(NAMES)) list.toggle(`is-${name}`, letter === mark);
-        cell.textContent = letter === "S" || letter === "G" ? letter : "";
-      } else {
-        cell.textContent = letter === task.blank ? "" : letter;
-      }
+      const looks = [];
+      if (clue && given === letter) looks.push("is-clue");
+      if (this.mode !== "edit" && !held && letter !== given) looks.push("is-answer");
+      if (this.mode !== "edit" && clue && given !== letter && !held) looks.push("is-off");
+      if (held) looks.push("is-held");
+      if (!this.sudoku && NAMES[letter]) looks.push(`is-${NAMES[letter]}`);
       // Two classes with the same animation: changing between them restarts it without a new layout per cell.
-      const again = list.contains("is-flash");
-      list.toggle("is-flash", flash && !again);
-      list.toggle("is-flash-2", flash && again);
+      if (flash) looks.push(cell.classList.contains("is-flash") ? "is-flash-2" : "is-flash");
+      if (cell.looks) cell.classList.remove(...cell.looks);
+      cell.classList.add(...looks);
+      cell.looks = looks;
+      const shown = this.sudoku ? (letter === task.blank ? "" : letter) : letter === "S" || letter === "G" ? letter : "";
+      if (cell.textContent !== shown) cell.textContent = shown;
       cell.dataset.v = letter;
-      cell.setAttribute("aria-label", this._spoken(i, letter, clue, held));
+      cell.spoken = [letter, clue, held];
+    }
+
+    /* Names for screen readers; while a large board plays, only once it rests. */
+    _name(changed) {
+      const write = (i) => this.cells[i].setAttribute("aria-label", this._spoken(i, ...this.cells[i].spoken));
+      if (this.size <= 100 || this.mode === "edit") {
+        changed.forEach(write);
+        return;
+      }
+      this.unnamed = this.unnamed || new Set();
+      changed.forEach((i) => this.unnamed.add(i));
+      clearTimeout(this.naming);
+      this.naming = setTimeout(() => {
+        for (const i of this.unnamed) if (this.cells[i] && this.cells[i].spoken) write(i);
+        this.unnamed.clear();
+      }, 300);
     }
 
     _spoken(i, letter, clue, held) {

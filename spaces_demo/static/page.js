@@ -60,10 +60,21 @@ window.AIR = window.AIR || (() => {
     }
     const wire = { name, id: "", seen: 0, onlines: null };
     wire.send = (payload, onlines) => {
-      wire.id = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`;
-      wire.seen = 0;
-      wire.onlines = onlines;
-      trigger("submit", { ...payload, id: wire.id });
+      const id = `${Date.now().toString(36)}${Math.random().toString(36).slice(2, 8)}`;
+      Object.assign(wire, { id, seen: 0, onlines });
+      // Every answer begins at once with its id. Gradio loses a question that crosses the end of the answer before on
+      // its way, so a question without a beginning is asked again.
+      const ask = (again) => {
+        if (wire.id !== id || wire.seen) return;
+        if (again > 3) {
+          wire.id = "";
+          onlines([{ t: "error", message: "The server does not answer. Please try again." }]);
+          return;
+        }
+        trigger("submit", { ...payload, id });
+        setTimeout(() => ask(again + 1), again ? 15000 : 5000);
+      };
+      ask(0);
     };
     wire.stop = () => { wire.id = ""; trigger("stop", {}); };
     watch("value", () => {
@@ -71,9 +82,11 @@ window.AIR = window.AIR || (() => {
       const first = text.slice(0, text.indexOf("\n"));
       if (!wire.id || !first.includes(wire.id)) return; // an answer that nobody waits for any more
       const whole = text.lastIndexOf("\n") + 1;
+      if (whole <= wire.seen) return;
       const lines = text.slice(wire.seen, whole).split("\n").filter(Boolean).map((line) => JSON.parse(line));
       wire.seen = whole;
-      if (lines.length) wire.onlines(lines);
+      if (lines.some((line) => ["end", "error", "puzzle", "attention"].includes(line.t))) wire.id = "";
+      wire.onlines(lines);
     });
     S.wires[name] = wire;
     start();
@@ -112,6 +125,7 @@ window.AIR = window.AIR || (() => {
   const checkpointOf = (key) => S.catalog.checkpoints.find((c) => c.key === key);
 
   function choose(key, keep = false) {
+    if (running()) stop();
     const before = S.ck;
     S.ck = checkpointOf(key);
     S.task = S.ck.task;
@@ -255,6 +269,7 @@ window.AIR = window.AIR || (() => {
   }
 
   function setPuzzle(text, message = "") {
+    if (running()) stop();
     S.boards.editor.setText(text);
     edited();
     if (message && !$("air-message").textContent) note("air-message", message);
@@ -392,6 +407,7 @@ window.AIR = window.AIR || (() => {
       return;
     }
     note("air-message", "");
+    S.wires.puzzle.id = ""; // a new puzzle that is still on its way comes too late
     const run = new Run(S.ck, S.boards.editor.text, settings());
     S.live = run;
     S.liveShown = 0;
