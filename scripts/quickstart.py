@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if shipped := shipped_checkpoint():
         print(f"\nAnd puzzles of real size, with {shipped.name}, which comes with this release:")
-        example = "..47.8..29...3..415...4..6..2..7.1.4.5.1.4.3.1.3.8..2..6..1...825..9...73..6.52.."
+        example = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
         solve.main(["--model", str(shipped), "--attempts", "8", example])
     exact, n = result["exact_accuracy"], result["n"]
     print(
