@@ -236,7 +236,9 @@ class Trainer:
         if (cycles := config.cycles_at(step)) is not None:
             self.config.l_cycles, self.config.h_cycles = cycles
         fresh = self.sampler.draw(step)
-        if self.sampler.device != self.device:  # the puzzles did not fit: a copy from pinned memory does not wait
+        if (
+            self.sampler.device.type != self.device.type
+        ):  # the puzzles did not fit: a copy from pinned memory does not wait
             fresh = type(fresh)(*(t.pin_memory().to(self.device, non_blocking=True) for t in fresh))
         slots.refill(self.model, fresh)
         if self.stacks and self.device.type == "cuda":

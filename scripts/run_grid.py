@@ -408,8 +408,11 @@ def main(argv: list[str] | None = None) -> int:
             launcher: Any = Slurm(arguments, runs[0].folder.parent)
         else:
             launcher = Local(arguments.gpus_per_run, arguments.parallel)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both save and stop
-        states = run_grid(runs, launcher, retries=arguments.retries)
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both save and stop
+        try:
+            states = run_grid(runs, launcher, retries=arguments.retries)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

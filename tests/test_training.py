@@ -455,19 +455,13 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def test_a_real_sigkill_and_a_real_sigterm_lose_nothing(recipe, tmp_path):
-    values = {"max_steps": 400, "save_every": 10, "eval_every": 0, "log_every": 10}
+def test_a_real_sigkill_loses_nothing(recipe, tmp_path):
+    values = {"max_steps": 150, "save_every": 10, "eval_every": 0, "log_every": 10}
     assert recipe("whole", **values) == 0
     process = subprocess.Popen([sys.executable, *command(tmp_path, "killed")], cwd=tmp_path)
     wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint_20")
     process.kill()
     process.wait()
-    process = subprocess.Popen([sys.executable, *command(tmp_path, "killed", "--resume")], cwd=tmp_path)
-    newest = max(int(p.name.split("_")[1]) for p in (tmp_path / "killed" / "checkpoints").glob("checkpoint_*"))
-    wait_for(tmp_path / "killed" / "checkpoints" / f"checkpoint_{newest + 10}")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    assert json.loads((tmp_path / "killed" / "run.json").read_text())["status"] in ("stopped", "finished")
     assert recipe("killed", "--resume", **values) == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
