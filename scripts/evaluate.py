@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be 1 or more, got {args.limit}.")
     rank, world, device, wait = processes(args.device)
+    if world > 1 and args.output is None:
+        raise ValueError("Several processes meet in the parts beside --output: give that file.")
     models = [load_model(source, device) for source in args.model]
     puzzles = load_split(args.data, args.split, args.limit, task_from_config(models[0].config))
     if args.compile:
@@ -93,7 +96,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "dtype": getattr(torch, args.dtype) if args.dtype else None,
         "batch_size": args.batch_size,
     }
-    output = args.output or Path(f".evaluate-{os.getpid()}.json")
+    output = args.output or Path(tempfile.gettempdir()) / f"air-evaluate-{os.getpid()}.json"
     parts = output.with_name(f"{output.name}.parts")
     evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, wait=wait, progress=rank == 0, **options)
     evaluation.run()
