@@ -89,6 +89,10 @@ class BuildConfig:
             raise ValueError(
                 f"A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug={self.num_aug}."
             )
+        if self.source == "generate" and self.min_rating is not None:
+            raise ValueError(
+                "--min-rating chooses among rows of a source; generated Sudokus have --difficulty instead."
+            )
         if not self.is_maze and self.min_path is not None:
             raise ValueError("A shortest path (--min-path) belongs to mazes; leave it out for Sudokus.")
         if self.seed < 0:
@@ -175,18 +179,20 @@ def checked_rows(
         faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
         rating = parse_ratings(ratings, faults)
         pairs = pair_faults(task, inputs, labels, faults)
-        for i, reason in rule_faults(task, inputs, labels, faults, config.num_proc).items():
+        good = np.ones(len(inputs), bool) if keep is None else keep[first_row - 1 : first_row - 1 + len(inputs)].copy()
+        # Rows that are not used are read, but their solutions are not counted.
+        skip = {int(i): "" for i in np.flatnonzero(~good)} | faults
+        for i, reason in rule_faults(task, inputs, labels, skip, config.num_proc).items():
             # What is wrong with the puzzle itself comes first, then where the answer departs from it.
             faults[i] = pairs.get(i, reason) if reason.startswith("the answer") else reason
         faults |= {i: reason for i, reason in pairs.items() if i not in faults}
         bad += [(first_row + i, first_row + i + 1, reason) for i, reason in sorted(faults.items())]
+        if rating is None and config.min_rating is not None:
+            raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
         rating = np.zeros(len(inputs), np.int32) if rating is None else rating
-        good = np.ones(len(inputs), bool)
         good[list(faults)] = False
         if config.min_rating is not None:
             good &= rating >= config.min_rating
-        if keep is not None:
-            good &= keep[first_row - 1 : first_row - 1 + len(good)]
         yield Rows(inputs, labels, rating, sources).take(good)
 
 
@@ -247,7 +253,9 @@ def _count_rows(path: Path, min_rating: int | None) -> np.ndarray:
         faults: dict[int, str] = {}
         rating = parse_ratings(ratings, faults)
         ok = np.ones(len(ratings), bool)
-        if min_rating is not None and rating is not None:
+        if min_rating is not None:
+            if rating is None:
+                raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
             ok = rating >= min_rating
         parts.append(ok)
     return np.concatenate(parts) if parts else np.zeros(0, bool)
@@ -633,6 +641,8 @@ def _write(config: BuildConfig, work: Path) -> dict:
             raise ValueError(f"The split {split!r} has no rows: nothing reaches the options given.")
         if writer.count:
             splits[split], statistics[split] = writer.finish(), stats.summary()
+    if "test" in bad and len(set(source_files(config).values())) == 1:  # one file, read once per split
+        bad["train"] = sorted({*bad["train"], *bad.pop("test")})
     faults = [(split, row) for split, rows in bad.items() for row in rows]
     if faults and not config.skip_bad:
         where = {split: str(path) for split, path in source_files(config).items()}

@@ -453,3 +453,25 @@ def test_real_mazes_build_and_keep_their_labels(tmp_path):
     assert build("maze-hard", "--source", source, "--num-train", 100, "--output-dir", tmp_path / "m") == 0
     built = load_puzzles(tmp_path / "m", "dev")
     assert len(built) == 500 and (built.task.label(built.inputs) == built.labels).all()
+
+
+def test_bad_rows_of_one_file_are_listed_once_though_it_feeds_two_splits(tmp_path, capsys):
+    source = write_csv(tmp_path / "bad.csv", faulty_rows())
+    assert build("sudoku-extreme", "--source", source, "--num-test", 2, "--output-dir", tmp_path / "o") == 1
+    said = capsys.readouterr().err
+    assert said.count("row 3 (line 4)") == 1
+
+
+@pytest.mark.parametrize("options", [("--min-rating", 5), ("--num-aug", 9), ("--box", "2x2"), ("--seed", -1)])
+def test_options_that_cannot_be_met_are_refused(tmp_path, capsys, options):
+    assert build("maze-hard", "--source", "generate", "--grid", "5x5", *options, "--output-dir", tmp_path / "o") == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
+
+
+def test_a_rating_can_only_choose_where_there_is_one(tmp_path, capsys):
+    source = write_csv(tmp_path / "x.csv", [row[:2] for row in sudoku_rows()], ("q", "a"))
+    assert build("sudoku-extreme", "--source", source, "--min-rating", 2, "--output-dir", tmp_path / "o") == 1
+    assert "has no ratings" in capsys.readouterr().err
+    rated = write_csv(tmp_path / "y.csv", sudoku_rows())
+    assert build("sudoku-extreme", "--source", rated, "--min-rating", 2, "--output-dir", tmp_path / "p") == 0
+    assert load_puzzles(tmp_path / "p", "train").rating.tolist() == [2, 3, 4, 5]
