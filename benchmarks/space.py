@@ -60,6 +60,12 @@ def resident_megabytes(pid: int) -> float:
     return float("nan")
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used: unlike the clock, it hardly depends on what else runs."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
     """Seconds from the click on Solve to the first update, and to the verdict, on screen."""
     chromium = shutil.which("chromium")
@@ -106,7 +112,9 @@ def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
-    parser.add_argument("--solves", type=int, default=500, help="puzzles for the memory curve (default 500)")
+    parser.add_argument(
+        "--solves", type=int, default=500, help="puzzles for the memory curve, default 500"
+    )
     parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
     parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
     parser.add_argument("--port", type=int, default=7950)
@@ -135,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         process, seconds = start(timed, args.port)
         result["model"] = timed.name
         result["start_up_s"] = round(seconds, 2)
+        result["start_up_cpu_s"] = round(cpu_seconds(process.pid), 2)
+        result["nice"] = os.nice(0)
         try:
             model = load_model(timed)
             task = task_from_config(model.config)
@@ -154,12 +164,13 @@ def main(argv: list[str] | None = None) -> int:
             process.send_signal(signal.SIGINT)
             process.wait(30)
 
-        process, _ = start(small, args.port + 1)
-        try:
-            result["memory"] = memory(process.pid, args.port + 1, small, args.solves)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
+        if args.solves:
+            process, _ = start(small, args.port + 1)
+            try:
+                result["memory"] = memory(process.pid, args.port + 1, small, args.solves)
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.wait(30)
     result["load_average_after"] = round(os.getloadavg()[0], 2)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_suffix(".partial")
