@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,8 +267,6 @@ def collect(name: str, parcel: Path) -> None:
 
 def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
     """A Hub-ready folder under checkpoints/, written by the same code that publishes."""
-    import tempfile
-
     from air_model.scripts._release import stage_model
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -289,8 +288,12 @@ def refresh() -> None:
     """Give every shipped checkpoint today's travelling code, config and card; weights and numbers stay."""
     for target in sorted((ROOT / "checkpoints").iterdir()):
         if (target / "config.json").is_file():
-            files = (target / "results").glob("*.json")
-            ship(target, target, {path.stem: json.loads(path.read_text()) for path in sorted(files)})
+            evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((target / "results").glob("*.json"))}
+            with tempfile.TemporaryDirectory() as temporary:
+                source = shutil.copytree(target, Path(temporary) / "model")
+                if (source / "figures" / "curve.png").is_file():  # where a run leaves it
+                    (source / "figures" / "curve.png").rename(source / "curve.png")
+                ship(source, target, evaluations)
 
 
 def run_item(name: str, args: argparse.Namespace) -> int:

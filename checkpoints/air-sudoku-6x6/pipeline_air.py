@@ -129,8 +129,8 @@ def solve_puzzles(
         puzzles: N texts or token grids, or an array (N, S).
         attempts: views per model. Without noise no more than the task has symmetries (8 for a square maze).
         max_act_steps, batch_size, dtype: as in `AirModel.solve`.
-        halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules accept,
-            which costs a check per step and never stops at a wrong answer.
+        halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
+            accept, which costs a check per step and never stops at a wrong answer.
         noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
             attempt on; a function of puzzle, attempt and seed alone.
         selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
