@@ -20,12 +20,14 @@ from air_model.datasets_builders.sudoku_solver import (
     _count_9x9,
     _count_any,
     _settle,
+    solve,
 )
 from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import SudokuTask
 
 # (lowest rating, highest rating, share): Sudoku-Extreme, measured on 2,175 real rows
 BENCHMARK_BUCKETS = ((0, 0, 0.15), (1, 9, 0.24), (10, 19, 0.17), (20, 49, 0.33), (50, 1 << 30, 0.11))
+RESTART = 250  # steps of one walk of clue swaps
 DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 and larger from searching for hours
 
 
@@ -167,26 +169,35 @@ def _make(
     when the walk found nothing.
     """
     order = np.empty(len(puzzle), np.int64)
-    scratch, trial = np.empty_like(puzzle), np.empty_like(puzzle)
-    puzzle[:] = grid
-    rating = -1
-    # The first round digs into the solved grid. Then, too hard: one clue more. Too easy: one to three clues in, and
-    # dig again, so that other clues leave.
+    scratch, trial, best = np.empty_like(puzzle), np.empty_like(puzzle), np.empty_like(puzzle)
+    rating, best_rating = -1, -1
+    # A walk starts by digging into the solved grid. Then, too hard: one clue more. Too easy: one to three clues in,
+    # and dig again, so that other clues leave. Most walks end on a low hill, so after RESTART steps a new one starts.
     for step in range(steps + 1):
         if lowest <= rating <= highest:
-            break
+            return rating
+        start = step % RESTART == 0
+        if start:
+            if rating > best_rating:
+                best[:] = puzzle
+                best_rating = rating
+            puzzle[:] = grid
+            rating = -1
         trial[:] = puzzle
         too_hard = rating > highest
-        if step > 0:
+        if not start:
             _add_clues(trial, grid, 1 if too_hard else 1 + _random(state, 3), state, order)
         if not too_hard:
             _dig(trial, state, order, units, units_of, boards, cells, used, scratch)
-        if step == 0:
+        if start:
             _add_clues(trial, grid, extra, state, order)
         score = _count(trial, 1, units, units_of, boards, cells, used, scratch)[1]
-        if step == 0 or (score >= lowest if too_hard else score >= rating):
+        if start or (score >= lowest if too_hard else score >= rating):
             puzzle[:] = trial
             rating = score
+    if best_rating > rating and not lowest <= rating <= highest:
+        puzzle[:] = best
+        rating = best_rating
     return rating
 
 
@@ -232,7 +243,7 @@ def _run(
     progress: str | None = None,
 ) -> Batch:
     count, given = len(seeds), grids is not None
-    grids = np.ascontiguousarray(grids) if given else np.zeros((count, task.seq_len), np.uint8)
+    grids = np.array(grids, np.uint8) if given else np.zeros((count, task.seq_len), np.uint8)
     puzzles, ratings = np.zeros((count, task.seq_len), np.uint8), np.zeros(count, np.int32)
     fast = task.height == 9 and task.box_height == 3
     in_threads(
@@ -298,4 +309,16 @@ def make_puzzles(
         extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
-    return _run(task, seeds, lowest, highest, extra, 400, grids, threads, progress)
+    batch = _run(task, seeds, lowest, highest, extra, 4000, grids, threads, progress)
+    # The rating is the guesses until the solution, so it depends on where the search begins: what the walk left too
+    # easy is turned into the symmetric copy that fits, if one of 100 does, else into the one rated highest.
+    for i in np.flatnonzero(batch.ratings < lowest):
+        symmetry = task.random_symmetries(np.random.default_rng(int(seeds[i])), 100)
+        copies = symmetry.apply(np.repeat(batch.puzzles[i : i + 1], 100, axis=0))
+        ratings = solve(copies, task, limit=1, threads=threads)[1]
+        fits = np.flatnonzero((ratings >= lowest[i]) & (ratings <= highest[i]))
+        k = int(fits[0]) if len(fits) else int(np.argmax(np.where(ratings <= highest[i], ratings, -1)))
+        if ratings[k] > batch.ratings[i]:
+            solved = symmetry.apply(np.repeat(batch.grids[i : i + 1], 100, axis=0))
+            batch.puzzles[i], batch.grids[i], batch.ratings[i] = copies[k], solved[k], ratings[k]
+    return batch
