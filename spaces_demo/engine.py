@@ -37,7 +37,7 @@ from air_model.spaces_demo.examples import levels
 MAX_TEXT = 20_000  # characters of a pasted puzzle
 MAX_STEPS = 64  # ACT steps of one job
 MAX_ATTEMPTS = 16
-CARRY_BYTES = 96 << 20  # states kept for questions about attention
+CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
 
 
