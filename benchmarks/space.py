@@ -112,9 +112,7 @@ def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
-    parser.add_argument(
-        "--solves", type=int, default=500, help="puzzles for the memory curve, default 500"
-    )
+    parser.add_argument("--solves", type=int, default=500, help="puzzles for the memory curve, default 500")
     parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
     parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
     parser.add_argument("--port", type=int, default=7950)
