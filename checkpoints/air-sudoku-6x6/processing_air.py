@@ -752,8 +752,8 @@ class AirProcessor(ProcessorMixin):
         Args:
             text: a puzzle as text or S tokens, or a list (or (N, S) array) of them.
             return_tensors: "pt" (default), "np" or None (lists).
-            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of mazes with path
-                marks are answers, not puzzles: only their letters are checked.
+            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of
+                mazes with path marks are answers, not puzzles: only their letters are checked.
 
         Returns:
             BatchFeature with input_ids (N, S), int64.
