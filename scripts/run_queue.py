@@ -1,8 +1,8 @@
 """The runs that fill checkpoints/ and results/, in order: list them, run one on a borrowed GPU, collect what came back.
 
     python scripts/run_queue.py                                             # the queue and what is done
-    python scripts/run_queue.py sudoku-published --data-root .data --work-dir /tmp/air --output-dir "$OUT" --minutes 9
-    python scripts/run_queue.py sudoku-published --rehearse --data-root ../shared/data --work-dir /tmp/try --output-dir /tmp/out
+    python scripts/run_queue.py sudoku-published --data-root .data --output-dir "$OUT" --minutes 9
+    python scripts/run_queue.py sudoku-published --rehearse --data-root ../shared/data --output-dir runs/rehearsal
     python scripts/run_queue.py sudoku-published --collect FOLDER           # what came back -> checkpoints/, results/
     python scripts/run_queue.py --write                                     # results/QUEUE.md from this table
 
@@ -107,7 +107,7 @@ def state_of(name: str) -> str:
 
 
 def command_of(name: str) -> str:
-    return f'python scripts/run_queue.py {name} --data-root .data --work-dir /tmp/air --output-dir "$OUT" --minutes 9'
+    return f'python scripts/run_queue.py {name} --data-root .data --output-dir "$OUT" --minutes 9'
 
 
 def write_queue() -> Path:
