@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# One thread: with several, rounding depends on the size of a batch, and tests compare results bit for bit. Processes
+# that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -13,6 +16,7 @@ import torch
 
 from air_model import AirConfig, AirModel
 
+torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED = ROOT.parent / "shared"  # real puzzles and published results; not part of the repository
