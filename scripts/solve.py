@@ -4,11 +4,13 @@
     python scripts/solve.py --model DIR puzzle.txt more.csv             # files: a drawn grid, one puzzle a line, or CSV
     cat maze.txt | python scripts/solve.py --model DIR -                # standard input
     python scripts/solve.py --model DIR --attempts 8 --json puzzle.txt  # symmetric views until the rules accept
+    python scripts/solve.py --model SIX NINE mixed.txt                  # puzzles of each size to the model made for it
     python scripts/solve.py --model DIR --animate thinking.gif puzzle.txt
 
 Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
-confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles are refused, naming the cell, and the exit
-status is then 1; an answer that the rules do not accept is printed as such, with status 0.
+confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles, and sizes that no model takes, are refused,
+naming the cell or size, the others solved, and the exit status is then 1; an answer that the rules do not accept is
+printed as such, with status 0.
 """  # noqa: E501
 
 import argparse
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 if not __package__:
@@ -25,15 +28,30 @@ if not __package__:
 import numpy as np
 import torch
 
-from air_model.pipeline_air import Answers, describe, load_model, solve_puzzles
-from air_model.processing_air import GridTask, task_from_config
+from air_model.pipeline_air import (
+    Answers,
+    describe,
+    load_model,
+    models_for,
+    refusal,
+    solve_puzzles,
+    sort_by_size,
+    tasks_of,
+)
+from air_model.processing_air import GridTask, SudokuTask, task_from_config
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("puzzles", nargs="*", metavar="PUZZLE", help="text, a file, or - for standard input")
-    add("--model", nargs="+", action="extend", required=True, help="folder or Hub id; several are tried in turn")
+    add(
+        "--model",
+        nargs="+",
+        action="extend",
+        required=True,
+        help="folder or Hub id; several of a size are tried in turn",
+    )
     add("--attempts", type=int, default=1, help="symmetric views of a puzzle, until the rules accept an answer")
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
     add(
@@ -64,7 +82,7 @@ def _is_model(word: str) -> bool:
         return False
 
 
-def read_puzzles(word: str, task: GridTask) -> list[str]:
+def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
     """The puzzles of one argument."""
     text = word
     if word == "-":
@@ -80,23 +98,33 @@ def read_puzzles(word: str, task: GridTask) -> list[str]:
     head = text.split("\n", 1)[0].lower().split(",")
     if "question" in head:
         return [row[head.index("question")] for row in csv.reader(io.StringIO(text)) if row][1:]
-    if _fits(text, task):
+
+    def ours(text: str) -> bool:
+        return any(_encodes(task.encode, text) for task in tasks)
+
+    if ours(text):
         return [text]
     blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if block.strip("\n")]
     puzzles = []
     for block in blocks:
         lines = [line for line in block.split("\n") if line]
-        # One puzzle a line, or one drawn over several lines; what is neither is refused as a whole.
-        puzzles += lines if not _fits(block, task) and len(lines) > 1 and _fits(lines[0], task) else [block]
+        # One puzzle a line, also of several sizes, or one drawn over several lines; what is neither is refused as a
+        # whole. A line of a drawn maze may look like a small maze, so other sizes count for Sudokus only.
+        each = not ours(block) and len(lines) > 1 and (ours(lines[0]) or all(map(_is_sudoku_of_any_size, lines)))
+        puzzles += lines if each else [block]
     return puzzles
 
 
-def _fits(text: str, task: GridTask) -> bool:
+def _encodes(encode: Callable[[str], object], text: str) -> bool:
     try:
-        task.encode(text)
+        encode(text)
     except ValueError:
         return False
     return True
+
+
+def _is_sudoku_of_any_size(text: str) -> bool:
+    return _encodes(lambda line: tasks_of([SudokuTask()], line), text)
 
 
 def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:
@@ -130,21 +158,13 @@ def solve(args: argparse.Namespace) -> int:
             raise ValueError("Give a puzzle as text, a file, or - for standard input. Examples: --help.")
         args.puzzles = ["-"]
     models = [load_model(source, args.device) for source in args.model]
-    task = task_from_config(models[0].config)
-    texts = [text for word in args.puzzles for text in read_puzzles(word, task)]
-    refused: dict[int, str] = {}
-    for number, text in enumerate(texts):
-        try:
-            task.check_puzzle(text)
-        except ValueError as error:
-            refused[number] = str(error)
-    good = [number for number in range(len(texts)) if number not in refused]
-    place = {number: i for i, number in enumerate(good)}
-    puzzles = np.stack([task.encode(texts[number]) for number in good]) if good else None
-    answers = None
-    if good:
+    tasks = list(dict.fromkeys(task_from_config(model.config) for model in models))
+    texts = [text for word in args.puzzles for text in read_puzzles(word, tasks)]
+    groups, refused = sort_by_size(models, texts)
+    where: dict[int, tuple[GridTask, np.ndarray, Answers, int]] = {}
+    for task, (places, puzzles) in groups.items():
         answers = solve_puzzles(
-            models,
+            models_for(models, task),
             task,
             puzzles,
             attempts=args.attempts,
@@ -155,34 +175,36 @@ def solve(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             dtype=getattr(torch, args.dtype) if args.dtype else None,
             return_rollout=args.rollout or args.animate is not None,
-            progress=len(good) > 1 and sys.stderr.isatty(),
+            progress=len(places) > 1 and sys.stderr.isatty(),
         )
+        where |= {place: (task, puzzles[i], answers, i) for i, place in enumerate(places)}
     results = []
     color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number, text in enumerate(texts):
         if number in refused:
-            results.append({"puzzle": text, "error": refused[number]})
+            results.append({"puzzle": text, **refusal(str(refused[number]))})
             if not args.json:
                 which = f"puzzle {number + 1}: " if len(texts) > 1 else ""
                 print(f"solve: {which}{refused[number]}", file=sys.stderr)
             continue
-        i = place[number]
-        found = describe(task, puzzles[i], answers, i)
+        task, puzzle, answers, i = where[number]
+        found = describe(task, puzzle, answers, i)
         if not args.rollout:
             found.pop("rollout", None)
-        results.append({"puzzle": task.decode(puzzles[i]), **found})
+        results.append({"puzzle": task.decode(puzzle), **found})
         if not args.json:
-            print(report(task, puzzles[i], answers, i, color), end="\n\n" if number + 1 < len(texts) else "\n")
+            print(report(task, puzzle, answers, i, color), end="\n\n" if number + 1 < len(texts) else "\n")
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
-    if args.animate and good:
+    if args.animate and where:
         from types import SimpleNamespace
 
         from air_model.analysis.figures import animate_rollout
 
+        task, puzzle, answers, i = where[min(where)]
         z_h, z_l, updates = answers.rollout
-        rollout = SimpleNamespace(z_h=z_h[:1], z_l=z_l[:1], updates=updates)
-        animate_rollout(rollout, puzzles[0], task, args.animate)
+        rollout = SimpleNamespace(z_h=z_h[i : i + 1], z_l=z_l[i : i + 1], updates=updates)
+        animate_rollout(rollout, puzzle, task, args.animate)
         print(f"wrote {args.animate}", file=sys.stderr)
     return 1 if refused else 0
 

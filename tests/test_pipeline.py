@@ -12,6 +12,8 @@ import transformers
 from conftest import tiny_model
 
 from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
+from air_model.pipeline_air import in_size, takes_size
+from air_model.processing_air import MazeTask
 from air_model.scripts import solve as solve_script
 
 PUZZLE = "1...2...3...4..."
@@ -122,6 +124,62 @@ def test_broken_puzzles_are_refused_with_the_cell(pipe):
         pipe(7)
     with pytest.raises(ValueError, match="has no puzzle; expected one of question"):
         pipe([{"answer": PUZZLE}])
+
+
+NINE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+
+
+def test_a_puzzle_of_another_size_is_named_and_the_others_are_solved(pipe):
+    found = pipe([PUZZLE, NINE, OTHER])
+    assert [found[0], found[2]] == pipe([PUZZLE, OTHER])
+    wanted = "Puzzle 2: This sudoku is 9x9; the model was made for 4x4 and takes no other size."
+    assert found[1]["error"] == found[1]["message"] == wanted
+    assert found[1]["valid"] is False and found[1]["solution"] is None and set(found[1]) == KEYS | {"error"}
+    assert [answer.get("error") for answer in pipe(iter([NINE, PUZZLE]))] == [wanted.replace("2:", "1:"), None]
+
+
+def test_puzzles_that_are_all_of_another_size_mean_the_wrong_model(pipe):
+    for inputs in (NINE, [NINE], [NINE, NINE]):
+        with pytest.raises(ValueError, match="This sudoku is 9x9; the model was made for 4x4"):
+            pipe(inputs)
+
+
+def test_an_answer_does_not_depend_on_the_sizes_beside_it():
+    model = tiny_model(task="maze", grid_height=3, position_embedding="rope2d")
+    mixed = PuzzleSolvingPipeline(model, device="cpu")
+    square, wide, large = "S # ##  G", "S #  \n  # G\n     ", "S  #\n#  #\n#   \n  #G"
+    found = mixed([square, wide, large, square], attempts=3)
+    assert found == [mixed(maze, attempts=3) for maze in (square, wide, large, square)]
+    assert [len(answer["solution"]) for answer in found] == [9, 15, 16, 9]
+
+
+def test_a_model_in_another_size_shares_its_weights_and_computes_what_that_config_does():
+    model = tiny_model(task="maze", grid_height=3, position_embedding="rope2d")
+    task = MazeTask(2, 5)
+    other, plain = (
+        in_size(model, task),
+        tiny_model(task="maze", grid_height=2, grid_width=5, position_embedding="rope2d"),
+    )
+    plain.load_state_dict(model.state_dict())
+    ids = torch.randint(1, 6, (3, 10), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other.solve(ids).logits, plain.solve(ids).logits)
+    assert other.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("fields", "height", "width", "takes"),
+    [
+        ({"position_embedding": "rope2d"}, 5, 4, True),
+        ({"position_embedding": "rope2d", "cell_embedding": True}, 5, 4, False),
+        ({"position_embedding": "rope"}, 5, 3, True),
+        ({"position_embedding": "rope"}, 3, 5, False),
+        ({"position_embedding": "learned"}, 5, 3, False),
+        ({"position_embedding": "none", "token_mixer": "mlp"}, 5, 3, False),
+    ],
+)
+def test_a_maze_model_takes_other_sizes_only_where_no_weight_belongs_to_a_cell(fields, height, width, takes):
+    config = tiny_model(task="maze", grid_height=3, **fields).config
+    assert takes_size(config, MazeTask(height, width)) is takes and takes_size(config, MazeTask(3))
 
 
 def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
@@ -244,6 +302,20 @@ def test_the_script_refuses_one_puzzle_and_solves_the_others(folder, capsys):
     assert solve_script.main(["--model", str(folder), "11..............", PUZZLE]) == 1
     captured = capsys.readouterr()
     assert "puzzle 1: Contradicting clues: row 1, column 1" in captured.err and "Confidence" in captured.out
+
+
+def test_the_script_gives_each_size_to_the_model_made_for_it(folder, tmp_path, capsys):
+    save_release(tiny_model(grid_height=6), tmp_path / "six")
+    six = ".1...42.......4........6..63.....2.."
+    (tmp_path / "mixed.txt").write_text(f"{six}\n{PUZZLE}\n{six}\n")
+    capsys.readouterr()
+    assert (
+        solve_script.main(["--model", str(folder), str(tmp_path / "six"), "--json", str(tmp_path / "mixed.txt")]) == 0
+    )
+    assert [len(f["solution"]) for f in json.loads(capsys.readouterr().out)] == [36, 16, 36]
+    assert solve_script.main(["--model", str(folder), "--json", str(tmp_path / "mixed.txt")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "This sudoku is 6x6; the model was made for 4x4" in found[0]["error"] and len(found[1]["solution"]) == 16
 
 
 def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):
