@@ -173,8 +173,8 @@ def in_size(model: AirModel, task: GridTask) -> AirModel:
         return model
     own = task_from_config(model.config)
     logger.warning_once(
-        f"{task.name}s of {task.height}x{task.width} are computed by a model that was made for {own.height}x{own.width}: "
-        "its position code takes them, whether it has learned them is another matter. The rules judge the answers."
+        f"A model that was made for {own.height}x{own.width} computes {task.name}s of {task.height}x{task.width}: its "
+        "position code takes them; whether it has learned them is another matter. The rules judge the answers."
     )
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "architectures")}
     config = type(model.config)(**fields | {"grid_height": task.height, "grid_width": task.width})
@@ -325,9 +325,13 @@ def slots_for(model: AirModel, puzzles: int, dtype: torch.dtype | None = None) -
     config, device = model.config, model.device
     slots = model.default_batch_size(device, dtype or torch.float32)
     if device.type == "cpu":
-        # Beyond 130,000 numbers a state leaves the cache; wide models reuse their weights over 1,024 positions.
-        positions = max(1024, 2**17 // config.hidden_size)
-        slots = min(slots, max(1, positions // config.num_stack_positions))
+        # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
+        # between, 64 rounds keep the drain at the end short: the batch is fuller and the time the same.
+        least, most = (
+            max(1, 1024 // config.num_stack_positions),
+            2**17 // config.hidden_size // config.num_stack_positions,
+        )
+        slots = min(slots, max(least, min(most, puzzles // 64)))
     return -(-puzzles // -(-puzzles // slots))
 
 

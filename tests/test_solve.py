@@ -111,6 +111,12 @@ def test_continuous_batching_keeps_the_batch_full():
     assert solution.stats["slot_steps"] == int(solution.act_steps.sum())
 
 
+@pytest.mark.parametrize("halt", ["max", "q"])
+def test_the_engines_own_batch_stays_full(halt):
+    answers = solve_puzzles(halting_model(), None, puzzles_of(1300), halt=halt)
+    assert answers.stats["batch_size"] > 50 and answers.stats["fill"] >= 0.95
+
+
 def test_more_steps_than_the_config_has_are_allowed():
     solution = tiny_model().solve(torch.from_numpy(puzzles_of(2)).long(), max_act_steps=40)
     assert solution.act_steps.tolist() == [40, 40]
