@@ -326,12 +326,12 @@ def slots_for(model: AirModel, puzzles: int, dtype: torch.dtype | None = None) -
     slots = model.default_batch_size(device, dtype or torch.float32)
     if device.type == "cpu":
         # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
-        # between, 64 rounds keep the drain at the end short: the batch is fuller and the time the same.
+        # between, 100 rounds keep the drain at the end short: the batch is fuller and the time the same.
         least, most = (
             max(1, 1024 // config.num_stack_positions),
             2**17 // config.hidden_size // config.num_stack_positions,
         )
-        slots = min(slots, max(least, min(most, puzzles // 64)))
+        slots = min(slots, max(least, min(most, puzzles // 100)))
     return -(-puzzles // -(-puzzles // slots))
 
 
