@@ -51,7 +51,7 @@ class TrainConfig:
     train_size: int | None = None  # puzzles drawn from the training split; None takes all
     data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike
     augment: str = "symmetries"  # a fresh random symmetry for every copy (mazes: turned and re-labelled), or "none"
-    easier_share: float = 0.0  # share of Sudoku copies with a random number of further cells filled in
+    easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test
     eval_limit: int = 512  # puzzles evaluated while training; 0 for all
@@ -300,7 +300,8 @@ class PuzzleSampler:
     stacks, rows and columns permuted, the grid transposed where boxes are square: the distribution of the published
     1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
     re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
-    cells of the solution, k uniform on {1, ..., blanks - 1} (the data mixing of arXiv:2601.10679).
+    cells of the solution (of a maze: cells of the path), k uniform on {1, ..., open cells - 1} (for Sudokus the data
+    mixing of arXiv:2601.10679; for mazes our own).
 
     Args:
         puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
@@ -333,8 +334,6 @@ class PuzzleSampler:
         first, sizes = np.unique(puzzles.groups[order], return_index=True, return_counts=True)[1:]
         inputs, labels, ids = inputs[order], labels[order], np.asarray(puzzles.puzzle_ids)[order]
         self.num_puzzles = len(first)
-        if easier_share and self.task.name != "sudoku":
-            raise ValueError(f"easier_share={easier_share} needs Sudoku data; {self.task.name} has no easier copies.")
         if augment == "symmetries" and self.task.name == "maze":
             copies = inputs[:, self.task.dihedral]  # (N, K, S)
             labels = np.stack([self.task.label(copies[:, k]) for k in range(copies.shape[1])], axis=1)
@@ -377,7 +376,7 @@ class PuzzleSampler:
             cells, tokens = sudoku_symmetries(self.task, uniform)
             inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
         if self.easier_share:
-            inputs = reveal(inputs, labels, uniform, self.easier_share, self.task.blank_token)
+            inputs = reveal(inputs, labels, uniform, self.easier_share)
         return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
 
 
@@ -400,9 +399,12 @@ def sudoku_symmetries(task: Any, uniform: Any) -> tuple[Tensor, Tensor]:
     return cells.flatten(1), torch.cat([fixed, digits], dim=1)
 
 
-def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, blank: int) -> Tensor:
-    """A `share` of the puzzles with k ~ U{1 .. blanks - 1} random blanks filled in from the labels, (B, S)."""
-    empty = inputs == blank
+def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float) -> Tensor:
+    """A `share` of the puzzles with k ~ U{1 .. open cells - 1} random open cells filled in from the labels, (B, S).
+
+    Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze.
+    """
+    empty = (inputs != labels) & (labels != 0)
     count = 1 + (uniform() * (empty.sum(1) - 1).clamp(min=0)).long()
     order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)

@@ -196,6 +196,20 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert (batch.inputs == batch.labels)[~after].all()
 
 
+def test_easier_mazes_show_some_but_not_all_of_the_path():
+    task = make_task("maze", 6)
+    rng = np.random.default_rng(0)
+    inputs = np.full((40, 6, 6), 2, np.uint8)
+    inputs[np.arange(40), rng.integers(1, 5, 40), rng.integers(0, 6, 40)] = 1  # one wall: a way round it remains
+    inputs[:, 0, 0], inputs[:, 5, 5] = 3, 4
+    inputs = inputs.reshape(40, 36)
+    puzzles = PuzzleSet(inputs, task.label(inputs), task)
+    batch = parts.PuzzleSampler(puzzles, 60, seed=0, augment="none", easier_share=1.0).draw(1)
+    shown, path = (batch.inputs == 5), (batch.labels == 5)
+    assert (shown.sum(1) >= 1).all() and (shown.sum(1) < path.sum(1)).all()
+    assert not (shown & ~path).any() and len(shown.sum(1).unique()) > 3
+
+
 def test_maze_copies_are_labelled_by_the_benchmarks_rule():
     task = make_task("maze", 6)
     rng, mazes = np.random.default_rng(0), []
