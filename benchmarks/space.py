@@ -2,10 +2,12 @@
 
     python benchmarks/space.py                              # the full-size model with random weights, and 500 solves
     python benchmarks/space.py --model checkpoints/air-sudoku-6x6 --solves 100
+    python benchmarks/space.py --only memory                # or latency: the other half of the file stays as it was
 
 Measured: seconds from the command to the first answered request; from the click to the first update on screen and to
 the verdict (Chromium, if installed); the page's time for all ACT steps over that of plain `solve` in this process, the
-two taking turns; memory of the server while it solves different puzzles one after another.
+two taking turns; memory of the server while it solves different puzzles one after another, asked by a program and then
+clicked on one page, whose own memory is read too.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -109,9 +110,124 @@ def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
     }
 
 
+def circumstances() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpus": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "nice": os.nice(0),
+    }
+
+
+def latency(folder: Path, port: int, clicks: int) -> dict[str, Any]:
+    """Start-up, the page, and plain `solve` of the same model."""
+    process, seconds = start(folder, port)
+    result: dict[str, Any] = {
+        "model": folder.name,
+        "start_up_s": round(seconds, 2),
+        "start_up_cpu_s": round(cpu_seconds(process.pid), 2),
+    }
+    try:
+        model = load_model(folder)
+        task = task_from_config(model.config)
+        plain = []
+        rng = np.random.default_rng(0)
+        page = in_browser(port, clicks)
+        for _ in range(clicks):
+            puzzle = new_puzzle(task, levels(task)[0], rng).astype(np.int64)
+            began = time.perf_counter()
+            model.solve(torch.from_numpy(puzzle)[None])
+            plain.append(round(time.perf_counter() - began, 3))
+        result["plain_solve_s"] = plain
+        if page is not None:
+            result["page"] = page
+            result["page_over_plain"] = round(median(page["verdict_s"]) / median(plain), 3)
+    finally:
+        stop(process)
+    return result
+
+
+def memory(folder: Path, port: int, solves: int) -> dict[str, Any]:
+    """Megabytes after every tenth of the solves: resident in the server, and of the page's script.
+
+    First `solves` roll-outs over the API, then as many clicked on one page.
+    """
+    process, _ = start(folder, port)
+    every = max(1, solves // 10)
+    try:
+        result: dict[str, Any] = {
+            "model": folder.name,
+            "at_start_mb": round(resident_megabytes(process.pid), 1),
+            "over_api": api_memory(process.pid, port, folder, solves, every),
+        }
+        page = page_memory(process.pid, port, solves, every)
+        if page is not None:
+            result["on_page"] = page
+    finally:
+        stop(process)
+    for part in (result["over_api"], result.get("on_page", {"server_mb": []})):
+        curve = part["server_mb"]
+        if len(curve) >= 4:  # warming up is over after a fifth
+            part["growth_after_a_fifth"] = round(curve[-1] / curve[1] - 1, 4)
+    return result
+
+
+def api_memory(pid: int, port: int, folder: Path, solves: int, every: int) -> dict[str, Any]:
+    from gradio_client import Client
+
+    client = Client(f"http://127.0.0.1:{port}", verbose=False)
+    task, rng = task_from_config(AirConfig.from_pretrained(folder)), np.random.default_rng(1)
+    curve = []
+    for i in range(solves):
+        puzzle = task.decode(new_puzzle(task, levels(task)[i % len(levels(task))], rng))
+        answer = client.predict(puzzle, api_name="/rollout")
+        assert answer["puzzle"] == puzzle
+        if (i + 1) % every == 0:
+            curve.append(round(resident_megabytes(pid), 1))
+    return {"solves": solves, "server_mb": curve}
+
+
+def page_memory(pid: int, port: int, solves: int, every: int) -> dict[str, Any] | None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    curve, script = [], []
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--js-flags=--expose-gc", "--enable-precise-memory-info"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page()
+        page.set_default_timeout(300_000)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("html[data-air=ready]")
+        page.uncheck("#air-halt")
+        for i in range(solves):
+            before = page.evaluate("AIR.S.boards.editor.text")
+            page.click("#air-new")
+            page.wait_for_function("text => AIR.S.boards.editor.text !== text", arg=before)
+            page.click("#air-solve")
+            page.wait_for_selector("[data-view=verdict] .verdict")
+            if (i + 1) % every == 0:
+                curve.append(round(resident_megabytes(pid), 1))
+                script.append(round(page.evaluate("gc(), performance.memory.usedJSHeapSize / 2 ** 20"), 1))
+        browser.close()
+    return {"solves": solves, "server_mb": curve, "script_mb": script}
+
+
+def stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    process.wait(30)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
+    parser.add_argument("--only", choices=["latency", "memory"], help="default: both")
     parser.add_argument("--solves", type=int, default=500, help="puzzles for the memory curve, default 500")
     parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
     parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
@@ -119,15 +235,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "space.json")
     args = parser.parse_args(argv)
 
-    result: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        .stdout.strip(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
+    result: dict[str, Any] = {}
+    if args.only and args.output.exists():
+        result = json.loads(args.output.read_text())
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         timed, small = Path(folder) / "full-size-random", Path(folder) / "small-random"
@@ -138,60 +248,16 @@ def main(argv: list[str] | None = None) -> int:
             save_release(AirModel(config), small)
         timed, small = args.model or timed, args.memory_model or small
 
-        process, seconds = start(timed, args.port)
-        result["model"] = timed.name
-        result["start_up_s"] = round(seconds, 2)
-        result["start_up_cpu_s"] = round(cpu_seconds(process.pid), 2)
-        result["nice"] = os.nice(0)
-        try:
-            model = load_model(timed)
-            task = task_from_config(model.config)
-            plain = []
-            rng = np.random.default_rng(0)
-            browser = in_browser(args.port, args.clicks)
-            for _ in range(args.clicks):
-                puzzle = new_puzzle(task, levels(task)[0], rng).astype(np.int64)
-                began = time.perf_counter()
-                model.solve(torch.from_numpy(puzzle)[None])
-                plain.append(round(time.perf_counter() - began, 3))
-            result["plain_solve_s"] = plain
-            if browser is not None:
-                result["page"] = browser
-                result["page_over_plain"] = round(median(browser["verdict_s"]) / median(plain), 3)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
-
-        if args.solves:
-            process, _ = start(small, args.port + 1)
-            try:
-                result["memory"] = memory(process.pid, args.port + 1, small, args.solves)
-            finally:
-                process.send_signal(signal.SIGINT)
-                process.wait(30)
-    result["load_average_after"] = round(os.getloadavg()[0], 2)
+        if args.only != "memory":
+            result["latency"] = {**circumstances(), **latency(timed, args.port, args.clicks)}
+        if args.only != "latency":
+            result["memory"] = {**circumstances(), **memory(small, args.port + 1, args.solves)}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(partial, args.output)
     print(json.dumps(result, indent=1))
     return 0
-
-
-def memory(pid: int, port: int, model: Path, solves: int) -> dict[str, Any]:
-    """Resident megabytes of the server after every tenth of the solves (roll-outs streamed and returned)."""
-    from gradio_client import Client
-
-    client = Client(f"http://127.0.0.1:{port}", verbose=False)
-    task, rng = task_from_config(AirConfig.from_pretrained(model)), np.random.default_rng(1)
-    curve = []
-    for i in range(solves):
-        puzzle = task.decode(new_puzzle(task, levels(task)[i % len(levels(task))], rng))
-        answer = client.predict(puzzle, api_name="/rollout")
-        assert answer["puzzle"] == puzzle
-        if (i + 1) % max(1, solves // 10) == 0:
-            curve.append(round(resident_megabytes(pid), 1))
-    return {"model": model.name, "solves": solves, "resident_mb": curve}
 
 
 if __name__ == "__main__":

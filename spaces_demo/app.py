@@ -182,10 +182,13 @@ def on_puzzle(event: gr.EventData) -> Iterator[str]:
 def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
     action = data.get("action")
     if action == "new":
-        checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
+        checkpoint = ENGINE.place(str(data.get("checkpoint")))
         tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
         return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "generated": True}
     if action == "link":
+        checkpoint, tokens = ENGINE.read(data.get("text"), vacant=True)
+        if checkpoint.vacant:
+            return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": checkpoint.missing}
         job = ENGINE.job(data.get("text"), data.get("settings"))
         settings = {"halt": job.halt, "max_act_steps": job.max_act_steps, "freeze": job.freeze,
                     "freeze_from": job.freeze_from, "attempts": job.attempts}  # fmt: skip

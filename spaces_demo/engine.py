@@ -28,7 +28,7 @@ from torch import Tensor
 import air_model
 from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
-from air_model.configuration_air import AirConfig
+from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirCarry, AirModel, AirUpdate, Hook
 from air_model.pipeline_air import describe, load_model, solve_puzzles, symmetric_views
 from air_model.processing_air import GridTask, Symmetry, task_from_config
@@ -39,17 +39,23 @@ MAX_STEPS = 64  # ACT steps of one job
 MAX_ATTEMPTS = 16
 CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
+KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
+VACANT_SIZES = {"sudoku": 9, "maze": 12}
 
 
 @dataclass
 class Checkpoint:
-    """One model that the page offers. `source` is a folder or a Hub id; None is an untrained stand-in."""
+    """One model that the page offers. `source` is a folder or a Hub id; None is an untrained stand-in.
+
+    A vacant one stands for a kind of puzzle that no model here solves: such puzzles can be drawn, and nothing else.
+    """
 
     key: str
     source: str | None
     config: AirConfig
     accuracy: float | None = None  # exact, by the evaluation file that lies beside it
     model: AirModel | None = field(default=None, repr=False)
+    vacant: bool = False
 
     @property
     def task(self) -> GridTask:
@@ -58,6 +64,17 @@ class Checkpoint:
     @property
     def trained(self) -> bool:
         return self.source is not None
+
+    @property
+    def missing(self) -> str:
+        """What a visitor is told who brings a puzzle that no model here solves."""
+        if not self.vacant:
+            return ""
+        kind = "maze" if self.task.name == "maze" else "Sudoku"
+        return (
+            f"No {kind} model is installed here, so a {kind} can be drawn but not solved. "
+            "Name one with AIR_MODEL (a folder or a Hub id) and start the page again."
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,8 @@ class Engine:
         assert checkpoints, "an engine without checkpoints"
         self.checkpoints = {c.key: c for c in checkpoints}
         self.default = checkpoints[0].key
+        present = {c.task.name for c in checkpoints}
+        self.vacant = {f"no-{kind}-model": _vacant(kind) for kind in KINDS if kind not in present}
         self.carries = Carries()
         self.lock = threading.Lock()
 
@@ -139,11 +158,16 @@ class Engine:
                     checkpoint.model = load_model(checkpoint.source)
         return checkpoint.model
 
-    def read(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray]:
+    def place(self, key: str) -> Checkpoint:
+        """A checkpoint, or the vacant place of a kind of puzzle that has none."""
+        return self.vacant.get(key) or self.checkpoint(key)
+
+    def read(self, text: Any, prefer: str | None = None, vacant: bool = False) -> tuple[Checkpoint, np.ndarray]:
         """A visitor's text -> the checkpoint that fits it (the preferred one if it does) and the tokens.
 
         Raises:
-            ValueError: a sentence about what is wrong, where.
+            ValueError: a sentence about what is wrong, where; also for a puzzle that only a vacant place fits, unless
+                `vacant` asks for those too.
         """
         if not isinstance(text, str):
             raise ValueError(f"A puzzle is text, got {type(text).__name__}.")
@@ -151,7 +175,8 @@ class Engine:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
         if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
-        order = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
+        known = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
+        order = [*known, *self.vacant.values()]
         error: ValueError | None = None
         for checkpoint in order:
             try:
@@ -160,20 +185,25 @@ class Engine:
                 error = self._better(error, reason, checkpoint, text)
                 continue
             checkpoint.task.check_puzzle(tokens)
+            if checkpoint.vacant and not vacant:
+                raise ValueError(checkpoint.missing)
             return checkpoint, tokens
         assert error is not None
-        sizes = list(dict.fromkeys(title(c.task) for c in order))
+        sizes = list(dict.fromkeys(title(c.task) for c in known))
         more = f" This page solves {', '.join(sizes)}." if len(sizes) > 1 else ""
         raise ValueError(f"{error}{more}")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
-        """As `read`; of a file with one puzzle per line (a CSV too), the first that fits. The note says what was done.
+        """As `read` for drawing; of a file with one puzzle per line (a CSV too), the first that fits.
+
+        The note says what was done.
 
         Raises:
             ValueError: as `read`.
         """
         try:
-            return *self.read(text, prefer), ""
+            checkpoint, tokens = self.read(text, prefer, vacant=True)
+            return checkpoint, tokens, checkpoint.missing
         except ValueError as error:
             lines = text.splitlines()[:1000] if isinstance(text, str) and len(text) <= MAX_TEXT else []
             for number, line in enumerate(lines, start=1):
@@ -222,9 +252,15 @@ class Engine:
         return {
             "default": self.default,
             "checkpoints": [describe_checkpoint(c) for c in self.checkpoints.values()],
+            "vacant": [describe_checkpoint(c) for c in self.vacant.values()],
             "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS},
             "version": air_model.__version__,
         }
+
+
+def _vacant(kind: str) -> Checkpoint:
+    config = AirConfig(task=kind, grid_height=VACANT_SIZES[kind])
+    return Checkpoint(f"no-{kind}-model", None, config, vacant=True)
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -245,8 +281,27 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
 
 def title(task: GridTask) -> str:
     """'Sudoku 9×9': how the page calls a task."""
-    name = {"sudoku": "Sudoku", "maze": "Maze"}.get(task.name, "Grid")
-    return f"{name} {task.height}×{task.width}"
+    return f"{KINDS.get(task.name, 'Grid')} {task.height}×{task.width}"
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    """Text of the model card in a checkpoint's folder, without its front matter; empty where there is none."""
+    path = Path(checkpoint.source or "", "README.md")
+    if not checkpoint.source or not path.is_file():
+        return ""
+    text = path.read_text(errors="replace")[:MAX_TEXT]
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip()
+
+
+def rule_name(config: AirConfig) -> str:
+    """The row of VARIANTS that a checkpoint follows; sizes, positions and how gradients ran aside."""
+    fields = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
+    same = (
+        name
+        for name, row in VARIANTS.items()
+        if all(getattr(config, f) == row.get(f, getattr(AirConfig, f)) for f in fields)
+    )
+    return config.variant or next(same, "own rule")
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -255,11 +310,14 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "key": checkpoint.key,
         "title": title(task),
         "trained": checkpoint.trained,
+        "vacant": checkpoint.vacant,
+        "missing": checkpoint.missing,
         "accuracy": checkpoint.accuracy,
-        "variant": config.variant or "own rule",
+        "variant": rule_name(config),
         "l_injection": config.l_injection,
         "h_injection": config.h_injection,
         "hub": checkpoint.source if checkpoint.source and not Path(checkpoint.source).exists() else None,
+        "card": _card(checkpoint),
         "schedule": config.schedule,
         "act_steps": config.halt_max_steps,
         "layers": config.num_hidden_layers,
@@ -268,6 +326,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "width": config.hidden_size,
         "task": {
             "kind": task.name,
+            "name": KINDS.get(task.name, "Grid"),
             "title": title(task),
             "height": task.height,
             "width": task.width,

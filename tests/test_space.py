@@ -25,7 +25,7 @@ from air_model.analysis.common import Study
 from air_model.pipeline_air import save_release
 from air_model.processing_air import make_task
 from air_model.spaces_demo import app
-from air_model.spaces_demo.engine import Carries, Checkpoint, Engine, attention, find_checkpoints, run
+from air_model.spaces_demo.engine import Carries, Checkpoint, Engine, attention, find_checkpoints, rule_name, run
 from air_model.spaces_demo.examples import levels, new_puzzle, pool
 from air_model.spaces_demo.turns import Busy, Turns
 
@@ -140,6 +140,35 @@ def test_the_model_that_fits_the_text_is_chosen(engine):
     assert engine.read(FOUR)[0].key == "four"
     assert engine.read(FOUR, "four-symmetric")[0].key == "four-symmetric"
     assert engine.read(MAZE)[0].key == "maze"
+
+
+def test_of_two_models_of_a_size_the_better_one_answers_and_comes_first(monkeypatch, tmp_path):
+    for name, exact in (("air-a", 0.2), ("air-b", 0.6)):
+        folder = tmp_path / "checkpoints" / name
+        save_release(tiny_model(), folder)
+        (folder / "eval.json").write_text(json.dumps({"n": 10, "exact_accuracy": exact, "settings": {"attempts": 1}}))
+    save_release(AirModel(tiny_config("Lx_H", task="maze", grid_height=5)), tmp_path / "checkpoints" / "air-maze")
+    monkeypatch.setattr("air_model.spaces_demo.engine.air_model.__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("air_model.spaces_demo.engine.__file__", str(tmp_path / "space" / "engine.py"))
+    shipped = Engine(find_checkpoints(None))
+    assert list(shipped.checkpoints) == ["air-b", "air-a", "air-maze"] and not shipped.vacant
+    assert shipped.job(FOUR).checkpoint == "air-b" and shipped.job(MAZE).checkpoint == "air-maze"
+
+
+def test_a_maze_without_a_maze_model_is_read_but_not_solved():
+    config = tiny_config("Lx_H")
+    one = Engine([Checkpoint("four", "memory", config, model=AirModel(config).eval())])
+    maze = "S" + "." * 142 + "G"
+    with pytest.raises(ValueError, match="No maze model is installed here"):
+        one.job(maze)
+    place, _, note = one.read_loosely(maze)
+    assert place.vacant and note == place.missing
+    assert [c["key"] for c in one.catalog()["vacant"]] == ["no-maze-model"]
+
+
+def test_a_rule_trained_in_its_own_way_keeps_the_name_of_its_variant():
+    config = tiny_config("Lx_Hx", q_continue=False)
+    assert config.variant is None and rule_name(config) == "Lx_Hx"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -98,6 +99,7 @@ def text_of(page, board: str) -> str:
 
 
 def choose(page, key: str) -> None:
+    page.get_by_role("button", name="Maze" if key == "maze" else "Sudoku", exact=True).click()
     page.select_option("#air-model", key)
     page.wait_for_function("AIR.S.boards.editor.text.trim().replaceAll('.', '') !== ''")
 
@@ -250,7 +252,7 @@ def test_exploring_scrubs_reads_attention_and_compares(visit):
         page.select_option("#if-freeze", "z_l")
         page.click("#if-run")
         page.wait_for_selector("[data-view=compare] .verdict")
-        assert "four-symmetric · z_L frozen from the start" in page.inner_text("[data-view=compare]")
+        assert "four-symmetric · zL frozen from the start" in page.inner_text("[data-view=compare]")
         assert page.evaluate("new Set(AIR.S.other.frames.l).size") == 1
 
 
@@ -318,6 +320,52 @@ def test_two_visitors_see_only_their_own_puzzles(visit):
         one.wait_for_selector("[data-view=verdict] .verdict")
         assert one.evaluate("AIR.S.run.end.puzzle") == FOUR
         assert two.evaluate("AIR.S.run.end.puzzle") == "." * 15 + "2"
+
+
+def test_ten_pages_at_once_are_served_in_turn_and_each_sees_its_own_puzzle(visit):
+    puzzles = ["." * i + "1" + "." * (15 - i) for i in range(10)]
+    with ExitStack() as open_pages:
+        pages = [open_pages.enter_context(visit()) for _ in puzzles]
+        for page, puzzle in zip(pages, puzzles):
+            use_text(page, puzzle)
+            page.wait_for_function("text => AIR.S.boards.editor.text === text", arg=puzzle)
+            page.uncheck("#air-halt")
+        for page in pages:
+            page.evaluate("document.querySelector('#air-solve').click()")  # nobody waits for anybody
+        for page, puzzle in zip(pages, puzzles):
+            page.wait_for_selector("[data-view=verdict] .verdict")
+            assert page.evaluate("AIR.S.run.end.puzzle") == puzzle
+            assert page.evaluate("AIR.S.run.frames.h.length") == 24
+            assert text_of(page, "live-h") == page.evaluate("AIR.S.run.frames.h.at(-1)")
+
+
+def test_the_switch_between_sudoku_and_maze_takes_the_best_model_of_each(visit):
+    with visit() as page:
+        page.get_by_role("button", name="Maze", exact=True).click()
+        assert page.input_value("#air-model") == "maze" and page.locator("#board-editor .ab-cell").count() == 64
+        page.get_by_role("button", name="Sudoku", exact=True).click()
+        assert page.input_value("#air-model") == "four"
+        assert page.locator("#air-model option").count() == 4
+
+
+def test_a_maze_can_be_drawn_where_no_maze_model_is_installed_and_the_page_says_so(browser):
+    drawn = "document.querySelector('[data-view=figure]').textContent.includes('No maze model')"
+    config = tiny_config("Lx_H")
+    demo = app.build(Engine([Checkpoint("four", "memory", config, model=AirModel(config).eval())]))
+    _, url, _ = app.launch(demo, prevent_thread_lock=True, server_name="127.0.0.1")
+    try:
+        with Page(browser, url) as page:
+            page.get_by_role("button", name="Maze", exact=True).click()
+            page.wait_for_function("AIR.S.boards.editor.text.includes('S')")
+            assert "No maze model is installed here" in page.inner_text("#model-note")
+            assert page.locator("#air-solve").is_disabled()
+            open_tab(page, "Learn")
+            page.wait_for_function(drawn)
+            open_tab(page, "Solve")
+            page.get_by_role("button", name="Sudoku", exact=True).click()
+            assert page.locator("#air-solve").is_enabled()
+    finally:
+        demo.close()
 
 
 # Visible text whose contrast with its background is below 4.5 (WCAG AA).

@@ -122,14 +122,20 @@ window.AIR = window.AIR || (() => {
 
   // ---- checkpoints and tasks ---------------------------------------------------------------------------------------
 
-  const checkpointOf = (key) => S.catalog.checkpoints.find((c) => c.key === key);
+  const places = () => [...S.catalog.checkpoints, ...S.catalog.vacant];
+  const checkpointOf = (key) => places().find((c) => c.key === key);
 
   function choose(key, keep = false) {
     if (running()) stop();
     const before = S.ck;
     S.ck = checkpointOf(key);
     S.task = S.ck.task;
+    const kind = S.task.kind;
+    for (const button of $("air-kinds").children) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
+    $("air-model").replaceChildren(...modelOptions((ck) => ck.task.kind === kind));
+    if (S.ck.vacant) $("air-model").append(h("option", { value: key }, "none installed"));
     $("air-model").value = key;
+    $("air-model").disabled = S.ck.vacant;
     S.boards.editor.setTask(S.task);
     const sameTask = before && JSON.stringify(before.task) === JSON.stringify(S.task);
     if (!sameTask) {
@@ -143,13 +149,20 @@ window.AIR = window.AIR || (() => {
       if (before && !keep) newPuzzle();
     }
     buildCompareChoices();
-    note("model-note", modelNote(S.ck));
+    note("model-note", modelNote(S.ck), S.ck.vacant);
+    $("air-solve").disabled = S.ck.vacant;
     S.views.setup.dataset.kind = S.task.kind;
     window.AIRShare.refresh();
     if (S.tab === "Learn") learn();
   }
 
+  /* The best model of a kind: the catalog lists the best first. */
+  function chooseKind(kind) {
+    if (S.task.kind !== kind) choose(places().find((ck) => ck.task.kind === kind).key);
+  }
+
   function modelNote(ck) {
+    if (ck.vacant) return ck.missing;
     if (!ck.trained) return "An untrained stand-in: no checkpoint is installed, so its answers are guesses.";
     const rule = { l: ck.l_injection, h: ck.h_injection };
     const where = rule.l && rule.h ? "both updates see the puzzle" : rule.l ? "only the L-update sees the puzzle" : "only the H-update sees the puzzle";
@@ -194,8 +207,11 @@ window.AIR = window.AIR || (() => {
   // ---- solve: setup and tools ------------------------------------------------------------------------------------------
 
   function buildSetup() {
+    const kinds = new Map(places().map((ck) => [ck.task.kind, ck.task.name]));
     S.views.setup.replaceChildren(
-      h("label", {}, h("span", {}, "Model"), h("select", { id: "air-model", onchange: (e) => choose(e.target.value) }, modelOptions())),
+      h("div", { class: "kinds", id: "air-kinds", role: "group", "aria-label": "Kind of puzzle" }, [...kinds].map(([kind, name]) =>
+        h("button", { type: "button", "data-kind": kind, "aria-pressed": "false", onclick: () => chooseKind(kind) }, name))),
+      h("label", {}, h("span", {}, "Model"), h("select", { id: "air-model", onchange: (e) => choose(e.target.value) })),
       h("p", { class: "note", id: "model-note" }),
       h("div", { class: "fields" },
         h("label", { class: "grow" }, h("span", {}, "Difficulty"), h("select", { id: "air-level" })),
@@ -233,7 +249,7 @@ window.AIR = window.AIR || (() => {
       pad.className = "pad";
       const keys = S.task.alphabet.length - 1, rows = Math.ceil(keys / 10);
       pad.style.setProperty("--wide", Math.ceil(keys / rows));
-      pad.style.setProperty("--narrow", Math.ceil(keys / Math.ceil(keys / 6)));
+      pad.style.setProperty("--narrow", Math.ceil(keys / Math.ceil(keys / 7)));
       const put = (letter) => { editor.put(editor.cursor, letter); editor.cells[editor.cursor].focus({ preventScroll: true }); };
       pad.replaceChildren(
         ...[...S.task.alphabet.slice(2)].map((d) => h("button", { type: "button", "aria-label": `Enter ${d}`, onclick: () => put(d) }, d)),
@@ -396,12 +412,13 @@ window.AIR = window.AIR || (() => {
   const running = () => S.live && !S.live.end && !S.live.error;
 
   function busy(on) {
-    $("air-solve").disabled = on;
+    $("air-solve").disabled = on || S.ck.vacant;
     $("air-stop").hidden = !on;
   }
 
   function solve() {
     if (running()) return;
+    if (S.ck.vacant) { note("air-message", S.ck.missing, true); return; }
     if (S.boards.editor.conflict) {
       note("air-message", `${S.boards.editor.conflict} Mend that first: such a puzzle has no solution.`, true);
       return;
@@ -471,9 +488,9 @@ window.AIR = window.AIR || (() => {
     strip($("live-strip"), S.ck, S.ck.act_steps, 0);
   }
 
-  function caption(board, text) {
+  function caption(board, ...parts) {
     const element = board.root.closest(".fig").querySelector(".fig-note");
-    element.textContent = text;
+    element.replaceChildren(...parts.filter(Boolean).map((part) => h("span", {}, part)));
   }
 
   /* Colours of the updates, L and H, as the background of a strip; width is the share done. */
@@ -494,7 +511,7 @@ window.AIR = window.AIR || (() => {
   function boardNote(run, level, k) {
     const c = run.curves(level), size = run.ck.task.height * run.ck.task.width;
     const held = Math.round(c.held[k] * size);
-    return `${held ? `${held} held back` : "nothing held back"} · ${c.changed[k]} changed`;
+    return [held ? `${held} held back` : "nothing held back", `${c.changed[k]} changed`];
   }
 
   function show(run, prefix, k, flash) {
@@ -506,7 +523,7 @@ window.AIR = window.AIR || (() => {
       if (board.puzzle !== run.puzzle) board.setPuzzle(run.puzzle);
       board.setText(f[level][k], flash);
       board.root.closest(".fig").classList.toggle("moving", flash && f.levels[k] === level);
-      caption(board, boardNote(run, level, k));
+      caption(board, ...boardNote(run, level, k));
     }
   }
 
@@ -691,20 +708,20 @@ window.AIR = window.AIR || (() => {
     const word = run.ck.task.kind === "sudoku" ? "blank" : "undecided";
     const two = (what) => "hl".split("").map((level) => ({ level, points: run.curves(level)[what].map((v, k) => [k, v]) }));
     root.replaceChildren(
-      chart("Wish to halt", "probability after each ACT step", [{ level: "", points: q, dots: true }], u, 1, (v) => percent(v)),
-      chart("Held back", `share of cells decoded as ${word}`, two("held"), u, null, (v) => percent(v), 0.05),
-      chart("Changes", "cells that changed at each update", two("changed"), u, null, (v) => `${Math.round(v)} of ${size}`, 4));
+      chart("Wish to halt", "after each ACT step", [{ level: "", points: q, dots: true }], u, 1, (v) => percent(v)),
+      chart("Held back", `${word} cells`, two("held"), u, null, (v) => percent(v), 0.05),
+      chart("Changes", `of ${size} cells`, two("changed"), u, null, (v) => String(Math.round(v)), 4));
     moveCursor();
   }
 
   function chart(name, unit, series, updates, top, format, floor = 0) {
-    const width = Math.max(S.views.charts.clientWidth || 320, 240), height = 96, left = 6, right = 30, below = 14, above = 8;
+    const width = Math.max(S.views.charts.clientWidth || 320, 240), height = 96, left = 6, right = 44, below = 14, above = 8;
     const max = top || Math.max(floor, ...series.flatMap((s) => s.points.map((p) => p[1]))) || 1;
     const x = (k) => left + ((width - left - right) * k) / Math.max(updates - 1, 1);
     const y = (v) => above + (height - above - below) * (1 - v / max);
     const svg = h("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${name}, ${unit}. ` + series.map((s) => `${s.level ? "z_" + s.level.toUpperCase() + " " : ""}ends at ${format(s.points.length ? s.points.at(-1)[1] : 0)}`).join("; ") });
     for (const v of [0, max]) svg.append(h("line", { class: "axis", x1: left, x2: width - right, y1: y(v), y2: y(v) }));
-    svg.append(h("text", { class: "tick", x: width - right + 5, y: y(max) + 4 }, max === 1 ? "1" : max < 1 ? max.toFixed(2) : String(Math.round(max))), h("text", { class: "tick", x: width - right + 5, y: y(0) + 3 }, "0"));
+    svg.append(h("text", { class: "tick", x: width - right + 5, y: y(max) + 4 }, format(max)), h("text", { class: "tick", x: width - right + 5, y: y(0) + 3 }, format(0)));
     for (const s of series) {
       const points = s.points.map(([k, v]) => `${x(k).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
       svg.append(h("polyline", { class: `curve ${s.level ? "c-" + s.level : "c-q"}`, points, "stroke-dasharray": s.level === "l" ? "5 3" : null }));
@@ -780,9 +797,9 @@ window.AIR = window.AIR || (() => {
     $("if-run").disabled = true;
     S.wires.whatif.send({ puzzle: run.puzzle, settings: wanted }, (lines) => {
       lines.forEach((line) => run.add(line));
+      if (run.error || run.end) $("if-run").disabled = false;
       if (S.other !== run) return;
       if (run.place && !run.tries.length) note("if-message", `${plural(run.place, "puzzle")} before yours…`);
-      if (run.error || run.end) $("if-run").disabled = false;
       if (run.error) { note("if-message", run.error, true); return; }
       if (run.frames.h.length) {
         showCompare();
@@ -804,11 +821,11 @@ window.AIR = window.AIR || (() => {
     const mine = S.run.end.solution, theirs = run.end.solution, apart = changedCells(mine, theirs);
     const what = [];
     if (run.ck.key !== S.run.ck.key) what.push(run.ck.key);
-    if (run.wanted.freeze !== "none") what.push(`${run.wanted.freeze.replace("z_h", "z_H").replace("z_l", "z_L")} frozen ${run.wanted.from ? `after ACT step ${run.wanted.from}` : "from the start"}`);
+    if (run.wanted.freeze !== "none") what.push([state(run.wanted.freeze.at(-1)), ` frozen ${run.wanted.from ? `after ACT step ${run.wanted.from}` : "from the start"}`]);
     what.push(plural(run.end.act_steps, "ACT step"));
     if (run.end.attempts > 1) what.push(plural(run.end.attempts, "attempt"));
     S.views.compare.replaceChildren(
-      h("h3", {}, what.join(" · ")),
+      h("h3", {}, what.flatMap((part, i) => (i ? [" · ", part] : [part])).flat()),
       h("p", { class: "note" }, apart ? `Differs from your run in ${plural(apart, "cell")}.` : "The same answer as your run."),
       verdictOf(run));
   }
@@ -911,6 +928,10 @@ window.AIR = window.AIR || (() => {
     const root = S.views.figure, ck = S.ck;
     if (S.learned === ck.key) return;
     S.learned = ck.key;
+    if (ck.vacant) {
+      root.replaceChildren(h("p", { class: "note" }, ck.missing));
+      return;
+    }
     root.replaceChildren(h("p", { class: "note" }, "Drawing an example with the model of this page…"));
     S.wires.learn.send({ checkpoint: ck.key }, (lines) => {
       S.lesson = S.lesson || null;
@@ -933,13 +954,14 @@ window.AIR = window.AIR || (() => {
     const picks = [...new Set(wanted.filter((k) => k >= 0 && k < total))].sort((a, b) => a - b);
     const film = h("div", { class: "film", style: `--n:${picks.length}` });
     const boards = [];
-    for (const level of "hl") {
-      for (const k of picks) {
+    for (const k of picks) {
+      const pair = "hl".split("").map((level) => {
         const cell = h("div", {});
         const board = new window.AirBoard.Board(cell, { name: "", mode: "state", state: level, label: `z_${level.toUpperCase()} after update ${k + 1}` });
         boards.push([board, f[level][k]]);
-        film.append(h("figure", {}, level === "h" ? h("figcaption", {}, `update ${k + 1}`) : null, cell));
-      }
+        return cell;
+      });
+      film.append(h("figure", {}, h("figcaption", {}, `update ${k + 1}`), pair));
     }
     const mean = (list) => list.reduce((a, b) => a + b, 0) / Math.max(list.length, 1);
     const hold = { h: mean(run.curves("h").held), l: mean(run.curves("l").held) };
@@ -947,12 +969,28 @@ window.AIR = window.AIR || (() => {
       h("div", { class: "row" }, h("h2", {}, "This model, one puzzle"), h("p", { class: "count" }, `${run.ck.key} · ${run.end.solved ? "solved" : "not solved"} in ${plural(run.end.act_steps, "ACT step")}`)),
       h("div", { class: "film-rows" }, h("div", { class: "film-names" }, h("p", {}, state("h")), h("p", {}, state("l"))), film),
       h("p", { class: "note" }, `In this run, ${percent(hold.h)} of the cells of `, state("h"), ` and ${percent(hold.l)} of those of `, state("l"), " were held back on average over the updates. Striped cells are held back."));
+    showCard(run.ck);
     for (const [board, text] of boards) {
       board.setTask(run.ck.task);
       board.setPuzzle(run.puzzle);
       board.setText(text);
       board.cells.forEach((cell) => { cell.tabIndex = -1; });
     }
+  }
+
+  /* The model's card: its page on the Hub, or the text that lies beside a local checkpoint. */
+  function showCard(ck) {
+    const place = $("learn-cards");
+    place.hidden = !ck.hub && !ck.card;
+    place.replaceChildren(...(ck.hub
+      ? ["Model card: ", h("a", { href: `https://huggingface.co/${ck.hub}`, rel: "noopener noreferrer", target: "_blank" }, ck.hub)]
+      : ["Model card: ", h("a", { href: "#learn-card", onclick: (event) => {
+        event.preventDefault();
+        $("learn-card").open = true;
+        $("learn-card").scrollIntoView({ block: "start" });
+        $("learn-card").querySelector("summary").focus({ preventScroll: true });
+      } }, ck.key)]));
+    if (ck.card && !ck.hub) S.views.figure.append(h("details", { class: "paste codes-one", id: "learn-card" }, h("summary", {}, `Card of ${ck.key}`), h("pre", { tabindex: 0 }, ck.card)));
   }
 
   const api = { h, state, plural, percent, settings, whatIfSettings, note, Run, changedCells, describeUpdate };

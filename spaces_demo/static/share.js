@@ -43,7 +43,8 @@ window.AIRShare = window.AIRShare || (() => {
 
   function link() {
     const wanted = api.whatIfSettings();
-    const query = new URLSearchParams({ puzzle: portable(S.boards.editor.text), checkpoint: S.ck.key, halt: api.settings().halt });
+    const query = new URLSearchParams({ puzzle: portable(S.boards.editor.text), halt: api.settings().halt });
+    if (!S.ck.vacant) query.set("checkpoint", S.ck.key);
     if (wanted.freeze !== "none") { query.set("freeze", wanted.freeze); query.set("from", wanted.from); }
     if (wanted.attempts > 1) query.set("attempts", wanted.attempts);
     if (wanted.steps && wanted.steps !== S.ck.act_steps) query.set("steps", wanted.steps);
