@@ -19,9 +19,10 @@ import numpy as np
 
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, random_lines
 
-MAX_TABLE = 400_000  # rows of a precomputed permutation table: 9! = 362,880 digit relabellings fit
+MAX_TABLE = 400_000  # rows of a precomputed table of the orders of lines
 MAX_CACHE_BYTES = 1 << 28  # re-labelled mazes kept
 CLUE = 64  # bit beside the label token (at most 36): this cell is a clue
+DIGITS = 1 << 32  # random words from this number on relabel the digits, those before it fill blanks
 
 
 class PuzzleSampler:
@@ -74,7 +75,6 @@ class PuzzleSampler:
             self._codes = (labels | np.where(clue, CLUE, 0)).astype(np.uint8)
             sides = (task.box_height, task.box_width)
             self._lines = [(_line_table(task.height, side), side) for side in sides]
-            self._digits = _digit_table(task.height)
         elif isinstance(task, MazeTask) and symmetries:
             some = slice(0, 1000)
             if (task.label(self.inputs[some]) != self.labels[some]).any():
@@ -125,41 +125,22 @@ class PuzzleSampler:
             return self._turned(rows, rng)
         return self.inputs[rows], self.labels[rows]
 
-    # A Sudoku cell travels as one byte, label + clue bit: one gather moves both grids, one relabels both.
+    # A Sudoku cell travels as one byte, label + clue bit: one gather moves both grids.
     def _sudoku(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         task, n, count = self.task, self.task.height, len(rows)
+        same, flip = np.zeros(count, np.int64), np.zeros(count, bool)
         if self.symmetries:
-            down, across = (_draw_lines(rng, count, n, *lines) for lines in self._lines)
+            lines, columns = (_draw_lines(rng, count, n, *kind) for kind in self._lines)
             if task.box_height == task.box_width:  # transposed with probability 1/2
-                flip = rng.random((count, 1)) < 0.5
-                down, across = down * np.where(flip, 1, n), across * np.where(flip, n, 1)
-            else:
-                down = down * n
-            digits = _draw_digits(rng, count, n, self._digits)
-            codes, labels = _permute(self._codes, rows, down, across, digits)
+                flip = rng.random(count) < 0.5
         else:
-            codes, labels = self._codes[rows], self.labels[rows]
-        clue = codes >= CLUE
-        if self.easier_share:
-            clue |= self._revealed(clue, rng)
-        # label where clue, blank elsewhere, without a branch
-        inputs = labels * clue
-        inputs += (~clue).view(np.uint8) * np.uint8(task.blank_token)
+            lines = columns = (np.arange(n, dtype=np.intp)[None], same)
+        easy = rng.random(count) < self.easier_share
+        keys = rng.integers(0, 1 << 64, count, np.uint64)
+        inputs, labels = np.empty((2, count, task.seq_len), np.uint8)
+        relabel = self.symmetries
+        _copies(self._codes, rows, *lines, *columns, flip, relabel, easy, keys, task.blank_token, inputs, labels)
         return inputs, labels
-
-    def _revealed(self, clue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Cells to fill in, bool (B, S): none in the rows that stay, k of the blanks in an easier copy.
-
-        Revealing each blank with one probability p ~ U(0, 1) makes k uniform in 0 ... blanks, and the k cells a
-        uniform subset; 0 and all are drawn again.
-        """
-        out = np.zeros(clue.shape, bool)
-        todo = np.flatnonzero(rng.random(len(clue)) < self.easier_share)
-        while len(todo):
-            level = rng.integers(0, 1 << 16, len(todo), np.uint16)
-            drawn = np.frombuffer(rng.bytes(2 * len(todo) * clue.shape[1]), np.uint16).reshape(len(todo), -1)
-            todo = todo[_reveal(clue, todo, level, drawn, out)]
-        return out
 
     def _turned(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         task = self.task
@@ -175,40 +156,67 @@ class PuzzleSampler:
         return inputs, self._relabelled[rows, which]
 
 
-def _permute(
-    codes: np.ndarray, rows: np.ndarray, down: np.ndarray, across: np.ndarray, digits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cell i, j of copy b is cell down[b, i] + across[b, j] of row rows[b], relabelled by digits[b]."""
-    count, size = len(rows), codes.shape[1]
+def _copies(
+    codes: np.ndarray, rows: np.ndarray, lines: np.ndarray, line: np.ndarray, columns: np.ndarray, column: np.ndarray,
+    flip: np.ndarray, relabel: bool, easy: np.ndarray, keys: np.ndarray, blank: int, inputs: np.ndarray,
+    labels: np.ndarray,
+) -> None:  # fmt: skip
+    """`sudoku_kernels.copies` where numba is installed, else the same bytes by numpy; see there for the arguments."""
     try:
-        from air_model.datasets_builders.sudoku_kernels import permute
+        from air_model.datasets_builders.sudoku_kernels import copies
     except ImportError:
-        where = ((down + rows[:, None] * size)[:, :, None] + across[:, None, :]).reshape(count, size)
-        moved = codes.reshape(-1).take(where)
-        at = (moved & (CLUE - 1)).astype(np.intp)
-        at += (np.arange(count) * digits.shape[1])[:, None]
-        return moved, digits.reshape(-1).take(at)
-    moved, labels = np.empty((2, count, size), np.uint8)
-    permute(codes, rows, down, across, digits, moved, labels)
-    return moved, labels
+        n = lines.shape[1]
+        by_row, by_column = np.where(flip, 1, n)[:, None], np.where(flip, n, 1)[:, None]
+        down, across = lines[line] * by_row, columns[column] * by_column
+        where = (down[:, :, None] + across[:, None, :]).reshape(len(rows), -1)
+        moved = np.take_along_axis(codes[rows], where, axis=1)
+        labels[:] = moved & (CLUE - 1)
+        if relabel:
+            labels[:] = np.take_along_axis(digit_maps(n, keys), labels.astype(np.intp), axis=1)
+        clue = moved >= CLUE
+        reveal(clue, np.flatnonzero(easy), keys)
+        inputs[:] = np.where(clue, labels, blank)
+        return
+    copies(codes, rows, lines, line, columns, column, flip, relabel, easy, keys, blank, inputs, labels)
 
 
-def _reveal(clue: np.ndarray, rows: np.ndarray, level: np.ndarray, drawn: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Fill in the blanks of `rows` (R,) whose number drawn (R, S) is below the row's level (R,); writes out (B, S).
+def reveal(clue: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> None:
+    """In `rows` of clue (B, S) bool, set k of the blanks, k uniform in 1 ... blanks - 1; keys: (B,) uint64, one each.
 
-    Returns (R,) bool, True where none or all blanks were filled (and there are at least two), to be drawn again.
+    Revealing each blank with one probability p ~ U(0, 1) makes k uniform in 0 ... blanks, and the k cells a uniform
+    subset; 0 and all are drawn again. Rows with fewer than two blanks stay.
     """
-    try:
-        from air_model.datasets_builders.sudoku_kernels import reveal
-    except ImportError:
-        blank = ~clue[rows]
-        new = (drawn < level[:, None]) & blank
-        filled, blanks = new.sum(-1), blank.sum(-1)
-        out[rows] = new & (blanks >= 2)[:, None]
-        return ((filled == 0) | (filled == blanks)) & (blanks >= 2)
-    again = np.empty(len(rows), bool)
-    reveal(clue, rows, level, drawn, out, again)
-    return again
+    size = clue.shape[1]
+    words = 1 + -(-size // 4)  # of one draw: p, then 16 bits a cell
+    rows = rows[(~clue[rows]).sum(-1) >= 2]
+    draw = 0
+    while len(rows):
+        counters = np.arange(draw * words, (draw + 1) * words, dtype=np.uint64)
+        drawn = _mix(keys[rows, None], counters).astype("<u8").view("<u2")  # (R, 4 words)
+        new = (drawn[:, 4 : 4 + size] < drawn[:, :1]) & ~clue[rows]
+        filled, blanks = new.sum(-1), (~clue[rows]).sum(-1)
+        done = (0 < filled) & (filled < blanks)
+        clue[rows[done]] |= new[done]
+        rows, draw = rows[~done], draw + 1
+
+
+def digit_maps(size: int, keys: np.ndarray) -> np.ndarray:
+    """A random digit relabelling per key (B,) as token maps (B, size + 2), shuffled from the last digit down."""
+    out = np.tile(np.arange(size + 2, dtype=np.uint8), (len(keys), 1))
+    every = np.arange(len(keys))
+    for k in range(size - 1, 0, -1):
+        word = _mix(keys, np.array([DIGITS + k], np.uint64)) >> np.uint64(32)
+        j = ((word * np.uint64(k + 1)) >> np.uint64(32)).astype(np.intp)
+        out[every, j + 2], out[:, k + 2] = out[:, k + 2].copy(), out[every, j + 2]
+    return out
+
+
+def _mix(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
+    """Random words number `counter` of the streams `key` (splitmix64), uint64."""
+    z = key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def label_mazes(task: MazeTask, mazes: np.ndarray) -> np.ndarray:
@@ -238,25 +246,8 @@ def _line_table(size: int, per_group: int) -> np.ndarray | None:
 
 def _draw_lines(
     rng: np.random.Generator, count: int, size: int, table: np.ndarray | None, per_group: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """(orders of lines, which of them each of `count` copies takes)."""
     if table is not None:
-        return table[rng.integers(len(table), size=count)]
-    return random_lines(rng, count, size, per_group)
-
-
-def _digit_table(size: int) -> np.ndarray | None:
-    """Every digit relabelling as a token map (n!, n + 2); None if too many."""
-    if math.factorial(size) > MAX_TABLE:
-        return None
-    orders = np.array([[]], np.uint8)
-    for k in range(size):  # insert k at every place of every order of 0 ... k - 1
-        orders = np.concatenate([np.insert(orders, place, k, axis=1) for place in range(k + 1)])
-    return np.concatenate([np.tile(np.array([0, 1], np.uint8), (len(orders), 1)), orders + np.uint8(2)], axis=1)
-
-
-def _draw_digits(rng: np.random.Generator, count: int, size: int, table: np.ndarray | None) -> np.ndarray:
-    if table is not None:
-        return table[rng.integers(len(table), size=count)]
-    out = np.tile(np.arange(size + 2, dtype=np.uint8), (count, 1))
-    out[:, 2:] = np.argsort(rng.random((count, size)), axis=-1) + 2
-    return out
+        return table, rng.integers(len(table), size=count)
+    return random_lines(rng, count, size, per_group).astype(np.intp, copy=False), np.arange(count)
