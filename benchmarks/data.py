@@ -66,28 +66,51 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
-def peak_memory(rows: int, folder: Path) -> float:
-    """MiB of a process that builds a Sudoku CSV of `rows` rows."""
-    task, rng = SudokuTask(), np.random.default_rng(0)
-    grids = random_grids(task, seeds_for(0, 0, 0, 200))
-    puzzles = make_puzzles(task, grids, seeds_for(0, 1, 0, 200), "mixed").puzzles
-    source = folder / f"{rows}.csv"
-    with source.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["question", "answer", "rating"])
-        for _ in range(0, rows, 200):
-            symmetry = task.random_symmetries(rng, 200)
-            for p, g in zip(symmetry.apply(puzzles), symmetry.apply(grids)):
-                writer.writerow([task.decode(p), task.decode(g), 0])
-    code = (
-        "import resource, sys; sys.path.insert(0, 'scripts'); import _checkout;"
-        "from air_model.scripts import build_dataset;"
-        f"build_dataset.main(['sudoku-extreme', '--source', {str(source)!r}, '--quiet', '--output-dir',"
-        f" {str(folder / str(rows))!r}]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1]) / 1024
+# VmHWM, not ru_maxrss: a started process inherits the latter from the one that started it.
+MEASURED = """
+import re, sys
+sys.path.insert(0, "scripts")
+import _checkout
+from air_model.scripts import build_dataset
+assert build_dataset.main(sys.argv[1:]) == 0
+print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+def peak_memory(*arguments: str) -> float:
+    """Peak resident MiB of a process that runs scripts/build_dataset.py with these arguments (Linux)."""
+    command = [sys.executable, "-c", MEASURED, *map(str, arguments), "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return round(int(done.stdout.split()[-1]) / 1024, 1)
+
+
+def write_copies(target: Path, puzzles: np.ndarray, grids: np.ndarray, count: int) -> None:
+    """A CSV of `count` Sudokus, each another symmetric copy of one of the given ones."""
+    task = SudokuTask()
+    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True)
+    letters = np.frombuffer(task.alphabet.encode(), np.uint8)
+    with target.open("wb") as file:
+        file.write(b"question,answer,rating\n")
+        for first in range(0, count, 10_000):
+            inputs, labels = sampler.take(first, min(10_000, count - first), 0)
+            rows = [letters[inputs], letters[labels]]
+            comma, end = (np.tile(np.frombuffer(text, np.uint8), (len(inputs), 1)) for text in (b",", b",0\n"))
+            file.write(np.concatenate([rows[0], comma, rows[1], end], axis=1).tobytes())
+
+
+def memory(puzzles: np.ndarray, grids: np.ndarray, folder: Path, few: int) -> dict:
+    """Peak memory of builds of `few` rows and of ten times as many."""
+    peaks: dict[str, dict[str, float]] = {"rows of a CSV": {}, "copies of 1,000 puzzles": {}}
+    base = folder / "thousand.csv"
+    write_copies(base, puzzles, grids, 1000)
+    for count in (few, 10 * few):
+        source, target = folder / f"{count}.csv", folder / "built"
+        write_copies(source, puzzles, grids, count)
+        build = ("sudoku-extreme", "--force", "--output-dir", target, "--source")
+        peaks["rows of a CSV"][f"{count:,}"] = peak_memory(*build, source)
+        source.unlink()
+        peaks["copies of 1,000 puzzles"][f"{count:,}"] = peak_memory(*build, base, "--num-aug", count // 1000 - 1)
+    return {"peak_MiB_of_a_build": peaks}
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -146,9 +169,7 @@ def run(args: argparse.Namespace) -> dict:
             seconds = timed(lambda: build(config, Path(folder) / "copies"))
             out["copies"] = figure(1001 * min(thousand, len(rows)), seconds, 1, "rows written with their copies")
         if "memory" in args.only:
-            sizes = (int(20_000 * scale * 5), int(200_000 * scale * 5)) if not args.quick else (20_000, 200_000)
-            peaks = {f"{n:,} rows": round(peak_memory(n, Path(folder)), 1) for n in sizes}
-            out["memory"] = {"peak_MiB_of_a_build": peaks}
+            out["memory"] = memory(rows, grids, Path(folder), 10_000 if args.quick else 100_000)
     return out
 
 

@@ -78,8 +78,9 @@ class BuildConfig:
             raise ValueError(f"Unknown data set {self.dataset!r}. Known: {', '.join(TASKS)}.")
         for what in ("num_train", "num_test", "num_aug", "num_proc"):
             value = getattr(self, what)
-            if value is not None and value < (1 if what in ("num_train", "num_proc") else 0):
-                raise ValueError(f"{what} is {value}: give a number of at least {1 if what == 'num_train' else 0}.")
+            least = 1 if what in ("num_train", "num_proc") else 0
+            if value is not None and value < least:
+                raise ValueError(f"{what} is {value}: give a number of at least {least}.")
         if self.hold_out not in ("grids", "puzzles"):
             raise ValueError(f"hold_out is 'grids' or 'puzzles', got {self.hold_out!r}.")
         if self.is_maze and (self.easier or self.box or self.difficulty or self.min_rating is not None and

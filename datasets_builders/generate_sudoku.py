@@ -15,6 +15,7 @@ from air_model.datasets_builders.sudoku_solver import (
     KEEP,
     MAX_DEPTH,
     MINI,
+    NOT,
     WIDE,
     WORDS,
     _count_9x9,
@@ -27,7 +28,11 @@ from air_model.processing_air import SudokuTask
 
 # (lowest rating, highest rating, share): Sudoku-Extreme, measured on 2,175 real rows
 BENCHMARK_BUCKETS = ((0, 0, 0.15), (1, 9, 0.24), (10, 19, 0.17), (20, 49, 0.33), (50, 1 << 30, 0.11))
-RESTART = 250  # steps of one walk of clue swaps
+MISSED = 0.25  # of the walks to the highest bucket end below it: so many more are drawn, and so many fewer below
+RESTART = 6000  # steps of one walk of clue swaps
+STEPS = 12_000  # of all walks for one puzzle
+ENOUGH = 1.0  # times the lowest rating: a proof of so many guesses has a copy of that rating
+COPIES = 200  # symmetric copies that are tried
 DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 and larger from searching for hours
 
 
@@ -121,7 +126,7 @@ def _random_grid(
 def _count(
     puzzle: np.ndarray, limit: int, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None,
     cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int, int]:  # fmt: skip
     # boards is None except at 9x9: numba then leaves the other branch, and its compilation, out
     if boards is None:
         return _count_any(puzzle, limit, DIG_BUDGET, units, units_of, cells, used, scratch)
@@ -139,10 +144,15 @@ def _dig(
     _shuffle(order, len(puzzle), state)
     for i in order:
         kept = puzzle[i]
-        if kept >= 2:
+        if kept < 2:
+            continue
+        if boards is None:
             puzzle[i] = 1
-            if _count(puzzle, 2, units, units_of, boards, cells, used, scratch)[0] != 1:
-                puzzle[i] = kept
+            needed = _count(puzzle, 2, units, units_of, boards, cells, used, scratch)[0] != 1
+        else:  # is there a solution with another digit here? Asked so, the search is shorter.
+            puzzle[i] = kept + NOT
+            needed = _count(puzzle, 1, units, units_of, boards, cells, used, scratch)[0] == 1
+        puzzle[i] = kept if needed else 1
 
 
 @nb.njit(cache=True)
@@ -165,24 +175,26 @@ def _make(
 ) -> int:  # fmt: skip
     """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
 
-    extra: clues added to a minimal puzzle. steps: longest walk. The rating may be outside the range
-    when the walk found nothing.
+    extra: clues added to a minimal puzzle. steps: longest walk. The rating is below the range where a proof of the one
+    solution takes so many guesses that symmetric copies will fit, and outside when the walk found nothing.
     """
     order = np.empty(len(puzzle), np.int64)
     scratch, trial, best = np.empty_like(puzzle), np.empty_like(puzzle), np.empty_like(puzzle)
-    rating, best_rating = -1, -1
+    rating, proof, best_rating, best_proof = -1, -1, -1, -1
     # A walk starts by digging into the solved grid. Then, too hard: one clue more. Too easy: one to three clues in,
-    # and dig again, so that other clues leave. Most walks end on a low hill, so after RESTART steps a new one starts.
+    # and dig again, so that other clues leave. It climbs by the guesses of the whole proof, because those until the
+    # solution are a matter of luck. A step down is taken with a chance of the ratio of the guesses cubed, because most
+    # hills are low; after RESTART steps a new walk starts.
     for step in range(steps + 1):
-        if lowest <= rating <= highest:
+        if lowest <= rating <= highest or rating < lowest and proof >= ENOUGH * lowest:
             return rating
         start = step % RESTART == 0
+        if rating <= highest and proof > best_proof:
+            best[:] = puzzle
+            best_rating, best_proof = rating, proof
         if start:
-            if rating > best_rating:
-                best[:] = puzzle
-                best_rating = rating
             puzzle[:] = grid
-            rating = -1
+            rating = proof = -1
         trial[:] = puzzle
         too_hard = rating > highest
         if not start:
@@ -191,11 +203,12 @@ def _make(
             _dig(trial, state, order, units, units_of, boards, cells, used, scratch)
         if start:
             _add_clues(trial, grid, extra, state, order)
-        score = _count(trial, 1, units, units_of, boards, cells, used, scratch)[1]
-        if start or (score >= lowest if too_hard else score >= rating):
+        _, score, guesses = _count(trial, 2, units, units_of, boards, cells, used, scratch)
+        chance = _random(state, 1 << 20)
+        if start or (score >= lowest if too_hard else chance * (proof + 1) ** 3 < (guesses + 1) ** 3 << 20):
             puzzle[:] = trial
-            rating = score
-    if best_rating > rating and not lowest <= rating <= highest:
+            rating, proof = score, guesses
+    if best_proof >= 0 and not lowest <= rating <= highest:
         puzzle[:] = best
         rating = best_rating
     return rating
@@ -299,7 +312,9 @@ def make_puzzles(
     # The coin of each puzzle comes from its own seed, as everything else.
     coin = (seeds >> np.uint64(40)).astype(np.float64) / 2**24
     if difficulty == "benchmark":
-        bounds = np.cumsum([share for *_, share in BENCHMARK_BUCKETS])
+        shares = np.array([share for *_, share in BENCHMARK_BUCKETS])
+        more = shares[-1] * MISSED / (1 - MISSED)
+        bounds = np.cumsum(shares + [0, 0, 0, -more, more])
         which = np.searchsorted(bounds / bounds[-1], coin, side="right").clip(0, len(BENCHMARK_BUCKETS) - 1)
         lowest = np.array([low for low, *_ in BENCHMARK_BUCKETS])[which]
         highest = np.array([high for _, high, _ in BENCHMARK_BUCKETS])[which]
@@ -309,16 +324,16 @@ def make_puzzles(
         extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
-    batch = _run(task, seeds, lowest, highest, extra, 4000, grids, threads, progress)
+    batch = _run(task, seeds, lowest, highest, extra, STEPS, grids, threads, progress)
     # The rating is the guesses until the solution, so it depends on where the search begins: what the walk left too
-    # easy is turned into the symmetric copy that fits, if one of 100 does, else into the one rated highest.
+    # easy is turned into the symmetric copy that fits, if one of COPIES does, else into the one rated highest.
     for i in np.flatnonzero(batch.ratings < lowest):
-        symmetry = task.random_symmetries(np.random.default_rng(int(seeds[i])), 100)
-        copies = symmetry.apply(np.repeat(batch.puzzles[i : i + 1], 100, axis=0))
+        symmetry = task.random_symmetries(np.random.default_rng(int(seeds[i])), COPIES)
+        copies = symmetry.apply(np.repeat(batch.puzzles[i : i + 1], COPIES, axis=0))
         ratings = solve(copies, task, limit=1, threads=threads)[1]
         fits = np.flatnonzero((ratings >= lowest[i]) & (ratings <= highest[i]))
         k = int(fits[0]) if len(fits) else int(np.argmax(np.where(ratings <= highest[i], ratings, -1)))
         if ratings[k] > batch.ratings[i]:
-            solved = symmetry.apply(np.repeat(batch.grids[i : i + 1], 100, axis=0))
+            solved = symmetry.apply(np.repeat(batch.grids[i : i + 1], COPIES, axis=0))
             batch.puzzles[i], batch.grids[i], batch.ratings[i] = copies[k], solved[k], ratings[k]
     return batch

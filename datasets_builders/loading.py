@@ -195,11 +195,11 @@ def read_rows(
     """
     opener = gzip.open if path.name.endswith(".gz") else open
     row = 0
-    # "latin-1" reads any byte, so a foreign letter is reported with its row rather than as a decoding error.
-    with opener(path, "rt", encoding="latin-1", newline="") as file:
+    # "replace" reads any byte, so a foreign letter is reported with its row rather than as a decoding error.
+    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader(file)
         try:
-            header = [name.strip().lower().removeprefix("ï»¿") for name in next(reader, [])]
+            header = [name.strip().lower() for name in next(reader, [])]
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is not a complete gzip file ({error}): download or write it again.") from None
         at = {}

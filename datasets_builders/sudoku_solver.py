@@ -28,6 +28,7 @@ TOP, LOW = 0o400 * COLUMNS, 0o377 * COLUMNS  # the last bit of each row, and the
 MAX_DEPTH = 82  # guesses in a row
 WORDS = 40  # of one level: 27 of the board, the guess made there (3), scratch
 NO_BUDGET = 1 << 60
+NOT = 128  # added to a token: any digit but this
 
 
 def _tables() -> tuple[np.ndarray, ...]:
@@ -255,21 +256,23 @@ def _count_9x9(
     mini: np.ndarray,
     wide: np.ndarray,
     inside: np.ndarray,
-) -> tuple[int, int]:
-    """(solutions found, at most `limit`; guesses made until the first, or in all without one).
+) -> tuple[int, int, int]:
+    """(solutions found, at most `limit`; guesses made until the first, or in all without one; guesses in all).
 
-    The first solution is written to `first` as tokens. After `budget` guesses the answer is (limit, budget): too
-    many to tell.
+    The first solution is written to `first` as tokens. A token plus NOT is a blank that is not this digit. After
+    `budget` guesses the answer is (limit, budget, budget): too many to tell.
     """
     board = boards[0]
     board[:27] = BAND
     for i in range(81):
         t = tokens[i]
-        if t >= 2:
+        b, bit = i // 27, 1 << i % 27
+        if t >= NOT:
+            board[3 * (t - NOT - 2) + b] &= ~bit
+        elif t >= 2:
             d = t - 2
-            b, bit = i // 27, 1 << i % 27
             if board[3 * d + b] & bit == 0:
-                return 0, 0
+                return 0, 0, 0
             row = ROW << 9 * (i // 9 % 3)
             board[3 * d + b] = (board[3 * d + b] & ~row) | bit
             for e in range(9):
@@ -289,14 +292,14 @@ def _count_9x9(
                             first[i] = d + 2
             found += 1
             if found >= limit:
-                return found, rating
+                return found, rating, guesses
         if state == 0:
             k, d, sets = _choose(boards[depth], keep, mini, inside)
             boards[depth, 27], boards[depth, 28] = k, d
         else:  # solved or contradiction: back to the last guess, which is out
             depth -= 1
             if depth < 0:
-                return found, rating if found else guesses
+                return found, rating if found else guesses, guesses
             k, d, sets = boards[depth, 27], boards[depth, 28], boards[depth, 29]
         dirty = 1 << d
         union = inside[704 + sets]
@@ -307,7 +310,7 @@ def _count_9x9(
         boards[depth, 29] = sets ^ bit
         guesses += 1
         if guesses > budget:
-            return limit, budget
+            return limit, budget, budget
         boards[depth + 1] = boards[depth]
         depth += 1
         _restrict(boards[depth], k, d, inside[704 + bit], wide)
@@ -320,7 +323,9 @@ def _solve_9x9(
 ) -> None:  # fmt: skip
     boards = np.empty((MAX_DEPTH, WORDS), np.int64)
     for i in range(len(puzzles)):
-        counts[i], guesses[i] = _count_9x9(puzzles[i], limit, NO_BUDGET, boards, answers[i], keep, mini, wide, inside)
+        counts[i], guesses[i], _ = _count_9x9(
+            puzzles[i], limit, NO_BUDGET, boards, answers[i], keep, mini, wide, inside
+        )
 
 
 def solve(
@@ -429,7 +434,7 @@ def _count_any(
     cells: np.ndarray,
     used: np.ndarray,
     first: np.ndarray,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """As `_count_9x9`; cells (depth, S + 1) and used (depth, 3n) int64 are scratch."""
     n = units.shape[1]
     full = (1 << n) - 1
@@ -440,7 +445,7 @@ def _count_any(
             bit = 1 << (int(tokens[i]) - 2)
             for k in range(3):
                 if used[0, units_of[i, k]] & bit:
-                    return 0, 0
+                    return 0, 0, 0
                 used[0, units_of[i, k]] |= bit
             cells[0, i] = bit
     # A frame holds a settled grid, the cell guessed at (last column) and, in `todo`, the digits not tried yet.
@@ -459,7 +464,7 @@ def _count_any(
                     first[i] = value
             found += 1
             if found >= limit:
-                return found, rating
+                return found, rating, guesses
         if state == 0:
             best, at = 99, -1
             for i in range(n * n):
@@ -477,13 +482,13 @@ def _count_any(
             while depth >= 0 and todo[depth] == 0:
                 depth -= 1
             if depth < 0:
-                return found, rating if found else guesses
+                return found, rating if found else guesses, guesses
         bit = todo[depth] & -todo[depth]
         todo[depth] ^= bit
         if todo[depth]:
             guesses += 1
             if guesses > budget:
-                return limit, budget
+                return limit, budget, budget
         at = cells[depth, n * n]
         cells[depth + 1] = cells[depth]
         used[depth + 1] = used[depth]
@@ -502,4 +507,4 @@ def _solve_any(
     cells = np.zeros((size + 1, size + 1), np.int64)
     used = np.zeros((size + 1, len(units)), np.int64)
     for i in range(len(puzzles)):
-        counts[i], guesses[i] = _count_any(puzzles[i], limit, NO_BUDGET, units, units_of, cells, used, answers[i])
+        counts[i], guesses[i], _ = _count_any(puzzles[i], limit, NO_BUDGET, units, units_of, cells, used, answers[i])
