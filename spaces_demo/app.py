@@ -184,7 +184,7 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
     if action == "new":
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
         tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
-        return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "generated": True}
+        return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key}
     if action == "link":
         checkpoint, tokens = ENGINE.read(data.get("text"), vacant=True)
         if checkpoint.vacant:

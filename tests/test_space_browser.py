@@ -169,6 +169,17 @@ def test_a_contradicting_grid_is_not_sent_to_the_model(visit):
         assert page.evaluate("AIR.S.run") is None
 
 
+def test_explore_says_why_a_puzzle_does_not_run(visit):
+    with visit() as page:
+        page.click("#air-clear")
+        for i in (0, 3):
+            page.locator("#board-editor .ab-cell").nth(i).click()
+            page.keyboard.press("2")
+        open_tab(page, "Explore")
+        page.click("#ex-run")
+        assert "Row 1 holds two 2s." in page.inner_text("#ex-message")
+
+
 def test_a_maze_is_painted_with_the_mouse(visit):
     with visit() as page:
         choose(page, "maze")

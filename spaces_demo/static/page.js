@@ -272,8 +272,13 @@ window.AIR = window.AIR || (() => {
     element.classList.toggle("bad", bad);
   }
 
+  /* Why a puzzle does not run: said beside the button of either tab. */
+  function complain(text) {
+    note("air-message", text, true);
+    note("ex-message", text, true);
+  }
+
   function edited() {
-    S.generated = false;
     const editor = S.boards.editor;
     let problem = editor.conflict;
     if (S.task.kind !== "sudoku") {
@@ -304,7 +309,6 @@ window.AIR = window.AIR || (() => {
         if (line.checkpoint !== S.ck.key) choose(line.checkpoint, true);
         setPuzzle(line.puzzle, line.note || "");
         if (line.settings) useSettings(line.settings);
-        S.generated = !!line.generated;
       }
     }
   }
@@ -418,12 +422,13 @@ window.AIR = window.AIR || (() => {
 
   function solve() {
     if (running()) return;
-    if (S.ck.vacant) { note("air-message", S.ck.missing, true); return; }
+    if (S.ck.vacant) { complain(S.ck.missing); return; }
     if (S.boards.editor.conflict) {
-      note("air-message", `${S.boards.editor.conflict} Mend that first: such a puzzle has no solution.`, true);
+      complain(`${S.boards.editor.conflict} Mend that first: such a puzzle has no solution.`);
       return;
     }
     note("air-message", "");
+    note("ex-message", "Thinking…");
     S.wires.puzzle.id = ""; // a new puzzle that is still on its way comes too late
     const run = new Run(S.ck, S.boards.editor.text, settings());
     S.live = run;
@@ -441,7 +446,7 @@ window.AIR = window.AIR || (() => {
       if (run.error) {
         busy(false);
         showVerdict(null);
-        note("air-message", run.error, true);
+        complain(run.error);
         return;
       }
       if (run.place && !run.tries.length) showVerdict(null, `${plural(run.place, "puzzle")} before yours…`);
@@ -461,6 +466,7 @@ window.AIR = window.AIR || (() => {
     S.wires.solve.stop();
     S.live = null;
     busy(false);
+    note("ex-message", "");
     showVerdict(null, "Stopped.");
   }
 
@@ -621,7 +627,8 @@ window.AIR = window.AIR || (() => {
       h("div", { class: "row" }, h("h2", {}, "Roll-out"), h("p", { class: "count", id: "ex-count" })),
       h("div", { class: "empty", id: "ex-empty" },
         h("p", {}, "Nothing has run yet."),
-        h("button", { type: "button", class: "primary", onclick: () => { solve(); } }, "Run the puzzle of the Solve tab")),
+        h("button", { type: "button", class: "primary", id: "ex-run", onclick: () => { solve(); } }, "Run the puzzle of the Solve tab"),
+        h("p", { class: "note", id: "ex-message", role: "status", "aria-live": "polite" })),
       h("div", { class: "player", id: "ex-player", hidden: true },
         h("div", { class: "transport" },
           h("button", { type: "button", "aria-label": "One update back", onclick: step(-1) }, "‹"),
@@ -638,6 +645,7 @@ window.AIR = window.AIR || (() => {
   function refreshExplore() {
     const run = S.run, has = !!run && run.frames.h.length > 0;
     $("ex-empty").hidden = has;
+    note("ex-message", "");
     $("ex-player").hidden = !has;
     document.querySelectorAll(".needs-run").forEach((e) => e.classList.toggle("off", !has));
     pause();
