@@ -39,10 +39,15 @@ def fingerprint(models: Sequence[AirModel], puzzles: PuzzleSet, settings: dict[s
     digest.update(puzzles.fingerprint.encode())
     for model in models:
         for name, weight in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            # Sums of bytes in double precision tell two checkpoints apart without copying a GPU's weights.
-            digest.update(repr((float(weight.double().sum()), float(weight.double().square().sum()))).encode())
-        config = {k: v for k, v in model.config.to_dict().items() if k not in ("dtype", "transformers_version")}
+            # Sums of the bits as whole numbers: nothing large leaves a GPU, and unlike sums of floats they do not
+            # depend on the number of threads, which `torchrun` changes.
+            kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+            bits = weight.detach().contiguous().view(-1).view(kinds[weight.element_size()]).long()
+            place = torch.arange(1, len(bits) + 1, device=bits.device)
+            digest.update(repr((name, int(bits.sum()), int((bits * place).sum()))).encode())
+        # Where the folder lies does not matter, nor does the library's release.
+        passing = ("dtype", "transformers_version", "_name_or_path")
+        config = {k: v for k, v in model.config.to_dict().items() if k not in passing}
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 

@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export(source: str, folder: Path, formats: list[str], check: str | None = None) -> dict[str, Any]:
-    model = load_model(source, "cpu", torch.float32)
+    # An exported program keeps its weights' wish for gradients, and would then refuse to overwrite temporaries.
+    model = load_model(source, "cpu", torch.float32).requires_grad_(False)
     task = task_from_config(model.config)
     puzzle = None
     if check is not None:

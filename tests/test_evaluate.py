@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, tiny_model
 from test_solve import TASK, brute_force, halting_model, puzzles_of
 
-from air_model import save_release
+from air_model import load_model, save_release
 from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.scripts import evaluate as script
@@ -105,6 +105,17 @@ def test_other_settings_or_weights_do_not_use_the_parts(tmp_path):
     assert len(folders) == 4
     same = Evaluation([halting_model()], data, tmp_path, halt="q", batch_size=3).folder
     assert same in folders
+
+
+def test_parts_are_found_again_from_another_folder_and_with_another_number_of_threads(tmp_path):
+    model, data = tiny_model(hidden_size=64, intermediate_size=512), puzzle_set(4)
+    folders = set()
+    for name, threads in (("a", 1), ("b", 2)):
+        torch.set_num_threads(threads)
+        save_release(model, tmp_path / name)
+        folders.add(Evaluation([load_model(tmp_path / name, "cpu")], data, tmp_path / "parts", halt="q").folder)
+    torch.set_num_threads(1)
+    assert len(folders) == 1
 
 
 def test_any_number_of_processes_lose_and_repeat_no_puzzle(tmp_path):
