@@ -3,12 +3,14 @@
 import csv
 import gzip
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ from air_model.datasets_builders import BadRows, PuzzleSampler, load_puzzles
 from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
-from air_model.datasets_builders.sudoku_solver import solve
+from air_model.datasets_builders.sudoku_solver import NOT, solve
 from air_model.processing_air import MazeTask, SudokuTask
 from air_model.scripts import build_dataset
 
@@ -94,6 +96,15 @@ def test_the_solver_finds_the_known_answer_and_refuses_contradictions():
     bad = task.encode("55" + PUZZLE[2:])
     counts, guesses, answers = solve(np.stack([task.encode(PUZZLE), bad, np.ones(81, np.uint8)]), task)
     assert counts.tolist() == [1, 0, 2] and task.decode(answers[0]) == ANSWER and guesses[0] == 0
+
+
+def test_a_blank_that_is_not_its_digit_leaves_a_solved_puzzle_without_solution():
+    task = SudokuTask()
+    puzzle = task.encode(PUZZLE)
+    puzzle[2] = task.encode(ANSWER)[2] + NOT
+    other = task.encode(PUZZLE)
+    other[2] = (task.encode(ANSWER)[2] - 1) % 9 + 2 + NOT
+    assert solve(np.stack([puzzle, other]), task)[0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("n", [4, 6, 9])
@@ -268,6 +279,30 @@ def test_all_bad_rows_are_named_not_only_the_first(tmp_path):
     with pytest.raises(BadRows) as error:
         load_puzzles(write_csv(tmp_path / "bad.csv", rows))
     assert [row for row, _, _ in error.value.rows] == [2, 5] and "row 5 (line 6)" in str(error.value)
+
+
+def test_letters_beyond_ascii_are_one_cell_each_and_named(tmp_path):
+    rows = sudoku_rows(2)
+    rows[1] = ("é" + rows[1][0][1:], *rows[1][1:])
+    with pytest.raises(BadRows, match="row 2 .*Foreign letter 'é' at row 1, column 1"):
+        load_puzzles(write_csv(tmp_path / "x.csv", rows))
+
+
+def test_names_of_sources_keep_their_letters(tmp_path):
+    rows = [(*row[:3], "Löwe") for row in sudoku_rows(2)]
+    source = write_csv(tmp_path / "x.csv", rows)
+    assert build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o") == 0
+    from datasets import load_dataset
+
+    stream = load_dataset(str(tmp_path / "o"), split="train", streaming=True)
+    assert {row["source"] for row in stream} == {"Löwe"}
+
+
+@pytest.mark.parametrize("mark, end", [("", "\r\n"), ("\ufeff", "\n"), ("", "\r")])
+def test_any_line_end_and_a_byte_order_mark_are_read(tmp_path, mark, end):
+    lines = [" A ,q", *(f"{answer},{question}" for question, answer, *_ in sudoku_rows(3))]
+    (tmp_path / "x.csv").write_bytes((mark + "".join(line + end for line in lines)).encode())
+    assert len(load_puzzles(tmp_path / "x.csv")) == 3
 
 
 @pytest.mark.parametrize("name, says", [("nowhere", "no Hub data set id"), ("nobody/nothing", "--source generate")])
@@ -460,6 +495,27 @@ def test_bad_rows_of_one_file_are_listed_once_though_it_feeds_two_splits(tmp_pat
     assert build("sudoku-extreme", "--source", source, "--num-test", 2, "--output-dir", tmp_path / "o") == 1
     said = capsys.readouterr().err
     assert said.count("row 3 (line 4)") == 1
+
+
+@pytest.mark.parametrize("option, least", [("--num-train", 1), ("--num-proc", 1), ("--num-aug", 0)])
+def test_numbers_too_small_name_the_least_one(tmp_path, capsys, option, least):
+    assert build("sudoku-extreme", "--source", "generate", option, least - 1, "--output-dir", tmp_path / "o") == 1
+    assert f"at least {least}." in capsys.readouterr().err
+
+
+def test_a_killed_build_leaves_no_data_set_and_the_next_one_clears_up(tmp_path):
+    code = (
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import _checkout;"
+        "from air_model.datasets_builders import build as module;"
+        "module._Writer.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL);"
+        "from air_model.scripts import build_dataset; build_dataset.main(sys.argv[1:])"
+    )
+    source, out = write_csv(tmp_path / "mine.csv", sudoku_rows(4)), tmp_path / "o"
+    arguments = ["sudoku-extreme", "--source", source, "--output-dir", out, "--quiet"]
+    died = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True)
+    assert died.returncode == -signal.SIGKILL and not out.exists()
+    assert build(*arguments[:-1]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.csv", "o"]
 
 
 @pytest.mark.parametrize("options", [("--min-rating", 5), ("--num-aug", 9), ("--box", "2x2"), ("--seed", -1)])
