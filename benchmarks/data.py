@@ -134,11 +134,11 @@ def run(args: argparse.Namespace) -> dict:
             out["solver"]["rank_correlation_with_real_rating"] = round(float(correlation), 4)
             out["solver"]["ratings_equal"] = round(float((guesses == real.rating).mean()), 4)
     if "sudokus" in args.only:
-        seeds = seeds_for(1, 0, 0, thousand)
+        seeds = seeds_for(1, 0, 0, args.sudokus or thousand)
         make_puzzles(sudoku, random_grids(sudoku, seeds[:2]), seeds[:2], "benchmark")
         made = []
         work = lambda: made.append(make_puzzles(sudoku, random_grids(sudoku, seeds, cores), seeds, "benchmark", cores))  # noqa: E731
-        out["sudokus"] = figure(thousand, timed(work), cores, "benchmark-like Sudokus")
+        out["sudokus"] = figure(len(seeds), timed(work), cores, "benchmark-like Sudokus")
         r = made[0].ratings
         bounds = {"0": (0, 0), "1-9": (1, 9), "10-19": (10, 19), "20-49": (20, 49), "50+": (50, 1 << 30)}
         out["sudokus"]["rating_shares"] = {
@@ -178,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--real", help="CSV of real Sudoku rows")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help=",".join(CASES))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sudokus", type=int, help="benchmark-like Sudokus to make (default 1,000)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--output", type=Path, help="JSON to write; figures of other cases in it are kept")
     args = parser.parse_args(argv)
