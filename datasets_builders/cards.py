@@ -29,7 +29,7 @@ GENERATED = {
     ),
     "maze-hard": (
         "These mazes are generated, not taken from the published set: walls placed uniformly (their number uniform in"
-        " 27-47 % of the cells), S uniform on the free cells, G uniform among the cells far enough away; labelled by"
+        " 27-47 % of the cells), S and G uniform on the free cells, kept where they are far enough apart; labelled by"
         " the published rule. `rating` is the number of moves of a shortest path."
     ),
 }

@@ -1,9 +1,11 @@
 """Mazes by the verified recipe: random walls, start, goal, a length filter, labels by Down, Left, Right, Up.
 
-The benchmark (30x30): walls uniformly placed, their number ~ U{240 ... 420}; S uniform on the free cells, G uniform
-among the cells at least 109 moves away. Other sizes scale the number of walls with the cells and the length so that
-about as rare a layout qualifies; `min_path` overrides. Maze `number` of a stream depends on (seed, stream, number)
-alone, so any number of threads writes the same bytes.
+The benchmark (30x30): walls uniformly placed, their number ~ U{240 ... 420}; S and G uniform on the free cells, kept
+where they are at least 109 moves apart. So a layout with many far cells is kept more often: here with a chance of
+their number over MANY_FAR (inexact above it), and G is one of them. Taking every layout that has a far cell would give
+36 % paths of just 109 moves where the benchmark has 15. Other sizes scale the number of walls with the cells and the
+length so that about as rare a layout qualifies; `min_path` overrides. Maze `number` of a stream depends on (seed,
+stream, number) alone, so any number of threads writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from air_model.processing_air import MazeTask
 
 FEWEST_WALLS, MOST_WALLS = 240 / 900, 420 / 900
 BENCHMARK_LENGTH = 109
-MAX_TRIES = 1_000_000  # layouts per maze; the benchmark needs about 1,800 walls-and-start draws
+MANY_FAR = 96 / 900  # of the cells; 2 layouts in 100 with far cells have more
+MAX_TRIES = 1_000_000  # layouts per maze; the benchmark needs about 8,000 walls-and-start draws
 
 
 def default_min_path(height: int, width: int) -> int:
@@ -34,8 +37,8 @@ def default_min_path(height: int, width: int) -> int:
 
 @nb.njit(cache=True, nogil=True)
 def _make_mazes(
-    seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, max_tries: int, out: np.ndarray,
-    tries: np.ndarray,
+    seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, many: int, max_tries: int,
+    out: np.ndarray, tries: np.ndarray,
 ) -> None:  # fmt: skip
     wide, size = width + 2, height * width
     open_ = np.zeros((height + 2) * wide, np.bool_)
@@ -62,7 +65,7 @@ def _make_mazes(
             first = reached
             while first > 0 and distance[queue[first - 1]] >= min_path:
                 first -= 1
-            if first == reached:
+            if first == reached or reached - first < many and _random(state, many) >= reached - first:
                 continue
             goal = queue[first + _random(state, reached - first)]
             for i in range(size):
@@ -100,6 +103,7 @@ def make_mazes(
             min(fewest, most),
             most,
             min_path,
+            max(1, round(MANY_FAR * size)),
             MAX_TRIES,
             mazes[rows],
             tries[rows],

@@ -30,7 +30,7 @@ from air_model.processing_air import SudokuTask
 BENCHMARK_BUCKETS = ((0, 0, 0.15), (1, 9, 0.24), (10, 19, 0.17), (20, 49, 0.33), (50, 1 << 30, 0.11))
 MISSED = 0.25  # of the walks to the highest bucket end below it: so many more are drawn, and so many fewer below
 RESTART = 6000  # steps of one walk of clue swaps
-STEPS = 12_000  # of all walks for one puzzle
+STEPS = 18_000  # of all walks for one puzzle
 ENOUGH = 1.0  # times the lowest rating: a proof of so many guesses has a copy of that rating
 COPIES = 200  # symmetric copies that are tried
 DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 and larger from searching for hours
