@@ -177,10 +177,10 @@ class Trainer:
         self.wrapped = self.accelerator.prepare_model(self.model) if self.world > 1 else self.model
         self.slots = Slots(self.model, self.local_batch, self.config.seq_len, self.device)
         self.explorer = torch.Generator(self.device)
-        self.act_steps = config.train_act_steps or self.config.halt_max_steps
-        if self.act_steps != self.config.halt_max_steps and self.config.q_continue:
+        fewer = set(config.act_steps_curriculum().values()) - {self.config.halt_max_steps}
+        if fewer and self.config.q_continue:
             raise RunError(
-                f"train_act_steps={self.act_steps} differs from halt_max_steps={self.config.halt_max_steps}, but the "
+                f"train_act_steps={min(fewer)} differs from halt_max_steps={self.config.halt_max_steps}, but the "
                 "target of q_continue looks at the latter. Set q_continue=false, or leave train_act_steps out."
             )
 
@@ -235,6 +235,7 @@ class Trainer:
         step, config, slots = self.step + 1, self.train, self.slots
         if (cycles := config.cycles_at(step)) is not None:
             self.config.l_cycles, self.config.h_cycles = cycles
+        act_steps = config.act_steps_at(step, self.config.halt_max_steps)
         fresh = self.sampler.draw(step)
         if (
             self.sampler.device.type != self.device.type
@@ -293,14 +294,14 @@ class Trainer:
                 step,
                 config.batch_size,
                 config.halt_exploration_prob,
-                self.act_steps,
+                act_steps,
             )[self.sampler.rows]
             slots.halted = halt(
                 slots.carry.steps,
                 q_halt,
                 q_continue if self.config.q_continue else None,
                 min_steps,
-                self.act_steps,
+                act_steps,
             )
             logits = torch.cat([out.logits.detach() for out in pieces])
             sums = step_metrics(

@@ -84,7 +84,9 @@ class TrainConfig:
     ema: float = 0.0
     ema_warmup: bool = False
     halt_exploration_prob: float = 0.1
-    train_act_steps: int | None = None  # ACT steps at most while training; None: halt_max_steps, as in evaluation
+    # ACT steps at most while training, or a curriculum of them, {first step: ACT steps}; None: halt_max_steps, as in
+    # evaluation. A batch holds the more fresh puzzles the sooner they leave.
+    train_act_steps: int | dict | None = None
     cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
 
     mixed_precision: str = "auto"  # "auto": bf16 on CUDA, fp32 elsewhere; "bf16"; "no"
@@ -132,6 +134,15 @@ class TrainConfig:
                     "{0: [1, 1], 5000: [2, 2]}."
                 )
 
+        if isinstance(self.train_act_steps, dict):
+            self.train_act_steps = {int(k): int(v) for k, v in self.train_act_steps.items()}
+        curriculum = self.act_steps_curriculum()
+        if curriculum and (min(curriculum) != 0 or min(curriculum.values()) < 1):
+            raise ValueError(
+                f"train_act_steps={self.train_act_steps} must be a number from 1 on, or map first steps to such "
+                "numbers and begin with step 0, as in {0: 2, 5000: 4}."
+            )
+
     def steps(self, num_puzzles: int) -> int:
         """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
         return self.max_steps or max(1, int(self.epochs * num_puzzles / self.batch_size))
@@ -140,7 +151,22 @@ class TrainConfig:
         """(l_cycles, h_cycles) of optimizer step `step`, counted from 1, or None without a curriculum."""
         if self.cycles is None:
             return None
-        return tuple(self.cycles[max(first for first in self.cycles if first < step)])
+        return tuple(_reached(self.cycles, step))
+
+    def act_steps_curriculum(self) -> dict[int, int]:
+        """train_act_steps as {first step: ACT steps}; empty where the model's own number holds."""
+        steps = self.train_act_steps
+        return steps if isinstance(steps, dict) else {} if steps is None else {0: steps}
+
+    def act_steps_at(self, step: int, halt_max_steps: int) -> int:
+        """ACT steps that a puzzle gets at most in optimizer step `step`, counted from 1."""
+        curriculum = self.act_steps_curriculum()
+        return _reached(curriculum, step) if curriculum else halt_max_steps
+
+
+def _reached(curriculum: dict[int, Any], step: int) -> Any:
+    """What a curriculum {first step: value} says for optimizer step `step`, counted from 1."""
+    return curriculum[max(first for first in curriculum if first < step)]
 
 
 TRAIN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}

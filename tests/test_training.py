@@ -103,6 +103,8 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("seed", "key=value"),
         ("easier_share=2", "between 0 and 1"),
         ("cycles={5: [1, 1]}", "begin with step 0"),
+        ("train_act_steps={5: 2}", "begin with step 0"),
+        ("train_act_steps=0", "from 1 on"),
         ("mixed_precision=fp16", "bf16"),
     ],
 )
@@ -293,6 +295,15 @@ def test_accumulation_gives_the_weights_of_the_large_batch(tmp_path):
     for a, b in zip(*(run.model.parameters() for run in runs)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(runs[0].totals, runs[1].totals, rtol=1e-4, atol=1e-4)
+
+
+def test_a_curriculum_of_act_steps_lets_slots_leave_sooner_at_first(tmp_path):
+    run = trainer(tmp_path, train_act_steps={0: 1, 2: 3}, halt_exploration_prob=0.0, q_continue=False)
+    halted = []
+    for _ in range(5):
+        run.train_step()
+        halted.append(bool(run.slots.halted.all()))
+    assert halted == [True, True, False, False, True]
 
 
 def test_a_curriculum_of_cycles_changes_the_schedule_at_its_steps(tmp_path):
