@@ -397,13 +397,15 @@ window.AIR = window.AIR || (() => {
     /* Held-back share and changed cells of one state, after every update. */
     curves(level) {
       const f = this.frames, texts = f[level], held = this.ck.task.held;
-      if (f.curves && f.curves.n === texts.length) return f.curves[level];
-      const make = (list) => ({
-        held: list.map((t) => { let n = 0; for (const c of t) if (held.includes(c)) n += 1; return n / t.length; }),
-        changed: list.map((t, k) => (k ? changedCells(list[k - 1], t) : 0)),
-      });
-      f.curves = { n: texts.length, h: make(f.h), l: make(f.l) };
-      return f.curves[level];
+      f.curves = f.curves || { h: { held: [], changed: [] }, l: { held: [], changed: [] } };
+      const curves = f.curves[level];
+      for (let k = curves.held.length; k < texts.length; k++) {
+        let n = 0;
+        for (const c of texts[k]) if (held.includes(c)) n += 1;
+        curves.held.push(n / texts[k].length);
+        curves.changed.push(k ? changedCells(texts[k - 1], texts[k]) : 0);
+      }
+      return curves;
     }
   }
 
