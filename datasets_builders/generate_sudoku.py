@@ -38,13 +38,13 @@ DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 an
 
 @nb.njit(cache=True)
 def _random(state: np.ndarray, n: int) -> int:
-    """splitmix64: a whole number from 0 to n - 1; state (1,) uint64 moves on."""
+    """splitmix64: a whole number from 0 to n - 1, n up to 2 ** 32; state (1,) uint64 moves on."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
-    return int((z >> np.uint64(11)) % np.uint64(n))
+    return int(((z >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
 @nb.njit(cache=True)
