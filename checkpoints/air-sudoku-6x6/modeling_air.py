@@ -111,10 +111,22 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | N
     return init.trunc_normal_(tensor, mean=0.0, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator)
 
 
-def rms_norm(h: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension, without weight, in float32."""
-    wide = h.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(h.dtype)
+# Most updates carry no gradient. There the elementwise stages below overwrite what they were given: on a CPU, where
+# nothing fuses them, each new tensor of an update costs as much as reading and writing it once more.
+
+
+def add_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
+    """RMSNorm(h + change) over the last dimension, without weight, in float32. `change` may be overwritten."""
+    # Summing in another memory layout would round otherwise than the reference does.
+    dtype, in_place = h.dtype, not torch.is_grad_enabled() and change.stride() == h.stride()
+    wide = (change.add_(h) if in_place else h + change).float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide.mul_(scale) if in_place else wide * scale).to(dtype)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. `gate` may be overwritten."""
+    return F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
 
 
 def stablemax_log_probs(logits: Tensor) -> Tensor:
@@ -124,9 +136,13 @@ def stablemax_log_probs(logits: Tensor) -> Tensor:
     return torch.log(s / s.sum(-1, keepdim=True))
 
 
-def rotate_half(h: Tensor) -> Tensor:
-    a, b = h.chunk(2, dim=-1)
-    return torch.cat((-b, a), dim=-1)
+def rotate(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions by the rotate-half form: (a, b) -> (a cos - b sin, b cos + a sin) for the halves of a head.
+
+    `sin` comes with its first half negated (`AirRotaryEmbedding`), which saves a pass over h.
+    """
+    # The float32 tables promote the product; the result goes back to the states' precision.
+    return (h * cos).add_(h.roll(h.shape[-1] // 2, -1) * sin).to(h.dtype)
 
 
 def eager_attention_forward(
@@ -185,7 +201,7 @@ class AirLevelToken(nn.Module):
 
 
 class AirRotaryEmbedding(nn.Module):
-    """Float32 tables cos, sin (positions, D / H) for the rotate-half form, one- or two-dimensional."""
+    """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
 
     def __init__(self, config: AirConfig) -> None:
         super().__init__()
@@ -207,8 +223,8 @@ class AirRotaryEmbedding(nn.Module):
         size = config.head_dim // len(coordinates)
         frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
         angles = torch.cat([torch.outer(c.float(), frequencies) for c in coordinates], dim=-1)
-        angles = torch.cat([angles, angles], dim=-1)
-        return {"cos": angles.cos(), "sin": angles.sin()}
+        cos, sin = angles.cos(), angles.sin()
+        return {"cos": torch.cat([cos, cos], dim=-1), "sin": torch.cat([-sin, sin], dim=-1)}
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
@@ -235,9 +251,7 @@ class AirAttention(nn.Module):
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if cos is not None:
-            # The float32 tables promote the product; the result goes back to the states' precision.
-            query = (query * cos + rotate_half(query) * sin).to(h.dtype)
-            key = (key * cos + rotate_half(key) * sin).to(h.dtype)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -255,7 +269,7 @@ class AirSwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(h).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu_mul(gate, up))
 
 
 class AirBlock(GradientCheckpointingLayer):
@@ -275,10 +289,10 @@ class AirBlock(GradientCheckpointingLayer):
     def forward(self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
         if self.mlp_mixer:
             across = h.transpose(1, 2)  # (B, D, T)
-            h = rms_norm(across + self.mlp_t(across), self.eps).transpose(1, 2)
+            h = add_norm(across, self.mlp_t(across), self.eps).transpose(1, 2)
         else:
-            h = rms_norm(h + self.self_attn(h, cos, sin)[0], self.eps)
-        return rms_norm(h + self.mlp(h), self.eps)
+            h = add_norm(h, self.self_attn(h, cos, sin)[0], self.eps)
+        return add_norm(h, self.mlp(h), self.eps)
 
 
 class AirStack(nn.Module):

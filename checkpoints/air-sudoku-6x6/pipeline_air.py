@@ -33,7 +33,9 @@ from transformers.utils import logging
 
 from .configuration_air import AirConfig
 from .modeling_air import AirModel, AirUpdate, Hook, _chain
-from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
+from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, make_task, task_from_config
+
+logger = logging.get_logger(__name__)
 
 TASK = "puzzle-solving"
 TRAVELLING_FILES = ("configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py")
@@ -94,6 +96,136 @@ def encode_puzzles(task: GridTask, puzzles: Any, check: bool = True, first: int 
             several = len(puzzles) > 1 or first > 1
             raise ValueError(f"Puzzle {number}: {error}" if several else str(error)) from None
     return np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
+
+
+class OtherSizeError(ValueError):
+    """A well-formed puzzle, of a size that no model at hand can take."""
+
+
+def tasks_of(tasks: list[GridTask], puzzle: Any) -> list[GridTask]:
+    """The tasks that a puzzle may be of: those of `tasks`, else the same kinds in the size it is written in.
+
+    Raises:
+        ValueError: it is of none; the message is about the first.
+    """
+    own, other, errors = [], [], []
+    for task in tasks:
+        try:
+            task.as_tokens(puzzle)
+            own.append(task)
+        except ValueError as error:
+            errors.append(error)
+            other += _resized_tasks(task, puzzle)
+    if not own and not other:
+        raise errors[0]
+    return own + other
+
+
+def _resized_tasks(task: GridTask, puzzle: Any) -> list[GridTask]:
+    for height, width in _sizes_of(task, puzzle):
+        try:
+            other = make_task(task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None)
+            other.as_tokens(puzzle)
+        except ValueError:
+            continue
+        return [other]
+    return []
+
+
+def _sizes_of(task: GridTask, puzzle: Any) -> Iterator[tuple[int, int]]:
+    """Rows and columns that a puzzle may have by what it is written as."""
+    if not isinstance(puzzle, str):
+        shape = np.shape(puzzle)
+        count = shape[0] if len(shape) == 1 else 0
+        if len(shape) == 2:
+            yield shape
+    elif task.name == "sudoku":
+        # Drawn lines and white space are no cells, so the text's own length says little: every size is tried.
+        yield from ((side, side) for side in range(4, 36))
+        return
+    else:
+        lines = [line for line in puzzle.splitlines() if line]
+        count = len(lines[0]) if len(lines) == 1 else 0
+        if len(lines) > 1:
+            yield len(lines), len(lines[0])
+            yield len(lines) - 2, len(lines[0]) - 2  # a drawn frame
+    if count and math.isqrt(count) ** 2 == count:
+        yield math.isqrt(count), math.isqrt(count)
+
+
+def takes_size(config: AirConfig, task: GridTask) -> bool:
+    """Whether a model of this config can compute puzzles of that task.
+
+    Its own size always. Another one where no weight belongs to a cell and the rules are the same: mazes (and generic
+    grids), by a model with attention whose position code is a formula. One-dimensional RoPE knows how far a row is
+    from the next only for its own width. A Sudoku of another size has other digits and boxes: that is another task.
+    """
+    own = task_from_config(config)
+    if own == task or (own.name, own.vocab_size) != (task.name, task.vocab_size) or own.name == "sudoku":
+        return own == task
+    free = config.position_embedding == "rope2d" or config.position_embedding == "rope" and own.width == task.width
+    return free and config.token_mixer == "attention" and not config.cell_embedding
+
+
+def in_size(model: AirModel, task: GridTask) -> AirModel:
+    """The same weights (shared, not copied) for grids of another size; see `takes_size`."""
+    if task_from_config(model.config) == task:
+        return model
+    own = task_from_config(model.config)
+    logger.warning_once(
+        f"A model that was made for {own.height}x{own.width} computes {task.name}s of {task.height}x{task.width}: its "
+        "position code takes them; whether it has learned them is another matter. The rules judge the answers."
+    )
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "architectures")}
+    config = type(model.config)(**fields | {"grid_height": task.height, "grid_width": task.width})
+    config._attn_implementation = model.config._attn_implementation
+    with torch.device("meta"):
+        other = type(model)(config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    for name, table in other.rotary.tables(config).items():
+        setattr(other.rotary, name, table.to(model.device))
+    return other.train(model.training)
+
+
+def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:
+    """The models that were made for a task; if there are none, those that can take its size."""
+    return [m for m in models if task_from_config(m.config) == task] or [
+        in_size(m, task) for m in models if takes_size(m.config, task)
+    ]
+
+
+def sort_by_size(
+    models: list[AirModel], puzzles: Iterable[Any], check: bool = True
+) -> tuple[dict[GridTask, tuple[list[int], np.ndarray]], dict[int, ValueError]]:
+    """Puzzles of mixed sizes, by the task that each is of.
+
+    Returns:
+        {task: (places in the list, tokens (n, S) uint8)}, and what is refused: {place: ValueError}, an OtherSizeError
+        where only the size is at fault.
+    """
+    tasks = list(dict.fromkeys(task_from_config(m.config) for m in models))
+    groups: dict[GridTask, tuple[list[int], list]] = {}
+    refused: dict[int, ValueError] = {}
+    for place, puzzle in enumerate(puzzles):
+        try:
+            found = tasks_of(tasks, puzzle)
+            task = next((t for t in found if any(takes_size(m.config, t) for m in models)), None)
+            if task is None:
+                made = " or ".join(f"{t.height}x{t.width}" for t in tasks)
+                raise OtherSizeError(
+                    f"This {found[0].name} is {found[0].height}x{found[0].width}; the model was made for {made} and "
+                    "takes no other size."
+                )
+            tokens = task.as_tokens(puzzle)
+            if check:
+                task.check_puzzle(tokens)
+        except ValueError as error:
+            refused[place] = error
+            continue
+        places, rows = groups.setdefault(task, ([], []))
+        places.append(place)
+        rows.append(tokens)
+    return {task: (places, np.stack(rows)) for task, (places, rows) in groups.items()}, refused
 
 
 def solve_puzzles(
@@ -177,6 +309,8 @@ def solve_puzzles(
         "return_rollout": return_rollout,
         "progress": progress,
     }
+    if batch_size is None and len(tokens):
+        options["batch_size"] = slots_for(models[0], len(tokens), dtype)
     size, parts = max(1, ROWS_AT_ONCE // attempts), []
     for at in range(0, max(len(tokens), 1), size):
         rows = slice(at, at + size)
@@ -184,6 +318,21 @@ def solve_puzzles(
         tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
         parts.append(attempt.run(noise, seed, hook, options, tell))
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def slots_for(model: AirModel, puzzles: int, dtype: torch.dtype | None = None) -> int:
+    """Slots for so many puzzles: what suits the device, evened out so that the last round is as full as the others."""
+    config, device = model.config, model.device
+    slots = model.default_batch_size(device, dtype or torch.float32)
+    if device.type == "cpu":
+        # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
+        # between, 100 rounds keep the drain at the end short: the batch is fuller and the time the same.
+        least, most = (
+            max(1, 1024 // config.num_stack_positions),
+            2**17 // config.hidden_size // config.num_stack_positions,
+        )
+        slots = min(slots, max(least, min(most, puzzles // 100)))
+    return -(-puzzles // -(-puzzles // slots))
 
 
 class _Attempts:
@@ -388,6 +537,8 @@ class PuzzleSolvingPipeline(Pipeline):
 
     Call it with a puzzle (text or S tokens), a list of them, a generator, or a data set (rows: puzzles, or dicts with
     a "question", "puzzle" or "text"). A list gives a list; generators and data sets are read and answered lazily.
+    Puzzles of mixed sizes are grouped by size and solved where the model can take them (see `takes_size`); one that it
+    cannot take gets an entry whose `error` says so, while the others are solved. An ill-formed puzzle is a ValueError.
     Options, at construction or per call, are those of `solve_puzzles`, with halt="rules" by default; batch_size is the
     number of puzzles computed together and changes no answer.
 
@@ -425,10 +576,13 @@ class PuzzleSolvingPipeline(Pipeline):
         options["batch_size"] = batch_size or self._batch_size
         if isinstance(inputs, Tensor):
             inputs = inputs.detach().cpu().numpy()
-        if isinstance(inputs, (str, dict)) or self._is_one_grid(inputs):
-            return next(self._stream([inputs], options))
-        if isinstance(inputs, (list, tuple, np.ndarray)):
-            return list(self._stream(inputs, options, at_once=max(len(inputs), 1)))
+        one = isinstance(inputs, (str, dict)) or self._is_one_grid(inputs)
+        if one or isinstance(inputs, (list, tuple, np.ndarray)):
+            inputs = [inputs] if one else inputs
+            found = list(self._stream(inputs, options, at_once=max(len(inputs), 1)))
+            if found and all("error" in answer for answer in found):
+                raise OtherSizeError(found[0]["error"])  # the wrong model, rather than a mixed list
+            return found[0] if one else found
         if isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"):
             return self._stream(inputs, options)
         raise ValueError(
@@ -438,7 +592,10 @@ class PuzzleSolvingPipeline(Pipeline):
     def _is_one_grid(self, inputs: Any) -> bool:
         """S tokens, flat or as rows."""
         task = self.processor.grid_task
-        shape = np.shape(inputs) if isinstance(inputs, (list, tuple, np.ndarray)) and _is_numeric(inputs) else ()
+        try:
+            shape = np.shape(inputs) if isinstance(inputs, (list, tuple, np.ndarray)) and _is_numeric(inputs) else ()
+        except ValueError:  # grids of several sizes
+            return False
         return shape == (task.seq_len,) or shape == (task.height, task.width) or len(shape) == 1 and shape != (0,)
 
     def _stream(self, inputs: Any, options: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
@@ -460,17 +617,35 @@ class PuzzleSolvingPipeline(Pipeline):
     # Pipeline's three stages, each for a list of puzzles.
 
     def preprocess(self, puzzles: Any, first: int = 1) -> dict[str, Any]:
+        """Tokens by size, and a sentence for each puzzle whose size the model cannot take; counted from `first`."""
         puzzles = [puzzles] if isinstance(puzzles, (str, dict)) else puzzles
-        return {"puzzles": encode_puzzles(self.processor.grid_task, [_puzzle_of(p) for p in puzzles], first=first)}
+        groups, errors = sort_by_size([self.model], (_puzzle_of(puzzle) for puzzle in puzzles))
+        refused = {}
+        for place, error in errors.items():
+            refused[place] = f"Puzzle {first + place}: {error}" if len(puzzles) > 1 or first > 1 else str(error)
+            if not isinstance(error, OtherSizeError):
+                raise ValueError(refused[place]) from None
+        return {"groups": groups, "refused": refused, "first": first}
 
-    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        task, puzzles = self.processor.grid_task, model_inputs["puzzles"]
-        options.setdefault("halt", "q" if task.name == "grid" else "rules")
-        return {"puzzles": puzzles, "answers": solve_puzzles(self.model, task, puzzles, check=False, **options)}
+    def _forward(self, model_inputs: dict[str, Any], puzzle_ids: Any = None, **options: Any) -> dict[str, Any]:
+        outputs = []
+        for task, (places, tokens) in model_inputs["groups"].items():
+            options["halt"] = options.get("halt") or ("q" if task.name == "grid" else "rules")
+            ids = None
+            if puzzle_ids is not None:
+                ids = np.asarray(puzzle_ids)
+                ids = ids[np.array(places) + model_inputs["first"] - 1] if ids.ndim else np.full(len(places), ids)
+            model = in_size(self.model, task)
+            answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, **options)
+            outputs.append({"task": task, "places": places, "puzzles": tokens, "answers": answers})
+        return {"groups": outputs, "refused": model_inputs["refused"]}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        task, answers = self.processor.grid_task, outputs["answers"]
-        return [describe(task, outputs["puzzles"][i], answers, i) for i in range(len(answers.tokens))]
+        found = {place: refusal(sentence) for place, sentence in outputs["refused"].items()}
+        for group in outputs["groups"]:
+            for i, place in enumerate(group["places"]):
+                found[place] = describe(group["task"], group["puzzles"][i], group["answers"], i)
+        return [found[place] for place in sorted(found)]
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
         return inputs  # numpy in, numpy out: `AirModel.solve` moves what it needs
@@ -503,6 +678,13 @@ def describe(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int) -> di
             "z_l": [task.decode(grid) for grid in z_l[i]],
         }
     return result
+
+
+def refusal(sentence: str) -> dict[str, Any]:
+    """The entry of a puzzle that was not computed: the fields of `describe`, and `error`."""
+    verdict = dict.fromkeys(("solved", "valid", "complete", "consistent"), False)
+    spent = {"confidence": 0.0, "act_steps": 0, "attempts": 0}
+    return {"solution": None, **verdict, "message": sentence, **spent, "error": sentence}
 
 
 def _is_numeric(value: Any) -> bool:
