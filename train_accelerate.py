@@ -843,8 +843,13 @@ def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name
         raise RunError(f"The tracker {missing[0]} is not installed. Run `pip install {missing[0]}`, or trackers=none.")
     trackers = []
     for kind in classes.values():
-        place = {"logging_dir": output_dir} if kind.requires_logging_directory else {}
-        tracker = kind("air" if not place else run_name or "tensorboard", **place)
+        # Trackers with a folder name it after the run; the others have a project, and the run's name within it.
+        if kind.requires_logging_directory:
+            tracker = kind(run_name or "tensorboard", logging_dir=output_dir)
+        elif str(kind.name) in ("wandb", "trackio"):
+            tracker = kind("air", name=run_name or output_dir.name, resume="allow")
+        else:
+            tracker = kind("air")
         if hasattr(tracker, "start"):
             tracker.start()
         # Tensorboard takes no lists or None.
