@@ -30,6 +30,7 @@ if not __package__:
 import asyncio
 import json
 import threading
+import time
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator
@@ -44,7 +45,9 @@ from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoint
 from air_model.spaces_demo.examples import new_puzzle
 from air_model.spaces_demo.turns import Turns
 
-PACE = 0.05  # seconds between two messages of a roll-out: updates that come faster travel together
+# Seconds between two messages of a roll-out: updates that come faster travel together, and the page plays them one
+# by one. Short at first, so that something moves at once; each one costs the server and the browser time.
+FIRST_PACE, PACE = 0.05, 0.25
 TITLE = "AIR: watch two states think"
 ENGINE: Engine
 TURNS = Turns()
@@ -89,11 +92,12 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
         finally:
             TURNS.release()
 
+    start = time.monotonic()
     try:
         while (events := await asyncio.to_thread(more)) is not None:
             yield events
             if frames:
-                await asyncio.sleep(PACE)
+                await asyncio.sleep(FIRST_PACE if time.monotonic() - start < PACE else PACE)
     finally:
         stop.set()
         asyncio.get_running_loop().run_in_executor(None, finish)

@@ -95,16 +95,17 @@ window.AirBoard = window.AirBoard || (() => {
     setText(text, flash = false) {
       const old = this.text, changed = [];
       for (let i = 0; i < this.size; i++) if (!old || old[i] !== text[i]) changed.push(i);
-      // Hundreds of flashing cells tell nothing and cost a slow machine the next frame.
-      const flashing = flash && !!old && changed.length <= 200;
-      for (const i of changed) this._draw(i, text[i], flashing);
+      // Where most of a board changes, flashing cells tell nothing and cost a slow machine the next frame.
+      const flashing = flash && !!old && changed.length <= Math.min(200, this.size / 2);
+      const now = flashing ? performance.now() : 0;
+      for (const i of changed) this._draw(i, text[i], flashing, now);
       this.text = text;
       if (this.mode === "edit") this._conflicts();
-      this._name(changed);
+      this._name(changed, flash);
       return changed.length;
     }
 
-    _draw(i, letter, flash) {
+    _draw(i, letter, flash, now) {
       const cell = this.cells[i], task = this.task;
       const given = this.mode === "edit" ? letter : this.puzzle[i];
       const clue = this.sudoku ? given !== undefined && given !== task.blank : given === "#" || given === "S" || given === "G";
@@ -115,21 +116,31 @@ window.AirBoard = window.AirBoard || (() => {
       if (this.mode !== "edit" && clue && given !== letter && !held) looks.push("is-off");
       if (held) looks.push("is-held");
       if (!this.sudoku && NAMES[letter]) looks.push(`is-${NAMES[letter]}`);
-      // Two classes with the same animation: changing between them restarts it without a new layout per cell.
-      if (flash) looks.push(cell.classList.contains("is-flash") ? "is-flash-2" : "is-flash");
-      if (cell.looks) cell.classList.remove(...cell.looks);
-      cell.classList.add(...looks);
-      cell.looks = looks;
+      if (flash) {
+        // A cell that flickers with every update flashes a few times a second: more cannot be seen, only paid for. Two
+        // classes with the same animation: changing between them restarts it without a new layout per cell.
+        if (!cell.flash || now - cell.flashed > 200) {
+          cell.flash = cell.flash === "is-flash" ? "is-flash-2" : "is-flash";
+          cell.flashed = now;
+        }
+        looks.push(cell.flash);
+      } else cell.flash = "";
+      const all = looks.join(" ");
+      if (cell.looks !== all) {
+        if (cell.looks) cell.classList.remove(...cell.looks.split(" "));
+        if (all) cell.classList.add(...looks);
+        cell.looks = all;
+      }
       const shown = this.sudoku ? (letter === task.blank ? "" : letter) : letter === "S" || letter === "G" ? letter : "";
-      if (cell.textContent !== shown) cell.textContent = shown;
+      if (cell.shown !== shown) cell.textContent = cell.shown = shown;
       cell.dataset.v = letter;
       cell.spoken = [letter, clue, held];
     }
 
-    /* Names for screen readers; while a large board plays, only once it rests. */
-    _name(changed) {
+    /* Names for screen readers; while a board plays, only once it rests. */
+    _name(changed, flashing) {
       const write = (i) => this.cells[i].setAttribute("aria-label", this._spoken(i, ...this.cells[i].spoken));
-      if (this.size <= 100 || this.mode === "edit") {
+      if (this.mode === "edit" || (this.size <= 100 && !flashing)) {
         changed.forEach(write);
         return;
       }

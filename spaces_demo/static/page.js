@@ -535,12 +535,24 @@ window.AIR = window.AIR || (() => {
     }
   }
 
-  let painting = false;
+  let painting = false, last = 0;
+  const drawn = new MessageChannel();
+
+  /* The next frame, after a rest of eight times what this one took: on a machine that draws slowly the model needs the
+     same cores. The message arrives when the frame has been laid out and painted. */
+  function afterRest(tick, began) {
+    drawn.port1.onmessage = () => {
+      const rest = 8 * (performance.now() - began);
+      if (rest < 12) requestAnimationFrame(tick);
+      else setTimeout(() => requestAnimationFrame(tick), rest);
+    };
+    drawn.port2.postMessage(0);
+  }
 
   function paintLive() {
     if (painting) return;
     painting = true;
-    const tick = () => {
+    const tick = (began) => {
       const run = S.live;
       if (!run) { painting = false; return; }
       const total = run.frames.h.length, left = total - S.liveShown;
@@ -554,14 +566,16 @@ window.AIR = window.AIR || (() => {
         painting = false;
         return;
       }
-      // One update per frame of the screen; when the model is faster than the screen, catch up within half a second.
-      S.liveShown += Math.max(1, Math.ceil(left / 24));
+      // One update per frame; when the model is faster than the frames are drawn, catch up within half a second.
+      const frame = Math.max(16, Math.min(250, began - last));
+      last = began;
+      S.liveShown += Math.max(1, Math.ceil(left * frame / 400));
       const k = Math.min(S.liveShown, total) - 1;
       show(run, "live", k, true);
       const steps = run.end ? Math.ceil(total / run.ck.schedule.length) : run.wanted.steps || run.ck.act_steps;
       $("live-count").textContent = describeUpdate(run, k) + (run.tries.length > 1 ? ` · attempt ${run.view + 1}` : "");
       strip($("live-strip"), run.ck, steps, (k + 1) / (steps * run.ck.schedule.length));
-      requestAnimationFrame(tick);
+      afterRest(tick, began);
     };
     requestAnimationFrame(tick);
   }
