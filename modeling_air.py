@@ -112,13 +112,18 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | N
 
 
 # Most updates carry no gradient. There the elementwise stages below overwrite what they were given: on a CPU, where
-# nothing fuses them, each new tensor of an update costs as much as reading and writing it once more.
+# nothing fuses them, each new tensor of an update costs as much as reading and writing it once more. Where a compiler
+# fuses them, overwriting costs instead: it must then write what was overwritten (five times the elementwise work).
+
+
+def may_overwrite() -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def add_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
     """RMSNorm(h + change) over the last dimension, without weight, in float32. `change` may be overwritten."""
     # Summing in another memory layout would round otherwise than the reference does.
-    dtype, in_place = h.dtype, not torch.is_grad_enabled() and change.stride() == h.stride()
+    dtype, in_place = h.dtype, may_overwrite() and change.stride() == h.stride()
     wide = (change.add_(h) if in_place else h + change).float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide.mul_(scale) if in_place else wide * scale).to(dtype)
@@ -126,7 +131,7 @@ def add_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up. `gate` may be overwritten."""
-    return F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
+    return F.silu(gate, inplace=True).mul_(up) if may_overwrite() else F.silu(gate) * up
 
 
 def stablemax_log_probs(logits: Tensor) -> Tensor:
