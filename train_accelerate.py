@@ -418,11 +418,13 @@ class Trainer:
         """Exact and cell accuracy on the evaluation subset, all ACT steps; keeps the best model under model/."""
         if self.eval_set is None or not len(self.eval_set.inputs):
             return {}
+        limit = self.train.eval_limit
+        if final and self.train.final_eval_limit not in (None, limit):
+            # Which model is the best is settled on the puzzles of the evaluations on the way.
+            self.evaluate(bar)
+            limit = self.train.final_eval_limit
         start = time.perf_counter()
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            limit = self.train.eval_limit
-            if final and self.train.final_eval_limit is not None:
-                limit = self.train.final_eval_limit
             sums = evaluate_model(
                 self.model,
                 self.eval_set.select(slice(limit or None)),
@@ -438,7 +440,7 @@ class Trainer:
             n = sums.pop("n")
             result = {name: value / n for name, value in sums.items()}
             self.record({f"eval/{name}": value for name, value in result.items()})
-            # A final evaluation on more puzzles does not compare with those on the way.
+            # A final evaluation on other puzzles does not compare with those on the way.
             best = not self.best or (n == self.best["n"] and result["exact_accuracy"] >= self.best["exact_accuracy"])
             if best:
                 self.best = {"step": self.step, "n": int(n), **result}

@@ -382,6 +382,14 @@ def test_one_csv_without_evaluation_data_trains_and_says_so(recipe, tmp_path, da
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_a_final_evaluation_on_all_puzzles_leaves_the_last_model_a_candidate_for_the_best(tmp_path):
+    run = trainer(tmp_path, eval_limit=4, final_eval_limit=0)
+    run.best = {"step": 6, "n": 4, "exact_accuracy": 0.0}
+    run.step = 12
+    assert run.evaluate(final=True)["n"] == 10
+    assert (run.best["step"], run.best["n"]) == (12, 4) and (tmp_path / "model").is_dir()
+
+
 def test_missing_data_is_one_sentence(recipe, capsys):
     assert recipe("run", data="no/such/folder/here") == 1
     error = capsys.readouterr().err.strip()
