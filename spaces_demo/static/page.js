@@ -543,7 +543,7 @@ window.AIR = window.AIR || (() => {
   function afterRest(tick, began) {
     drawn.port1.onmessage = () => {
       const rest = 8 * (performance.now() - began);
-      if (rest < 12) requestAnimationFrame(tick);
+      if (rest < 12 || !S.live || S.live.end) requestAnimationFrame(tick);
       else setTimeout(() => requestAnimationFrame(tick), rest);
     };
     drawn.port2.postMessage(0);
