@@ -102,6 +102,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nAnd puzzles of real size, with {shipped.name}, which comes with this release:")
         example = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
         solve.main(["--model", str(shipped), "--attempts", "8", example])
+    maze_model, maze = ROOT / "checkpoints" / "air-maze-small", ROOT / "docs" / "maze.txt"
+    if (maze_model / "config.json").is_file() and maze.is_file():
+        print(f"\nAnd a maze, with {maze_model.name}: a shortest path from S to G.")
+        solve.main(["--model", str(maze_model), "--attempts", "16", str(maze)])
     exact, n = result["exact_accuracy"], result["n"]
     print(
         f"\n{exact:.1%} of {n} held-out puzzles solved exactly at 16 ACT steps, "

@@ -1,0 +1,425 @@
+"""AirConfig: everything that decides which function an AIR model computes, and the table of published variants.
+
+A variant is a row of `VARIANTS`: what differs from the default, `Lx_H`. Training values live in the recipes.
+
+    >>> AirConfig.from_variant("L2x_H2x_prepend", task="maze").schedule
+    'llhllh'
+
+Source of the rules: AIR (arXiv:2605.17811); HRM (arXiv:2506.21734) and TRM (arXiv:2510.04871) are rows of the same
+family.
+"""
+
+import copy
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+__version__ = "0.1.0"
+
+logger = logging.get_logger(__name__)
+
+# What differs from the default configuration, one row per variant of the papers.
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Injection asymmetry: copies of the encoded puzzle in the L-update and in the H-update.
+    "Lx_H": {},
+    "L_Hx": {"l_injection": 0, "h_injection": 1},
+    "L_H2x": {"l_injection": 0, "h_injection": 2},
+    "L2x_H": {"l_injection": 2, "h_injection": 0},
+    "Lx_H2x": {"l_injection": 1, "h_injection": 2},
+    "L2x_Hx": {"l_injection": 2, "h_injection": 1},
+    "Lx_Hx": {"l_injection": 1, "h_injection": 1},
+    "L2x_H2x": {"l_injection": 2, "h_injection": 2},
+    # Level tokens on the symmetric base.
+    "L2x_H2x_add": {"l_injection": 2, "h_injection": 2, "level_token": "add"},
+    "L2x_H2x_prepend": {"l_injection": 2, "h_injection": 2, "level_token": "prepend_strip"},
+    "L2x_H2x_prepend_no_strip": {"l_injection": 2, "h_injection": 2, "level_token": "prepend_keep"},
+    # Other operators on the injected puzzle.
+    "minus_x": {"input_operator": "negate"},
+    "gx_linear": {"input_operator": "linear"},
+    "gx_nonlinear": {"input_operator": "tanh_linear"},
+    "had_prod": {"input_operator": "hadamard"},
+    # Relatives: two stacks (HRM), and one tiny stack with more cycles and deeper gradients (TRM).
+    "HRM": {"shared_block": False},
+    "TRM": {
+        "num_hidden_layers": 2,
+        "l_cycles": 6,
+        "h_cycles": 3,
+        "gradient_scope": "last_cycle",
+        "q_continue": False,
+        "prefix_length": 16,
+    },
+}
+VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedding": "none"}
+
+CUSTOM_PIPELINES = {
+    "puzzle-solving": {
+        "impl": "pipeline_air.PuzzleSolvingPipeline",
+        "pt": ["AutoModel"],
+        "default": {},
+        "type": "text",
+    }
+}
+
+
+# What releases changed in config.json, oldest first: (release, function from the dictionary before to the one since).
+MIGRATIONS: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = []
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", str(version))[:3])
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A half-sentence for error messages: the closest known name, or nothing."""
+    match = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+@strict
+class AirConfig(PreTrainedConfig):
+    r"""Configuration of an [`AirModel`].
+
+    Args:
+        task: "sudoku", "maze", or "grid" (any other token grid; `vocab_size` is then required).
+        grid_height, grid_width: cells; default 9 x 9 (sudoku) or 30 x 30 (maze).
+        box_height, box_width: Sudoku box; default the most square one (9 -> 3 x 3, 6 -> 2 x 3).
+        vocab_size: default side + 2 (sudoku: PAD, blank, digits) or 6 (maze: PAD, wall, space, S, G, path).
+        hidden_size, num_attention_heads, expansion, intermediate_size: width d, heads, and the SwiGLU's inner width;
+            that defaults to expansion * d * 2/3, rounded up to a multiple of 256.
+        num_hidden_layers: layers of the shared stack; of both stacks unless l_layers, h_layers say otherwise.
+        l_layers, h_layers: with `shared_block=False` only (HRM).
+        l_cycles, h_cycles: one ACT step is h_cycles times (l_cycles L-updates, then one H-update).
+        l_injection, h_injection: copies n of the encoded puzzle x in that update; any real number, 0-2 published.
+        input_operator: what x becomes before injection: "identity", "negate", "linear" (W x), "tanh_linear"
+            (tanh(W x)), or "hadamard" (the L-update is z_l + (z_h + z_l) * x; published at (1, 0) only).
+        level_token: a learned token that tells the L-update from the H-update: "none", "add" (to each position),
+            "prepend_strip" (its own position in the stack), "prepend_keep" (its own position in the state).
+        shared_block: one stack for both updates (AIR), or one each (HRM).
+        gradient_scope: "last_updates" (the last L- and H-update), "last_cycle" (the last H-cycle, TRM), "all".
+        q_continue: train q_continue with a second forward; without it a puzzle halts on q_halt > 0.
+        token_mixer: "attention", or "mlp" (a SwiGLU across positions, TRM_mlp).
+        position_embedding: "rope", "learned", "none", or "rope2d" (half of each head rotates with the row, half with
+            the column; an extension that no publication used).
+        cell_embedding: add learned row, column (and Sudoku box) embeddings to the input (extension).
+        puzzle_embedding_size: e; default hidden_size; 0 for none. num_puzzle_identifiers: rows of that table.
+        prefix_length: positions P that hold the puzzle embedding; default ceil(e / d).
+        halt_max_steps: ACT steps of the published protocol.
+        loss_type: "stablemax_cross_entropy" (float64) or "softmax_cross_entropy".
+        activation_dtype: of states and activations; None follows autocast, else the weights.
+
+    Raises:
+        ValueError: unknown fields, or a combination that cannot work; the message says what to change.
+    """
+
+    model_type = "air"
+    keys_to_ignore_at_inference = ["carry"]
+    attribute_map = {"d_model": "hidden_size"}
+
+    task: Literal["sudoku", "maze", "grid"] = "sudoku"
+    grid_height: int | None = None
+    grid_width: int | None = None
+    box_height: int | None = None
+    box_width: int | None = None
+    vocab_size: int | None = None
+    hidden_size: int = 512
+    num_hidden_layers: int = 4
+    l_layers: int | None = None
+    h_layers: int | None = None
+    num_attention_heads: int = 8
+    expansion: int | float = 4
+    intermediate_size: int | None = None
+    l_cycles: int = 2
+    h_cycles: int = 2
+    l_injection: int | float = 1
+    h_injection: int | float = 0
+    input_operator: Literal["identity", "negate", "linear", "tanh_linear", "hadamard"] = "identity"
+    level_token: Literal["none", "add", "prepend_strip", "prepend_keep"] = "none"
+    shared_block: bool = True
+    gradient_scope: Literal["last_updates", "last_cycle", "all"] = "last_updates"
+    q_continue: bool = True
+    token_mixer: Literal["attention", "mlp"] = "attention"
+    position_embedding: Literal["rope", "rope2d", "learned", "none"] = "rope"
+    cell_embedding: bool = False
+    rope_theta: int | float = 10000.0
+    puzzle_embedding_size: int | None = None
+    num_puzzle_identifiers: int = 1
+    prefix_length: int | None = None
+    halt_max_steps: int = 16
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+    rms_norm_eps: float = 1e-5
+    activation_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    pad_token_id: int | None = 0
+    ignore_index: int = -100
+    code_version: str = __version__
+    custom_pipelines: dict | None = None
+    # Set by the installed package: transformers asks for trust_remote_code wherever `custom_pipelines` is not empty.
+    pipeline_is_registered: ClassVar[bool] = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_unknown(kwargs)
+        side = {"sudoku": 9, "maze": 30}.get(self.task)
+        if self.grid_height is None:
+            self.grid_height = self.grid_width or side
+        if self.grid_width is None:
+            self.grid_width = self.grid_height
+        if self.task == "sudoku" and self.grid_height and self.box_height is None and self.box_width is None:
+            # The most square box: 6 -> 2 x 3, 9 -> 3 x 3, 12 -> 3 x 4.
+            self.box_height = max(k for k in range(1, math.isqrt(self.grid_height) + 1) if self.grid_height % k == 0)
+        if self.task == "sudoku" and self.grid_height:
+            if self.box_height is None and self.box_width:
+                self.box_height = self.grid_height // self.box_width
+            elif self.box_width is None and self.box_height:
+                self.box_width = self.grid_height // self.box_height
+        if self.vocab_size is None:
+            self.vocab_size = {"sudoku": (self.grid_height or 0) + 2, "maze": 6}.get(self.task)
+        if self.intermediate_size is None:
+            self.intermediate_size = self.swiglu_width(self.hidden_size)
+        if self.puzzle_embedding_size is None:
+            self.puzzle_embedding_size = self.hidden_size
+        if self.prefix_length is None:
+            self.prefix_length = math.ceil(self.puzzle_embedding_size / max(self.hidden_size, 1))
+        self.custom_pipelines = {} if self.pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _refuse_unknown(cls, kwargs: dict[str, Any]) -> None:
+        """PreTrainedConfig stores any keyword it is given, so a typo would silently train the default model."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(k for k in kwargs if not k.startswith("_") and k not in {*fields, *_INHERITED_KEYS})
+        if unknown:
+            hints = "".join(nearest(name, fields) for name in unknown)
+            raise ValueError(f"Unknown AirConfig fields {unknown}.{hints} See AirConfig for the list.")
+
+    def to_dict(self) -> dict[str, Any]:
+        # Always saved, or a later plain `push_to_hub` of the model would drop the pipeline.
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As PreTrainedConfig.from_dict, after migrating the configs of other releases of this code."""
+        config_dict = cls.migrate(config_dict)
+        # A newer transformers or AIR may have written fields that this version does not know: say so, and go on.
+        known = {field.name for field in dataclasses.fields(cls)} | _INHERITED_KEYS
+        foreign = sorted(k for k in config_dict if k not in known and not k.startswith("_"))
+        if foreign:
+            logger.warning(
+                f"config.json (AIR {config_dict.get('code_version', 'of unknown version')}) has fields that AIR "
+                f"{__version__} does not know: {foreign}. They are ignored; upgrade air-model to use them."
+            )
+            config_dict = {k: v for k, v in config_dict.items() if k not in foreign}
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def migrate(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """The dictionary of any older release in the fields of this one; `config_dict` itself stays as it is."""
+        config_dict = dict(config_dict)
+        written = _numbers(config_dict.get("code_version", "0"))
+        for release, change in MIGRATIONS:
+            if written < _numbers(release):
+                config_dict = change(config_dict)
+        if written < _numbers(__version__):
+            config_dict["code_version"] = __version__
+        return config_dict
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides: Any) -> "AirConfig":
+        """The configuration of a published variant; any field may be overridden.
+
+        Raises:
+            ValueError: an unknown variant or field name, or a combination that cannot work.
+        """
+        if name not in VARIANTS:
+            raise ValueError(
+                f"Unknown variant {name!r}.{nearest(name, list(VARIANTS))} Known variants: {', '.join(VARIANTS)}."
+            )
+        return cls(**{**VARIANTS[name], **overrides})
+
+    @property
+    def variant(self) -> str | None:
+        """Name of the row of VARIANTS that this rule equals (sizes and positions aside), or None."""
+        rule = (
+            "l_injection",
+            "h_injection",
+            "input_operator",
+            "level_token",
+            "shared_block",
+            "gradient_scope",
+            "q_continue",
+            "token_mixer",
+        )
+        mine = [getattr(self, field) for field in rule]
+        for name, row in VARIANTS.items():
+            if mine == [row.get(field, getattr(type(self), field)) for field in rule]:
+                return name
+        return None
+
+    def swiglu_width(self, width: int) -> int:
+        """Inner width of a SwiGLU over `width` features: expansion * width * 2/3, up to a multiple of 256."""
+        return -(-round(self.expansion * width * 2 / 3) // 256) * 256
+
+    @property
+    def seq_len(self) -> int:
+        """S: cells of the grid, row-major."""
+        return self.grid_height * self.grid_width
+
+    @property
+    def num_prefix_positions(self) -> int:
+        """Positions of a state that are no cells: a kept level token and the puzzle embedding's P."""
+        return self.prefix_length + (self.level_token == "prepend_keep")
+
+    @property
+    def num_state_positions(self) -> int:
+        """T: positions of z_h and z_l."""
+        return self.num_prefix_positions + self.seq_len
+
+    @property
+    def num_stack_positions(self) -> int:
+        """Positions that the blocks see: T, and one more for a level token that is stripped afterwards."""
+        return self.num_state_positions + (self.level_token == "prepend_strip")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def schedule(self) -> str:
+        """Updates of one ACT step, in order: "llhllh" for 2 and 2 cycles."""
+        return ("l" * self.l_cycles + "h") * self.h_cycles
+
+    @property
+    def first_gradient_update(self) -> int:
+        """Index in `schedule` of the first update that carries gradient."""
+        if self.gradient_scope == "all":
+            return 0
+        return len(self.schedule) - (self.l_cycles + 1 if self.gradient_scope == "last_cycle" else 2)
+
+    def validate_sizes(self) -> None:
+        if self.grid_height is None or self.vocab_size is None:
+            raise ValueError(
+                f"task={self.task!r} has no default size: got grid_height={self.grid_height}, "
+                f"vocab_size={self.vocab_size}. Set both."
+            )
+        positive = (
+            "grid_height",
+            "grid_width",
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "l_cycles",
+            "h_cycles",
+            "num_puzzle_identifiers",
+            "halt_max_steps",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads="
+                f"{self.num_attention_heads}. Change one of them."
+            )
+        unit = {"rope": 2, "rope2d": 4}.get(self.position_embedding, 1)
+        if self.token_mixer == "attention" and self.head_dim % unit:
+            raise ValueError(
+                f"position_embedding={self.position_embedding!r} needs a head size that is a multiple of {unit}, got "
+                f"{self.hidden_size}/{self.num_attention_heads} = {self.head_dim}. Change hidden_size or the heads."
+            )
+        if self.puzzle_embedding_size < 0 or self.prefix_length < 0:
+            raise ValueError("puzzle_embedding_size and prefix_length must be 0 or more.")
+        if self.puzzle_embedding_size > self.prefix_length * self.hidden_size:
+            raise ValueError(
+                f"A puzzle embedding of {self.puzzle_embedding_size} numbers does not fit into prefix_length="
+                f"{self.prefix_length} positions of {self.hidden_size}. Raise prefix_length or leave it out."
+            )
+
+    def validate_task(self) -> None:
+        if self.task == "sudoku":
+            n = self.grid_height
+            if self.grid_width != n:
+                raise ValueError(f"A Sudoku is square, got {n} x {self.grid_width}. Set grid_height = grid_width.")
+            if not self.box_height or not self.box_width or self.box_height * self.box_width != n:
+                raise ValueError(
+                    f"Sudoku boxes of {self.box_height} x {self.box_width} do not tile a grid of side {n}: "
+                    f"box_height * box_width must be {n}."
+                )
+            if self.vocab_size != n + 2:
+                raise ValueError(
+                    f"A {n} x {n} Sudoku has {n + 2} tokens (PAD, blank, {n} digits), got vocab_size="
+                    f"{self.vocab_size}. Leave vocab_size out, or use task='grid'."
+                )
+        elif self.box_height is not None or self.box_width is not None:
+            raise ValueError(f"task={self.task!r} has no boxes: leave box_height and box_width out.")
+        if self.task == "maze" and self.vocab_size != 6:
+            raise ValueError(
+                f"A maze has 6 tokens (PAD, wall, space, S, G, path), got vocab_size={self.vocab_size}. "
+                "Leave vocab_size out, or use task='grid'."
+            )
+
+    def validate_rule(self) -> None:
+        if self.l_injection == self.h_injection == 0:
+            raise ValueError(
+                "l_injection=0 and h_injection=0: the puzzle never reaches the model. Set one of them to 1 or 2."
+            )
+        if not (math.isfinite(self.l_injection) and math.isfinite(self.h_injection)):
+            raise ValueError("l_injection and h_injection must be finite numbers.")
+        if self.input_operator == "hadamard" and (self.l_injection, self.h_injection) != (1, 0):
+            raise ValueError(
+                "input_operator='hadamard' is defined for l_injection=1, h_injection=0 only, got "
+                f"{self.l_injection} and {self.h_injection}."
+            )
+        if self.shared_block and (self.l_layers is not None or self.h_layers is not None):
+            raise ValueError(
+                "l_layers and h_layers belong to separate stacks: set shared_block=False, or use num_hidden_layers."
+            )
+        if any(layers is not None and layers < 1 for layers in (self.l_layers, self.h_layers)):
+            raise ValueError("l_layers and h_layers must be 1 or more.")
+        if self.token_mixer == "mlp" and self.position_embedding in ("rope", "rope2d"):
+            raise ValueError(
+                f"token_mixer='mlp' has no attention to rotate: position_embedding={self.position_embedding!r} would "
+                "do nothing. Use 'none' or 'learned'."
+            )
+
+
+_INHERITED_KEYS = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "d_model",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+}
+
+_checked_init = AirConfig.__init__
+
+
+@functools.wraps(_checked_init)
+def _init(self: AirConfig, *args: Any, **kwargs: Any) -> None:
+    """hub's strict dataclasses raise an error of their own, wrapped in two lines; users get a plain ValueError."""
+    try:
+        _checked_init(self, *args, **kwargs)
+    except StrictDataclassClassValidationError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    except StrictDataclassFieldValidationError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+AirConfig.__init__ = _init
+
+__all__ = ["AirConfig", "VARIANTS"]

@@ -1,0 +1,909 @@
+"""AIR: one shared Transformer block, two states, and the puzzle injected into one of their updates (arXiv:2605.17811).
+
+    z_l <- f(z_l + z_h + n_l * x)        scratchpad, "L-update"
+    z_h <- f(z_h + z_l + n_h * x)        proposal,   "H-update"
+
+One ACT step runs the config's schedule ("llhllh"), then reads an answer and a wish to halt off z_h. `AirModel.forward`
+is one ACT step; `AirModel.solve` is the loop. Everything that watches or changes the states (roll-outs, freezing,
+noise) is a hook on `recur`, the only recurrence.
+
+Shapes: B puzzles, S cells, P prefix positions, T = P + S positions of a state, D hidden size, V tokens, H heads,
+U updates of an ACT step.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, logging
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_air import AirConfig
+
+
+class AirUpdate(NamedTuple):
+    """Which update a hook sees. The states that come with it are those after the update."""
+
+    index: int  # 0..U-1 within the ACT step
+    level: str  # "l" or "h": the state that was updated
+    steps: Tensor  # (B,) int32: ACT steps that each puzzle had completed before this one
+    rows: Tensor | None = None  # (B,) int64: the puzzles' row numbers in the call of `solve`; None in a plain forward
+
+
+# hook(update, z_h, z_l) -> None to leave the states (B, T, D) alone, or (z_h, z_l) to replace both
+Hook = Callable[[AirUpdate, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+
+
+@dataclass
+class AirCarry(ModelOutput):
+    """What goes from one ACT step to the next: z_h and z_l (B, T, D), detached, and steps (B,) int32."""
+
+    z_h: torch.FloatTensor | None = None
+    z_l: torch.FloatTensor | None = None
+    steps: torch.IntTensor | None = None
+
+
+@dataclass
+class AirOutput(ModelOutput):
+    """One ACT step. Losses are scalars, means over the batch; loss = lm_loss + 0.5 * (q_halt_loss + q_continue_loss).
+
+    logits (B, S, V); q_halt_logits, q_continue_logits and target_q_continue (B,), float32. On request (with
+    `output_hidden_states`, `output_attentions`): what every block, and with eager attention every map, gave in order.
+    """
+
+    loss: torch.FloatTensor | None = None
+    lm_loss: torch.FloatTensor | None = None
+    q_halt_loss: torch.FloatTensor | None = None
+    q_continue_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    q_halt_logits: torch.FloatTensor | None = None
+    q_continue_logits: torch.FloatTensor | None = None
+    target_q_continue: torch.FloatTensor | None = None
+    carry: AirCarry | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AirRollout:
+    """Both states decoded after every update: z_h and z_l (B, U, S) int8 tokens; updates: their U names "l" or "h"."""
+
+    z_h: Tensor
+    z_l: Tensor
+    updates: list[str]
+
+
+@dataclass
+class AirSolution:
+    """Answers of `solve`, each as it was at the step at which its puzzle stopped.
+
+    predictions (B, S) int64, logits (B, S, V) or None, q_halt_logits and q_continue_logits (B,), act_steps (B,) int32;
+    stats: batch_size, passes (forward calls), slot_steps (ACT steps computed, over all slots), fill (mean share of
+    the slots that held a puzzle).
+    """
+
+    predictions: Tensor
+    logits: Tensor | None
+    q_halt_logits: Tensor
+    q_continue_logits: Tensor
+    act_steps: Tensor
+    rollout: AirRollout | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+# Standard deviation of a unit normal cut at +-2: what `trunc_normal_` returns must be divided by it.
+_TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+
+
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill with a normal cut at two sigma whose result has the given standard deviation."""
+    sigma = std / _TRUNCATED_STD
+    return init.trunc_normal_(tensor, mean=0.0, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator)
+
+
+# Most updates carry no gradient. There the elementwise stages below overwrite what they were given: on a CPU, where
+# nothing fuses them, each new tensor of an update costs as much as reading and writing it once more. Where a compiler
+# fuses them, overwriting costs instead: it must then write what was overwritten (five times the elementwise work).
+
+
+def may_overwrite() -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def add_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
+    """RMSNorm(h + change) over the last dimension, without weight, in float32. `change` may be overwritten."""
+    # Summing in another memory layout would round otherwise than the reference does.
+    dtype, in_place = h.dtype, may_overwrite() and change.stride() == h.stride()
+    wide = (change.add_(h) if in_place else h + change).float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide.mul_(scale) if in_place else wide * scale).to(dtype)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. `gate` may be overwritten."""
+    return F.silu(gate, inplace=True).mul_(up) if may_overwrite() else F.silu(gate) * up
+
+
+def stablemax_log_probs(logits: Tensor) -> Tensor:
+    """log(s / sum s) with s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 (source: HRM)."""
+    v = logits.double()
+    s = torch.where(v < 0, 1 / (1 - v.clamp(max=0)), v + 1)
+    return torch.log(s / s.sum(-1, keepdim=True))
+
+
+def rotate(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions by the rotate-half form: (a, b) -> (a cos - b sin, b cos + a sin) for the halves of a head.
+
+    `sin` comes with its first half negated (`AirRotaryEmbedding`), which saves a pass over h.
+    """
+    # The float32 tables promote the product; the result goes back to the states' precision.
+    return (h * cos).add_(h.roll(h.shape[-1] // 2, -1) * sin).to(h.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention; (B, H, T, D / H) each -> (B, T, H, D / H) and the weights (B, H, T, T)."""
+    weights = query @ key.transpose(2, 3) * scaling
+    weights = F.softmax(weights if attention_mask is None else weights + attention_mask, dim=-1, dtype=torch.float32)
+    weights = weights.to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class AirLinear(nn.Linear):
+    """A linear layer without bias whose weight is cast to its input: float32 weights serve bfloat16 states."""
+
+    packed: Any = None  # the weight in oneDNN's own layout or in int8, while `solve` runs on a CPU
+
+    def __init__(self, features_in: int, features_out: int) -> None:
+        super().__init__(features_in, features_out, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.packed is not None and not torch.compiler.is_compiling():
+            if isinstance(self.packed, Tensor):
+                return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
+            return torch.ops.quantized.linear_dynamic(h.contiguous(), self.packed, reduce_range=True)
+        return F.linear(h, self.weight.to(h.dtype))
+
+
+class AirEmbedding(nn.Embedding):
+    """A learned table of std 1 / sqrt(D)."""
+
+
+class AirPuzzleEmbedding(nn.Embedding):
+    """One row per puzzle, zero at first; trained by sign-SGD on the rows seen, never by Adam (`optim_air.py`)."""
+
+
+class AirQHead(nn.Linear):
+    """(q_halt, q_continue) in float32; starts at zero weight and bias -5, so that nothing halts early in training."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h.float(), self.weight.float(), self.bias.float())
+
+
+class AirLevelToken(nn.Module):
+    """A learned vector (D,) that tells an L-update from an H-update; zero at first."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+
+class AirRotaryEmbedding(nn.Module):
+    """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name, table in self.tables(config).items():
+            self.register_buffer(name, table, persistent=False)
+
+    @staticmethod
+    def tables(config: AirConfig) -> dict[str, Tensor]:
+        extra = config.num_stack_positions - config.seq_len
+        if config.position_embedding == "rope":
+            coordinates = [torch.arange(config.num_stack_positions, device="cpu")]
+        else:
+            # Cells stand at (row + 1, column + 1), the positions before them in row 0.
+            cells = torch.arange(config.seq_len, device="cpu")
+            row, column = cells // config.grid_width + 1, cells % config.grid_width + 1
+            before = torch.arange(extra, device="cpu")
+            coordinates = [torch.cat([before * 0, row]), torch.cat([before, column])]
+        size = config.head_dim // len(coordinates)
+        frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
+        angles = torch.cat([torch.outer(c.float(), frequencies) for c in coordinates], dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        return {"cos": torch.cat([cos, cos], dim=-1), "sin": torch.cat([-sin, sin], dim=-1)}
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.cos.dtype != torch.float32 and self.cos.device.type != "meta":
+            # `.to(bfloat16)` is for weights: positions stay float32, as in the reference.
+            for name, table in self.tables(self.config).items():
+                setattr(self, name, table.to(self.cos.device))
+        return self
+
+
+class AirAttention(nn.Module):
+    """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
+
+    def __init__(self, config: AirConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.head_dim, self.scaling = config.head_dim, config.head_dim**-0.5
+        self.is_causal, self.num_key_value_groups = False, 1
+        self.qkv_proj = AirLinear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
+        self.observer: Callable | None = None
+
+    def forward(self, h: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        if cos is not None:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.observer is not None:
+            self.observer(self.layer, query, key, self.scaling)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        return self.o_proj(out.reshape(h.shape)), weights
+
+
+class AirSwiGLU(nn.Module):
+    """down(silu(gate) * up) over the last dimension."""
+
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up_proj = AirLinear(size, 2 * inner)
+        self.down_proj = AirLinear(inner, size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(h).chunk(2, dim=-1)
+        return self.down_proj(silu_mul(gate, up))
+
+
+class AirBlock(GradientCheckpointingLayer):
+    """Post-norm: h <- norm(h + mix(h)); h <- norm(h + swiglu(h)); mix is attention or a SwiGLU over positions."""
+
+    def __init__(self, config: AirConfig, layer: int) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.mlp_mixer = config.token_mixer == "mlp"
+        if self.mlp_mixer:
+            positions = config.num_stack_positions
+            self.mlp_t = AirSwiGLU(positions, config.swiglu_width(positions))
+        else:
+            self.self_attn = AirAttention(config, layer)
+        self.mlp = AirSwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+        if self.mlp_mixer:
+            across = h.transpose(1, 2)  # (B, D, T)
+            h = add_norm(across, self.mlp_t(across), self.eps).transpose(1, 2)
+        else:
+            h = add_norm(h, self.self_attn(h, cos, sin)[0], self.eps)
+        return add_norm(h, self.mlp(h), self.eps)
+
+
+class AirStack(nn.Module):
+    """f: the blocks one after another. `model.stack.compile()` compiles it in place."""
+
+    def __init__(self, config: AirConfig, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AirBlock(config, layer) for layer in range(layers))
+
+    def forward(self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            h = layer(h, cos, sin)
+        return h
+
+
+def inject(z_h: Tensor, z_l: Tensor, x: Tensor, n: float) -> tuple[Tensor, Tensor]:
+    """Place n copies of the encoded puzzle on the states; all (B, T, D)."""
+    # The first copy rides on z_h, the rest on z_l: bfloat16 sums depend on the order, and this is the reference's.
+    if n > 1:
+        z_l = z_l + (x if n == 2 else (n - 1) * x)
+    if n:
+        z_h = z_h + (x if n >= 1 else n * x)
+    return z_h, z_l
+
+
+class AirPreTrainedModel(PreTrainedModel):
+    config_class = AirConfig
+    config: AirConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AirBlock"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": AirBlock, "attentions": AirAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, AirQHead):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, -5.0)
+        elif isinstance(module, (AirPuzzleEmbedding, AirLevelToken)):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
+            truncated_normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            truncated_normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, AirRotaryEmbedding):
+            for name, table in module.tables(module.config).items():
+                init.copy_(getattr(module, name), table)
+        elif isinstance(module, AirModel):
+            for name, state in module.initial_states(module.config).items():
+                init.copy_(getattr(module, name), state)
+
+
+class AirModel(AirPreTrainedModel):
+    """A two-state recursive reasoner over a grid of tokens; builds on any device, variants differ by config alone."""
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__(config)
+        d = config.hidden_size
+        self.embed_tokens = AirEmbedding(config.vocab_size, d)
+        if config.puzzle_embedding_size:
+            self.puzzle_embedding = AirPuzzleEmbedding(config.num_puzzle_identifiers, config.puzzle_embedding_size)
+        if config.position_embedding == "learned":
+            self.embed_positions = AirEmbedding(config.prefix_length + config.seq_len, d)
+        self.rotary = AirRotaryEmbedding(config) if config.position_embedding in ("rope", "rope2d") else None
+        if config.cell_embedding:
+            self.embed_rows = AirEmbedding(config.grid_height, d)
+            self.embed_columns = AirEmbedding(config.grid_width, d)
+            if config.task == "sudoku":
+                self.embed_boxes = AirEmbedding(config.grid_height, d)
+        if config.input_operator in ("linear", "tanh_linear"):
+            self.input_proj = AirLinear(d, d)
+        if config.level_token != "none":
+            self.h_token, self.l_token = AirLevelToken(d), AirLevelToken(d)
+        if config.shared_block:
+            self.stack = AirStack(config, config.num_hidden_layers)
+        else:
+            self.l_stack = AirStack(config, config.l_layers or config.num_hidden_layers)
+            self.h_stack = AirStack(config, config.h_layers or config.num_hidden_layers)
+        self.lm_head = AirLinear(d, config.vocab_size)
+        self.q_head = AirQHead(d, 2)
+        for name, state in self.initial_states(config).items():
+            self.register_buffer(name, state, persistent=True)
+        self.post_init()
+
+    @staticmethod
+    def initial_states(config: AirConfig) -> dict[str, Tensor]:
+        """The fixed random vectors (D,) of std 1 that every puzzle starts from; the same in every model of a width."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        sigma = 1 / _TRUNCATED_STD
+        return {
+            name: nn.init.trunc_normal_(
+                torch.empty(config.hidden_size, device="cpu"), 0.0, sigma, -2 * sigma, 2 * sigma, generator=generator
+            )
+            for name in ("z_h_init", "z_l_init")
+        }
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    # ---- one ACT step ----------------------------------------------------------------------------------------------
+
+    def encode(self, input_ids: Tensor, puzzle_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The encoded puzzle x (B, T, D) that the updates inject; zero at a kept level token."""
+        config = self.config
+        cells = self.embed_tokens.weight.to(dtype)[input_ids.long()]  # (B, S, D)
+        if config.cell_embedding:
+            index = torch.arange(config.seq_len, device=input_ids.device)
+            row, column = index // config.grid_width, index % config.grid_width
+            parts = [self.embed_rows(row), self.embed_columns(column)]
+            if config.task == "sudoku":
+                boxes_per_band = config.grid_width // config.box_width
+                parts.append(self.embed_boxes(row // config.box_height * boxes_per_band + column // config.box_width))
+            # Dividing by the root of the number of summands keeps the variance.
+            cells = (cells + sum(parts).to(dtype)) * (len(parts) + 1) ** -0.5
+        if config.prefix_length:
+            prefix = cells.new_zeros(cells.shape[0], config.prefix_length * config.hidden_size)
+            if config.puzzle_embedding_size:
+                if puzzle_ids is None:
+                    puzzle_ids = input_ids.new_zeros(input_ids.shape[0], dtype=torch.long)
+                row = self.puzzle_embedding(puzzle_ids.long()).to(dtype)
+                prefix = F.pad(row, (0, prefix.shape[1] - row.shape[1]))
+            cells = torch.cat([prefix.view(cells.shape[0], config.prefix_length, -1), cells], dim=1)
+        if config.position_embedding == "learned":
+            cells = 0.707106781 * (cells + self.embed_positions.weight.to(dtype))
+        x = math.sqrt(config.hidden_size) * cells
+        if config.input_operator == "negate":
+            x = -x
+        elif config.input_operator in ("linear", "tanh_linear"):
+            x = self.input_proj(x)
+            x = torch.tanh(x) if config.input_operator == "tanh_linear" else x
+        return F.pad(x, (0, 0, 1, 0)) if config.level_token == "prepend_keep" else x
+
+    def update(self, level: str, z_h: Tensor, z_l: Tensor, x: Tensor) -> Tensor:
+        """One L- or H-update: the new state of that level, (B, T, D)."""
+        config, is_l = self.config, level == "l"
+        n = config.l_injection if is_l else config.h_injection
+        if n and config.input_operator == "hadamard":
+            a, b = (z_h + z_l) * x, z_l  # x gates the states instead of shifting them
+        else:
+            a, b = inject(z_h, z_l, x, n)
+        if config.level_token in ("add", "prepend_strip"):
+            token = (self.l_token if is_l else self.h_token).weight.to(z_h.dtype)
+        if config.level_token == "add":
+            a, b = (a, b + token) if is_l else (a + token, b)
+        h = a + b
+        if config.level_token == "prepend_strip":
+            h = torch.cat([token.expand(h.shape[0], 1, -1), h], dim=1)  # (B, 1 + T, D)
+        stack = self.stack if config.shared_block else self.l_stack if is_l else self.h_stack
+        cos, sin = (None, None) if self.rotary is None else (self.rotary.cos, self.rotary.sin)
+        h = stack(h, cos, sin)
+        return h[:, 1:] if config.level_token == "prepend_strip" else h
+
+    def recur(
+        self,
+        z_h: Tensor,
+        z_l: Tensor,
+        x: Tensor,
+        steps: Tensor | None = None,
+        hook: Hook | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All updates of one ACT step, in the schedule's order; returns (z_h, z_l)."""
+        for index, level in enumerate(self.config.schedule):
+            # Only the last updates carry gradient (HRM's one-step approximation), so memory does not grow with cycles.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.config.first_gradient_update):
+                z = self.update(level, z_h, z_l, x)
+            z_h, z_l = (z_h, z) if level == "l" else (z, z_l)
+            if hook is not None and (states := hook(AirUpdate(index, level, steps, rows), z_h, z_l)) is not None:
+                z_h, z_l = states
+        return z_h, z_l
+
+    def initial_carry(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AirCarry:
+        """The carry of `batch_size` fresh puzzles."""
+        shape = (batch_size, self.config.num_state_positions, self.config.hidden_size)
+        states = []
+        for name in ("h", "l"):
+            z = getattr(self, f"z_{name}_init").detach().to(device=device, dtype=dtype).expand(shape).clone()
+            if self.config.level_token == "prepend_keep":
+                z[:, 0] = getattr(self, f"{name}_token").weight.detach().to(z)
+            states.append(z)
+        steps = torch.zeros(batch_size, dtype=torch.int32, device=states[0].device)
+        return AirCarry(z_h=states[0], z_l=states[1], steps=steps)
+
+    def decode_state(self, z: Tensor) -> Tensor:
+        """Logits (B, S, V) that the language head reads off any state (B, T, D)."""
+        return self.lm_head(z[:, self.config.num_prefix_positions :])
+
+    def halts(self, q_halt_logits: Tensor, q_continue_logits: Tensor) -> Tensor:
+        """(B,) bool: where adaptive halting stops."""
+        return q_halt_logits > (q_continue_logits if self.config.q_continue else 0)
+
+    def activation_dtype(self, device_type: str) -> torch.dtype:
+        """Precision of states: autocast's if it is on, else the config's, else the weights'."""
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        name = self.config.activation_dtype
+        return self.lm_head.weight.dtype if name is None else getattr(torch, name)
+
+    @capture_outputs  # adds output_hidden_states, output_attentions and return_dict
+    def forward(
+        self,
+        input_ids: Tensor,
+        puzzle_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        carry: AirCarry | None = None,
+        hook: Hook | None = None,
+        dtype: torch.dtype | None = None,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> AirOutput:
+        """One ACT step.
+
+        Args:
+            input_ids: (B, S) tokens. puzzle_ids: (B,) rows of the puzzle embedding, default 0.
+            labels: (B, S) tokens, or `ignore_index` or PAD where a cell does not count.
+            carry: of the previous step; None starts fresh.
+            hook: called after every update (see `Hook`). rows: passed on to it.
+            dtype: of the states; default `activation_dtype`.
+
+        Returns:
+            AirOutput; in train() with q_continue also `target_q_continue`, from a second forward without gradient.
+
+        Raises:
+            ValueError: shapes, tokens or a carry that do not fit the config.
+        """
+        if unknown := sorted(set(kwargs) - {"output_hidden_states", "output_attentions"}):
+            raise TypeError(f"AirModel.forward got unknown arguments {unknown}.")
+        self._check(input_ids, puzzle_ids, labels, carry)
+        device = input_ids.device
+        dtype = dtype or self.activation_dtype(device.type)
+        # Precision is explicit from here on: autocast would round the q head, and would lose the gradient of a weight
+        # that it first cast, and cached, in an update without gradient.
+        with torch.autocast(device.type, enabled=False):
+            if carry is None:
+                carry = self.initial_carry(len(input_ids), dtype=dtype)
+            z_h, z_l = carry.z_h.to(dtype), carry.z_l.to(dtype)
+            x = self.encode(input_ids, puzzle_ids, dtype)
+            z_h, z_l = self.recur(z_h, z_l, x, carry.steps, hook, rows)
+            logits, q = self.decode_state(z_h), self.q_head(z_h[:, 0])
+            carry = AirCarry(z_h=z_h.detach(), z_l=z_l.detach(), steps=carry.steps + 1)
+            output = AirOutput(logits=logits, q_halt_logits=q[:, 0], q_continue_logits=q[:, 1], carry=carry)
+            if self.training and self.config.q_continue and self.config.halt_max_steps > 1:
+                with torch.no_grad():
+                    next_h, _ = self.recur(carry.z_h, carry.z_l, x.detach())
+                    next_halt, next_continue = self.q_head(next_h[:, 0]).unbind(-1)
+                    is_last = carry.steps >= self.config.halt_max_steps
+                    best = torch.where(is_last, next_halt, torch.maximum(next_halt, next_continue))
+                    output.target_q_continue = best.sigmoid()
+            if labels is not None:
+                self._add_losses(output, labels)
+        return output
+
+    def _add_losses(self, output: AirOutput, labels: Tensor) -> None:
+        labels = labels.long()
+        counted = (labels != self.config.ignore_index) & (labels != self.config.pad_token_id)
+        target = torch.where(counted, labels, 0)
+        if self.config.loss_type == "stablemax_cross_entropy":
+            log_probs = stablemax_log_probs(output.logits)
+        else:
+            log_probs = F.log_softmax(output.logits.float(), dim=-1)
+        cell_loss = torch.where(counted, -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), 0)
+        per_puzzle = (cell_loss / counted.sum(-1, keepdim=True).clamp_min(1)).sum(-1)
+        solved = ((output.logits.argmax(-1) == labels) | ~counted).all(-1)
+        output.lm_loss = per_puzzle.mean()
+        output.q_halt_loss = F.binary_cross_entropy_with_logits(output.q_halt_logits, solved.to(output.q_halt_logits))
+        output.loss = output.lm_loss + 0.5 * output.q_halt_loss
+        if output.target_q_continue is not None:
+            output.q_continue_loss = F.binary_cross_entropy_with_logits(
+                output.q_continue_logits, output.target_q_continue
+            )
+            output.loss = output.loss + 0.5 * output.q_continue_loss
+
+    def _check(
+        self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None, carry: AirCarry | None
+    ) -> None:
+        """One sentence for everything that would otherwise end in a shape error far from its cause."""
+        config = self.config
+        if input_ids.dim() != 2 or input_ids.shape[1] != config.seq_len:
+            raise ValueError(
+                f"input_ids must be (batch, {config.seq_len}) for a {config.grid_height} x {config.grid_width} "
+                f"{config.task}, got {tuple(input_ids.shape)}. Encode puzzles with the model's AirProcessor."
+            )
+        if input_ids.is_floating_point() or input_ids.is_complex():
+            raise ValueError(f"input_ids must hold integer tokens, got {input_ids.dtype}.")
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(f"labels must have the shape {tuple(input_ids.shape)}, got {tuple(labels.shape)}.")
+        if puzzle_ids is not None and puzzle_ids.shape != input_ids.shape[:1]:
+            raise ValueError(f"puzzle_ids must be ({len(input_ids)},), got {tuple(puzzle_ids.shape)}.")
+        if carry is not None:
+            expected = (len(input_ids), config.num_state_positions, config.hidden_size)
+            if tuple(carry.z_h.shape) != expected or tuple(carry.z_l.shape) != expected:
+                raise ValueError(
+                    f"The carry's states must be {expected}, got {tuple(carry.z_h.shape)} and "
+                    f"{tuple(carry.z_l.shape)}. Start with carry=None, or model.initial_carry({len(input_ids)})."
+                )
+        # Reading values would stall a GPU at every step; there, `solve` checks once.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_values(input_ids, puzzle_ids, labels)
+
+    def _check_values(self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None = None) -> None:
+        config = self.config
+        if input_ids.numel() and (input_ids.min() < 0 or input_ids.max() >= config.vocab_size):
+            low, high = int(input_ids.min()), int(input_ids.max())
+            raise ValueError(f"input_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}.")
+        if labels is not None and labels.numel():
+            wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= config.vocab_size))
+            if wrong.any():
+                raise ValueError(
+                    f"labels must lie in 0..{config.vocab_size - 1} or be {config.ignore_index}, got "
+                    f"{int(labels[wrong][0])}."
+                )
+        if puzzle_ids is not None and config.puzzle_embedding_size and puzzle_ids.numel():
+            if puzzle_ids.min() < 0 or puzzle_ids.max() >= config.num_puzzle_identifiers:
+                raise ValueError(
+                    f"puzzle_ids must lie in 0..{config.num_puzzle_identifiers - 1}, got "
+                    f"{int(puzzle_ids.min())}..{int(puzzle_ids.max())}."
+                )
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def solve(
+        self,
+        input_ids: Tensor,
+        puzzle_ids: Tensor | None = None,
+        max_act_steps: int | None = None,
+        halt: str | Callable[[Tensor, Tensor], Tensor] = "max",
+        return_rollout: bool = False,
+        freeze: str | None = None,
+        *,
+        batch_size: int | None = None,
+        hook: Hook | None = None,
+        carry: AirCarry | None = None,
+        dtype: torch.dtype | None = None,
+        return_logits: bool = True,
+        progress: bool = False,
+        on_finish: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | None] | None = None,
+        queue: Tensor | None = None,
+    ) -> AirSolution:
+        """Solve puzzles by repeating ACT steps; puzzles that stop leave their slot to waiting ones.
+
+        Args:
+            input_ids: (B, S) tokens, any number of puzzles. puzzle_ids: (B,).
+            max_act_steps: default `halt_max_steps`; more is allowed, memory stays the same.
+            halt: "max" runs all steps (the published protocol); "q" stops a puzzle at the first step where training
+                would halt it (q_halt > q_continue, or q_halt > 0 in a model without q_continue); a function of (rows,
+                predictions) says by itself which of them stop, (B,) bool.
+            return_rollout: decode both states after every update (see `AirRollout`).
+            freeze: "z_h" or "z_l" holds that state at its start while the other keeps updating.
+            batch_size: slots; default what suits the device. Out of memory halves it and goes on.
+            hook: called after every update, after `freeze`. carry: start states, a row for each puzzle.
+            dtype: of weights and states meanwhile; default float32 on CPU (bfloat16 products are hundreds of times
+                slower on processors without such instructions), bfloat16 on CUDA, else the weights'. torch.int8, on a
+                CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per tensor).
+            return_logits: False saves B * S * V numbers. progress: show a bar.
+            on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
+                return further rows to solve. queue: the rows to begin with, in order; default all.
+
+        Returns:
+            AirSolution, rows in the order of `input_ids`.
+        """
+        config, device = self.config, self.lm_head.weight.device
+        max_act_steps = config.halt_max_steps if max_act_steps is None else max_act_steps
+        if max_act_steps < 1:
+            raise ValueError(f"max_act_steps must be 1 or more, got {max_act_steps}.")
+        if halt not in ("max", "q") and not callable(halt):
+            raise ValueError(f"halt must be 'max' or 'q', got {halt!r}.")
+        if freeze not in (None, "z_h", "z_l"):
+            raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        input_ids = input_ids.to(device)
+        puzzle_ids = None if puzzle_ids is None else puzzle_ids.to(device)
+        self._check(input_ids, puzzle_ids, None, carry)
+        self._check_values(input_ids, puzzle_ids)
+        if dtype is None:
+            dtype = {"cpu": torch.float32, "cuda": torch.bfloat16}.get(device.type, self.lm_head.weight.dtype)
+        if in_int8 := dtype == torch.int8:
+            if device.type != "cpu":
+                raise ValueError(f"dtype=torch.int8 is for CPUs, the model is on {device.type}. Use torch.bfloat16.")
+            dtype = torch.float32
+
+        total, s, updates = len(input_ids), config.seq_len, len(config.schedule)
+        recorder = _Recorder(self, total, max_act_steps, device) if return_rollout else None
+        step_hook = _chain(_freezer(self, freeze), hook, recorder)
+        batch_size = min(batch_size or self.default_batch_size(device, dtype), max(total, 1))
+        solution = AirSolution(
+            predictions=torch.zeros(total, s, dtype=torch.long, device=device),
+            logits=torch.zeros(total, s, config.vocab_size, dtype=dtype, device=device) if return_logits else None,
+            q_halt_logits=torch.zeros(total, device=device),
+            q_continue_logits=torch.zeros(total, device=device),
+            act_steps=torch.zeros(total, dtype=torch.int32, device=device),
+        )
+
+        def start(rows: Tensor) -> AirCarry:
+            if carry is None:
+                return self.initial_carry(len(rows), dtype=dtype)
+            at = rows.to(carry.z_h.device)
+            steps = torch.zeros(len(rows), dtype=torch.int32, device=device)
+            return AirCarry(z_h=carry.z_h[at].to(device, dtype), z_l=carry.z_l[at].to(device, dtype), steps=steps)
+
+        waiting = torch.arange(total, device=device) if queue is None else queue.to(device)
+        rows, slots, slot_steps, passes = waiting[:0], None, 0, 0
+        bar = logging.tqdm(total=len(waiting), unit="puzzle", disable=not progress)
+        was_training = self.training
+        self.eval()
+        try:
+            with self._weights_in(dtype, in_int8):
+                while len(rows) or len(waiting):
+                    if (room := batch_size - len(rows)) > 0 and len(waiting):
+                        fresh, waiting = waiting[:room], waiting[room:]
+                        new = start(fresh)
+                        slots = (
+                            new
+                            if slots is None
+                            else AirCarry(*(torch.cat(p) for p in zip(_states(slots), _states(new))))
+                        )
+                        rows = torch.cat([rows, fresh])
+                    try:
+                        out = self(
+                            input_ids[rows],
+                            None if puzzle_ids is None else puzzle_ids[rows],
+                            carry=slots,
+                            hook=step_hook,
+                            dtype=dtype,
+                            rows=rows,
+                            return_dict=True,
+                        )
+                    except RuntimeError as error:
+                        if not _is_out_of_memory(error) or len(rows) == 1:
+                            raise
+                        batch_size = len(rows) // 2
+                        warnings.warn(f"Out of memory with {len(rows)} puzzles at a time: going on with {batch_size}.")
+                        # The second half waits again and starts anew; the first keeps its progress.
+                        waiting = torch.cat([rows[batch_size:], waiting])
+                        rows, slots = rows[:batch_size], AirCarry(*(z[:batch_size] for z in _states(slots)))
+                        if device.type == "cuda":
+                            torch.cuda.empty_cache()
+                        continue
+                    slot_steps, passes = slot_steps + len(rows), passes + 1
+                    slots = out.carry
+                    done = slots.steps >= max_act_steps
+                    if halt == "q":
+                        done = done | self.halts(out.q_halt_logits, out.q_continue_logits)
+                    elif callable(halt):
+                        done = done | halt(rows, out.logits.argmax(-1)).to(device)
+                    if not done.any():
+                        continue
+                    stopped, predictions = rows[done], out.logits[done].argmax(-1)
+                    solution.predictions[stopped] = predictions
+                    solution.q_halt_logits[stopped] = out.q_halt_logits[done]
+                    solution.q_continue_logits[stopped] = out.q_continue_logits[done]
+                    solution.act_steps[stopped] = slots.steps[done]
+                    if solution.logits is not None:
+                        solution.logits[stopped] = out.logits[done]
+                    bar.update(len(stopped))
+                    if on_finish is not None:
+                        more = on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
+                        if more is not None and len(more):
+                            waiting = torch.cat([waiting, more.to(device)])
+                            bar.total += len(more)
+                    rows, slots = rows[~done], AirCarry(*(z[~done] for z in _states(slots)))
+        finally:
+            bar.close()
+            self.train(was_training)
+        solution.stats = {
+            "batch_size": batch_size,
+            "slot_steps": slot_steps,
+            "passes": passes,
+            "fill": slot_steps / (passes * batch_size) if passes else 1.0,
+        }
+        if recorder is not None:
+            solution.rollout = recorder.rollout(solution.act_steps * updates)
+        return solution
+
+    def default_batch_size(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Slots that keep the device busy: on a CPU what its caches hold, on a GPU up to 256,000 positions."""
+        config = self.config
+        positions = 2**19 // config.hidden_size  # 12 full-size Sudokus: more were slower, see results/benchmarks
+        if device.type == "cuda":
+            per_position = (6 * config.hidden_size + 4 * config.intermediate_size) * 4
+            positions = min(65536 * 4, int(torch.cuda.mem_get_info(device)[0] * 0.6) // per_position)
+        return max(1, positions // config.num_stack_positions)
+
+    @contextlib.contextmanager
+    def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:
+        """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed."""
+        pack = _quantize if in_int8 else _pack
+        linears = [module for module in self.modules() if isinstance(module, AirLinear)]
+        kept = [linear.weight.data for linear in linears]
+        try:
+            for linear in linears:
+                linear.weight.data = linear.weight.data.to(dtype)
+                linear.packed = pack(linear.weight.data)
+            yield
+        finally:
+            for linear, data in zip(linears, kept):
+                linear.weight.data, linear.packed = data, None
+
+    @contextlib.contextmanager
+    def observe_attention(self, observer: Callable[[int, Tensor, Tensor, float], None]) -> Iterator[None]:
+        """Inside: observer(layer, q, k, scaling) at every attention, q and k (B, H, T, D / H) after rotation.
+
+        The maps are softmax(q @ k.mT * scaling). An update's attention comes before its hook.
+        """
+        modules = [module for module in self.modules() if isinstance(module, AirAttention)]
+        for module in modules:
+            module.observer = observer
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.observer = None
+
+
+def _pack(weight: Tensor) -> Tensor | None:
+    """A CPU weight in oneDNN's own layout: products with few rows get up to twice as fast. None where it cannot be."""
+    # Small products gain nothing, and without it `solve` rounds exactly as `forward` does.
+    if weight.device.type != "cpu" or weight.numel() < 2**17 or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    except (AttributeError, RuntimeError):  # not every build has it
+        return None
+
+
+def _quantize(weight: Tensor) -> Any:
+    """A CPU weight as int8, one scale per output, packed for `quantized.linear_dynamic`."""
+    scales = (weight.abs().amax(1).double() / 127).clamp_min(1e-12)
+    zeros = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces another format of such tensors for a later release
+        whole = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(whole, None)
+
+
+def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:
+    return carry.z_h, carry.z_l, carry.steps
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _chain(*hooks: Hook | None) -> Hook | None:
+    """One hook out of several, each seeing what the one before it left."""
+    hooks = tuple(hook for hook in hooks if hook is not None)
+    if not hooks:
+        return None
+
+    def chained(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
+        for hook in hooks:
+            z_h, z_l = hook(update, z_h, z_l) or (z_h, z_l)
+        return z_h, z_l
+
+    return chained
+
+
+def _freezer(model: AirModel, freeze: str | None) -> Hook | None:
+    if freeze is None:
+        return None
+
+    def hold(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
+        start = model.initial_carry(1, dtype=z_h.dtype)
+        return (start.z_h.expand_as(z_h), z_l) if freeze == "z_h" else (z_h, start.z_l.expand_as(z_l))
+
+    return hold
+
+
+class _Recorder:
+    """A hook that decodes both states after every update into (N, U, S) int8."""
+
+    def __init__(self, model: AirModel, total: int, max_act_steps: int, device: torch.device) -> None:
+        self.model, self.updates = model, list(model.config.schedule) * max_act_steps
+        shape = (total, len(self.updates), model.config.seq_len)
+        self.z_h, self.z_l = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in "hl")
+
+    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        at = update.steps.long() * len(self.model.config.schedule) + update.index
+        for store, z in ((self.z_h, z_h), (self.z_l, z_l)):
+            store[update.rows, at] = self.model.decode_state(z).argmax(-1).to(torch.int8)
+
+    def rollout(self, used: Tensor) -> AirRollout:
+        """used: (N,) updates that each puzzle ran; later ones repeat the last."""
+        at = torch.minimum(
+            torch.arange(len(self.updates), device=used.device), used.long().clamp(min=1).unsqueeze(1) - 1
+        )
+        at = at.unsqueeze(-1).expand_as(self.z_h)
+        return AirRollout(self.z_h.gather(1, at), self.z_l.gather(1, at), self.updates)
+
+
+__all__ = ["AirCarry", "AirModel", "AirOutput", "AirPreTrainedModel", "AirRollout", "AirSolution", "AirUpdate"]

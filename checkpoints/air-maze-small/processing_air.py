@@ -1,0 +1,831 @@
+"""Puzzles as text and as tokens, and the rules of each task: everything about AIR that is not a network.
+
+One `GridTask` object per task holds geometry, letters, rules, neighbourhoods and symmetries, so that training,
+evaluation, analyses and the demo never retype them. `AirProcessor` wraps one for transformers:
+
+    processor = AirProcessor(task="sudoku")                  # or AirProcessor.from_pretrained(model folder)
+    input_ids = processor("53..7....6..195...…")["input_ids"]  # (1, 81)
+    text = processor.decode(input_ids[0])
+    verdict = processor.check(puzzle_text, answer_text)      # verdict.complete, .consistent, .valid, .message
+
+Shape letters: N puzzles, S cells (row-major), H rows, W columns, V tokens. Tokens are uint8, token 0 is PAD. Cells in
+messages are counted from 1. This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import BatchFeature, ProcessorMixin
+
+PAD = 0
+UNKNOWN = "?"  # how a PAD token (a model may predict it) is written; never accepted as input
+DIGITS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # a 16x16 Sudoku uses 1-9 and A-G
+BOX_DRAWING = "".join(map(chr, range(0x2500, 0x2580)))
+CHUNK = 8192  # rows handled at once by the vectorised rules: memory stays flat whatever N is
+
+
+class Verdict(NamedTuple):
+    """What the rules say of one answer (or, from `verdicts`, of N answers: then each field is an array (N,)).
+
+    complete: nothing is left open. Sudoku: a digit in every cell; maze: no PAD, and the marks join S to G.
+    consistent: the answer keeps what the puzzle gave (clues; walls, S and G).
+    valid: it is a right answer: complete, consistent, and no rule of the task is broken.
+    message: one sentence; names the first cell that is wrong.
+    """
+
+    complete: Any
+    consistent: Any
+    valid: Any
+    message: Any = ""
+
+    def __bool__(self) -> bool:
+        return bool(np.all(self.valid))
+
+
+class Symmetry(NamedTuple):
+    """A map of puzzles that keeps the rules: out[j] = tokens[in[cells[j]]].
+
+    cells: (S,) permutation, or (N, S): one per row of a batch. tokens: (V,) or (N, V) permutation; PAD and blank stay.
+    """
+
+    cells: np.ndarray
+    tokens: np.ndarray
+
+    def apply(self, grids: np.ndarray) -> np.ndarray:
+        """Map grids (..., S), or (..., N, S) when this holds one symmetry per row; dtype is kept."""
+        grids = np.asarray(grids)
+        if self.cells.ndim == 1:
+            return self.tokens.astype(grids.dtype)[grids[..., self.cells]]
+        lead = (1,) * (grids.ndim - 2)
+        moved = np.take_along_axis(grids, self.cells.reshape(*lead, *self.cells.shape), axis=-1)
+        tokens = self.tokens.astype(grids.dtype).reshape(*lead, *self.tokens.shape)
+        return np.take_along_axis(tokens, moved.astype(np.intp), axis=-1)
+
+    def inverse(self) -> Symmetry:
+        """The symmetry that undoes this one."""
+        order = lambda p: np.argsort(p, axis=-1).astype(p.dtype)  # noqa: E731
+        return Symmetry(order(self.cells), order(self.tokens))
+
+
+class GridTask:
+    """A grid of H x W cells and V tokens without rules of its own; Sudoku and maze build on it.
+
+    Text of a generic grid: one character per token, 0-9, then a-z, then A-Z; white space is ignored.
+    """
+
+    name = "grid"
+    blank_token = 1
+    box_height: int | None = None
+    box_width: int | None = None
+
+    def __init__(self, height: int, width: int, vocab_size: int):
+        for what, value in (("height", height), ("width", width)):
+            if int(value) != value or value < 1:
+                raise ValueError(f"The grid {what} must be a whole number of at least 1, got {value!r}.")
+        if not 2 <= vocab_size <= 255:
+            raise ValueError(f"vocab_size must be from 2 to 255 (tokens are stored as uint8), got {vocab_size}.")
+        self.height, self.width, self.vocab_size = int(height), int(width), int(vocab_size)
+
+    @property
+    def seq_len(self) -> int:
+        return self.height * self.width
+
+    @cached_property
+    def alphabet(self) -> str:
+        """Character of each token; position = token."""
+        letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        if self.vocab_size > len(letters):
+            raise ValueError(f"A grid of {self.vocab_size} tokens has no text form; pass token arrays instead.")
+        return letters[: self.vocab_size]
+
+    def __repr__(self) -> str:
+        box = f", box {self.box_height}x{self.box_width}" if self.box_height else ""
+        return f"{type(self).__name__}({self.height}x{self.width}{box}, {self.vocab_size} tokens)"
+
+    def _key(self) -> tuple:
+        return self.name, self.height, self.width, self.vocab_size, self.box_height, self.box_width
+
+    def __eq__(self, other: object) -> bool:
+        # Not isinstance: the same class may have been imported twice, here and as remote code.
+        return hasattr(other, "_key") and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    # ---- text
+
+    def cell(self, index: int) -> str:
+        """'row 3, column 7': how messages name a cell."""
+        return f"row {index // self.width + 1}, column {index % self.width + 1}"
+
+    def _cells_of(self, text: str) -> str:
+        """The S characters of the cells, without what `encode` tolerates around them."""
+        return "".join(text.split())
+
+    def _too_long_or_short(self, count: int) -> ValueError:
+        where = f" The cells end at {self.cell(count - 1)}." if 0 < count < self.seq_len else ""
+        return ValueError(
+            f"The {self.name} text has {count} cells, {self.seq_len} expected ({self.height} rows of {self.width})."
+            f"{where}"
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to tokens, uint8 (S,). Raises ValueError for a wrong length or a foreign letter (naming its cell)."""
+        if not isinstance(text, str):
+            raise ValueError(f"A puzzle must be text (str), got {type(text).__name__}.")
+        cells = self._cells_of(text)
+        if len(cells) != self.seq_len:
+            raise self._too_long_or_short(len(cells))
+        table = self._codes
+        try:
+            return np.fromiter((table[c] for c in cells), np.uint8, self.seq_len)
+        except KeyError:
+            index, letter = next((i, c) for i, c in enumerate(cells) if c not in table)
+            raise ValueError(
+                f"Foreign letter {letter!r} at {self.cell(index)}: this {self.name} uses {self._letters_help}."
+            ) from None
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.alphabet)}
+
+    @property
+    def _letters_help(self) -> str:
+        return " ".join(self.alphabet)
+
+    def decode(self, tokens: Any) -> str:
+        """Tokens (S,) to text: S characters, row-major, no line breaks."""
+        return "".join(self.alphabet[t] for t in self.as_tokens(tokens))
+
+    def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
+        """Several readable lines; with `ansi` and the puzzle given, what the answer added is coloured."""
+        lines = self._styled(tokens, puzzle, ansi)
+        return "\n".join("".join(line) for line in lines)
+
+    def _styled(self, tokens: Any, puzzle: Any, ansi: bool) -> list[list[str]]:
+        text = list(self.decode(tokens))
+        if ansi and puzzle is not None:
+            added = self.as_tokens(puzzle) != self.as_tokens(tokens)
+            text = [f"\x1b[1;34m{c}\x1b[0m" if new else c for c, new in zip(text, added)]
+        return [text[r * self.width : (r + 1) * self.width] for r in range(self.height)]
+
+    def as_tokens(self, grid: Any) -> np.ndarray:
+        """Text, a list, an array or a tensor of S tokens -> uint8 (S,); ValueError when it is none of these."""
+        if isinstance(grid, str):
+            return self.encode(grid)
+        if hasattr(grid, "detach"):
+            grid = grid.detach().cpu().numpy()
+        grid = np.asarray(grid)
+        if grid.dtype.kind not in "iu":
+            raise ValueError(f"Tokens must be whole numbers, got an array of {grid.dtype}.")
+        grid = grid.reshape(-1) if grid.shape == (self.height, self.width) else grid
+        if grid.shape != (self.seq_len,):
+            raise ValueError(
+                f"A {self.name} grid has {self.seq_len} cells ({self.height} x {self.width}), got shape {grid.shape}."
+            )
+        if len(bad := np.flatnonzero((grid < 0) | (grid >= self.vocab_size))):
+            raise ValueError(
+                f"Token {grid[bad[0]]} at {self.cell(bad[0])} is out of range: tokens go from 0 to"
+                f" {self.vocab_size - 1}."
+            )
+        return grid.astype(np.uint8)
+
+    # ---- rules
+
+    def check_puzzle(self, puzzle: Any) -> None:
+        """Raise ValueError naming the cell unless this is a well-formed puzzle (text or tokens)."""
+        tokens = self.as_tokens(puzzle)
+        if len(pads := np.flatnonzero(tokens == PAD)):
+            raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell of a puzzle needs a value.")
+
+    def verdict(self, puzzle: Any, answer: Any) -> Verdict:
+        """Judge one answer by the rules (not by a stored label). Raises ValueError when the puzzle is ill-formed."""
+        puzzle, answer = self.as_tokens(puzzle), self.as_tokens(answer)
+        self.check_puzzle(puzzle)
+        flags = self.verdicts(puzzle[None], answer[None])
+        complete, consistent, valid = (bool(f[0]) for f in flags[:3])
+        message = "Solved." if valid else self._explain(puzzle, answer, complete, consistent)
+        return Verdict(complete, consistent, valid, message)
+
+    def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
+        if not consistent:
+            i = self._first(self._given(puzzle) & (puzzle != answer))
+            given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
+            return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
+        return f"{self.cell(self._first(answer == PAD))} is empty."
+
+    def _given(self, puzzles: np.ndarray) -> np.ndarray:
+        """Cells that an answer must keep, bool, same shape."""
+        return puzzles != self.blank_token
+
+    @staticmethod
+    def _first(mask: np.ndarray) -> int:
+        return int(np.flatnonzero(mask)[0])
+
+    def verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> Verdict:
+        """`verdict` for N well-formed puzzles at once; puzzles, answers (N, S) -> bool arrays (N,)."""
+        puzzles, answers = np.asarray(puzzles), np.asarray(answers)
+        if puzzles.shape != answers.shape or puzzles.ndim != 2 or puzzles.shape[1] != self.seq_len:
+            raise ValueError(
+                f"puzzles and answers must both be (N, {self.seq_len}), got {puzzles.shape} and {answers.shape}."
+            )
+        out = np.zeros((3, len(puzzles)), bool)
+        for start in range(0, len(puzzles), CHUNK):
+            rows = slice(start, start + CHUNK)
+            out[:, rows] = self._verdicts(puzzles[rows], answers[rows])
+        return Verdict(*out)
+
+    def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        consistent = ~(self._given(puzzles) & (puzzles != answers)).any(-1)
+        complete = (answers != PAD).all(-1)
+        return complete, consistent, complete & consistent
+
+    def conflicts(self, tokens: Any, labels: Any = None) -> np.ndarray:
+        """Cells at fault in decoded grids (..., S) -> bool (..., S).
+
+        Sudoku: cells whose digit occurs twice in a row, column or box (labels are not used). Other tasks: cells that
+        differ from `labels`.
+        """
+        if labels is None:
+            raise ValueError(f"The {self.name} task finds faults by comparing with labels: pass labels as well.")
+        return np.asarray(tokens) != np.asarray(labels)
+
+    # ---- geometry
+
+    @cached_property
+    def neighbours(self) -> dict[str, np.ndarray]:
+        """Named (S, S) bool masks, True where key j belongs to the neighbourhood of query i."""
+        row, column = np.divmod(np.arange(self.seq_len), self.width)
+        down, right = abs(row[:, None] - row), abs(column[:, None] - column)
+        far = np.maximum(down, right)
+        return {"nbr4": down + right == 1, "nbr8": far == 1, "window5": (far <= 2) & (far > 0)}
+
+    @cached_property
+    def peers(self) -> np.ndarray:
+        """(S, S) bool: the cells that make a query 'adjacent' to a fault (query itself excluded)."""
+        return self.neighbours["nbr4"]
+
+    @cached_property
+    def dihedral(self) -> np.ndarray:
+        """(8, S) cell permutations of a square grid, (4, S) of a rectangle; the first is the identity."""
+        grid = np.arange(self.seq_len).reshape(self.height, self.width)
+        turned = [grid, grid.T] if self.height == self.width else [grid]
+        return np.stack([g[::up, ::left].reshape(-1) for g in turned for up in (1, -1) for left in (1, -1)])
+
+    def random_symmetries(self, rng: np.random.Generator, n: int) -> Symmetry:
+        """n symmetries drawn uniformly: cells (n, S), tokens (n, V)."""
+        cells = self.dihedral[rng.integers(len(self.dihedral), size=n)]
+        return Symmetry(cells, np.tile(np.arange(self.vocab_size, dtype=np.uint8), (n, 1)))
+
+    def sample_symmetry(self, rng: np.random.Generator) -> Symmetry:
+        """One symmetry drawn uniformly: cells (S,), tokens (V,)."""
+        many = self.random_symmetries(rng, 1)
+        return Symmetry(many.cells[0], many.tokens[0])
+
+
+class SudokuTask(GridTask):
+    """Sudoku of any size n = box_height * box_width: blank 1, digits 2 ... n + 1 (A, B, ... stand for 10, 11, ...)."""
+
+    name = "sudoku"
+
+    def __init__(self, height: int = 9, width: int | None = None, box_height: int | None = None,
+                 box_width: int | None = None):  # fmt: skip
+        width = height if width is None else width
+        if height != width:
+            raise ValueError(f"A Sudoku grid is square, got {height} rows and {width} columns.")
+        if not 2 <= height <= len(DIGITS):
+            raise ValueError(f"A Sudoku has from 2 to {len(DIGITS)} rows, got {height}.")
+        super().__init__(height, width, height + 2)
+        self.box_height, self.box_width = default_box(height, box_height, box_width)
+
+    @cached_property
+    def alphabet(self) -> str:
+        return UNKNOWN + "." + DIGITS[: self.height]
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        codes = dict.fromkeys("._*0", self.blank_token)
+        for value, digit in enumerate(DIGITS[: self.height], start=2):
+            codes[digit] = codes[digit.lower()] = value
+        return codes
+
+    @property
+    def _letters_help(self) -> str:
+        n = self.height
+        return f"the digits 1-{min(n, 9)}{f' and A-{DIGITS[n - 1]}' if n > 9 else ''}, and . 0 _ or * for a blank"
+
+    def _cells_of(self, text: str) -> str:
+        """Drop white space and drawn lines. Numbers above 9 may be written out where white space parts all cells."""
+        for line in "|+-=" + BOX_DRAWING:
+            text = text.replace(line, " ")
+        parts = text.split()
+        if self.height > 9 and len(parts) == self.seq_len and any(len(p) > 1 for p in parts):
+            return "".join(self._letter_of_number(p, i) for i, p in enumerate(parts))
+        return "".join(parts)
+
+    def _letter_of_number(self, part: str, index: int) -> str:
+        if len(part) == 1:
+            return part
+        if not part.isdecimal() or not 1 <= int(part) <= self.height:
+            raise ValueError(f"{part!r} at {self.cell(index)} is not a number from 1 to {self.height}.")
+        return DIGITS[int(part) - 1]
+
+    def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
+        lines = self._styled(tokens, puzzle, ansi)
+        w, h = self.box_width, self.box_height
+        rule = "+".join(["-" * (2 * w + 1)] * (self.width // w))
+        out = []
+        for r, line in enumerate(lines):
+            if r and r % h == 0:
+                out.append(rule)
+            out.append("|".join(" " + " ".join(line[c : c + w]) + " " for c in range(0, self.width, w)).rstrip())
+        return "\n".join(out)
+
+    # ---- rules
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """(3n, n) cell numbers of every row, column and box, in this order."""
+        n, h, w = self.height, self.box_height, self.box_width
+        grid = np.arange(n * n).reshape(n, n)
+        boxes = grid.reshape(n // h, h, n // w, w).transpose(0, 2, 1, 3).reshape(n, n)
+        return np.concatenate([grid, grid.T, boxes])
+
+    @cached_property
+    def units_of(self) -> np.ndarray:
+        """(S, 3): the row, column and box number of each cell, as indices into `units`."""
+        out = np.empty((self.seq_len, 3), np.int64)
+        for kind in range(3):
+            for u in range(kind * self.height, (kind + 1) * self.height):
+                out[self.units[u], kind] = u
+        return out
+
+    def _unit_masks(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bit per digit: of each cell (N, S), seen in each unit (N, 3n), seen at least twice there (N, 3n)."""
+        bits = np.where(tokens >= 2, np.uint64(1) << np.maximum(tokens, 2).astype(np.uint64), np.uint64(0))
+        once = np.zeros((len(tokens), len(self.units)), np.uint64)
+        twice = np.zeros_like(once)
+        for k in range(self.height):
+            bit = bits[:, self.units[:, k]]
+            twice |= once & bit
+            once |= bit
+        return bits, once, twice
+
+    def conflicts(self, tokens: Any, labels: Any = None) -> np.ndarray:
+        tokens = np.asarray(tokens)
+        if tokens.shape[-1:] != (self.seq_len,):
+            raise ValueError(f"tokens must be (..., {self.seq_len}), got {tokens.shape}.")
+        flat = tokens.reshape(-1, self.seq_len)
+        out = np.empty(flat.shape, bool)
+        for start in range(0, len(flat), CHUNK):
+            rows = slice(start, start + CHUNK)
+            bits, _, twice = self._unit_masks(flat[rows])
+            row, column, box = (twice[:, self.units_of[:, kind]] for kind in range(3))
+            out[rows] = (bits & (row | column | box)) != 0
+        return out.reshape(tokens.shape)
+
+    def _twins(self, tokens: np.ndarray) -> tuple[int, int, str] | None:
+        """The first two cells of one unit that hold the same digit, and that unit's kind."""
+        for u, cells in enumerate(self.units):
+            values = tokens[cells]
+            for digit in np.unique(values[values >= 2]):
+                if len(same := cells[values == digit]) > 1:
+                    return int(same[0]), int(same[1]), ("row", "column", "box")[u // self.height]
+        return None
+
+    def check_puzzle(self, puzzle: Any) -> None:
+        super().check_puzzle(puzzle)
+        tokens = self.as_tokens(puzzle)
+        if (twins := self._twins(tokens)) is not None:
+            a, b, unit = twins
+            raise ValueError(
+                f"Contradicting clues: {self.cell(a)} and {self.cell(b)} both hold {self.alphabet[tokens[a]]}"
+                f" in the same {unit}."
+            )
+
+    def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        consistent = ~(self._given(puzzles) & (puzzles != answers)).any(-1)
+        complete = (answers >= 2).all(-1)
+        _, once, _ = self._unit_masks(answers)
+        every_digit = np.uint64(((1 << self.height) - 1) << 2)
+        return complete, consistent, complete & consistent & (once == every_digit).all(-1)
+
+    def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
+        if not consistent:
+            return super()._explain(puzzle, answer, complete, consistent)
+        if (twins := self._twins(answer)) is not None:
+            a, b, unit = twins
+            return f"{self.cell(a)} and {self.cell(b)} both hold {self.alphabet[answer[a]]} in the same {unit}."
+        return f"{self.cell(self._first(answer < 2))} is empty ({int((answer < 2).sum())} empty cells in all)."
+
+    # ---- geometry
+
+    @cached_property
+    def neighbours(self) -> dict[str, np.ndarray]:
+        """{"units": (S, S)}: same row, column or box; the query itself belongs to it (21 cells at 9x9)."""
+        return {"units": (self.units_of[:, None] == self.units_of[None]).any(-1)}
+
+    @cached_property
+    def peers(self) -> np.ndarray:
+        return self.neighbours["units"] & ~np.eye(self.seq_len, dtype=bool)
+
+    def random_symmetries(self, rng: np.random.Generator, n: int) -> Symmetry:
+        """Digit relabelling; bands, stacks, and rows and columns within them, permuted; transposed where boxes are
+        square. Uniform over the group, n draws at once."""
+        size, h, w = self.height, self.box_height, self.box_width
+        row = random_lines(rng, n, size, h)
+        column = random_lines(rng, n, size, w)
+        if h == w:  # elsewhere a transposed box no longer is a box
+            flip = rng.random(n) < 0.5
+            cells = np.where(
+                flip[:, None, None],
+                row[:, None, :] * size + column[:, :, None],
+                row[:, :, None] * size + column[:, None, :],
+            )
+        else:
+            cells = row[:, :, None] * size + column[:, None, :]
+        tokens = np.empty((n, self.vocab_size), np.uint8)
+        tokens[:, :2] = PAD, self.blank_token
+        tokens[:, 2:] = np.argsort(rng.random((n, size)), axis=-1) + 2
+        return Symmetry(cells.reshape(n, -1), tokens)
+
+
+def random_lines(rng: np.random.Generator, n: int, size: int, per_group: int) -> np.ndarray:
+    """(n, size) orders of rows (or columns): groups of `per_group` permuted, and the lines within each."""
+    groups = np.argsort(rng.random((n, size // per_group)), axis=-1)
+    within = np.argsort(rng.random((n, size // per_group, per_group)), axis=-1)
+    return (groups[:, :, None] * per_group + within).reshape(n, size)
+
+
+class MazeTask(GridTask):
+    """A maze of any rectangle: `#` wall 1, space 2, `S` 3, `G` 4, `o` path 5. The answer marks a shortest path.
+
+    Moves go down, left, right, up. The benchmark's label is deterministic: from S, step to the first of Down, Left,
+    Right, Up that lowers the distance to G (`label`); any other shortest path is valid too.
+    """
+
+    name = "maze"
+    blank_token = 2
+    WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
+
+    def __init__(self, height: int = 30, width: int | None = None):
+        super().__init__(height, height if width is None else width, 6)
+
+    @cached_property
+    def alphabet(self) -> str:
+        return UNKNOWN + "# SGo"
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.alphabet) if c != UNKNOWN}
+
+    @property
+    def _letters_help(self) -> str:
+        return "# (wall), space or . (free), S, G and o (path)"
+
+    def _cells_of(self, text: str) -> str:
+        """Drop line breaks and a drawn frame; every line must then be one row. Nothing else is guessed."""
+        lines = [line for line in text.splitlines() if line]
+        if len(lines) > 1:
+            lines = self._without_frame(lines)
+            if len(lines) != self.height:
+                raise ValueError(
+                    f"The maze text has {len(lines)} lines, {self.height} expected (a row of {self.width} cells each)."
+                )
+            for r, line in enumerate(lines):
+                if len(line) != self.width:
+                    raise ValueError(
+                        f"Line {r + 1} of the maze text has {len(line)} cells, {self.width} expected. Spaces at the"
+                        " end of a line count; write . for a free cell where an editor drops them."
+                    )
+        cells = "".join(lines)
+        if "." in cells:
+            if " " in cells:
+                raise ValueError(
+                    f"The maze text uses both . ({self.cell(cells.index('.'))}) and a space"
+                    f" ({self.cell(cells.index(' '))}): write free cells one way only."
+                )
+            cells = cells.replace(".", " ")
+        return cells
+
+    def _without_frame(self, lines: list[str]) -> list[str]:
+        """Strip one surrounding frame where the text is exactly one cell larger on each side and the frame is uniform:
+        walls all around, or a drawing of + - | = or box-drawing characters."""
+        if len(lines) != self.height + 2 or any(len(line) != self.width + 2 for line in lines):
+            return lines
+        rim = set(lines[0] + lines[-1] + "".join(line[0] + line[-1] for line in lines))
+        if rim == {"#"} or rim <= set("+-|=" + BOX_DRAWING):
+            return [line[1:-1] for line in lines[1:-1]]
+        raise ValueError(
+            f"The maze text has {len(lines)} lines of {self.width + 2}, {self.height} of {self.width} expected, and"
+            " its rim is not a frame (walls or drawn lines all around)."
+        )
+
+    def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
+        lines = self._styled(tokens, puzzle, ansi)
+        rule = "─" * self.width
+        return "\n".join([f"┌{rule}┐", *(f"│{''.join(line)}│" for line in lines), f"└{rule}┘"])
+
+    # ---- rules
+
+    def check_puzzle(self, puzzle: Any) -> None:
+        super().check_puzzle(puzzle)
+        tokens = self.as_tokens(puzzle)
+        for token in (self.START, self.GOAL):
+            found = np.flatnonzero(tokens == token)
+            if len(found) != 1:
+                letter = self.alphabet[token]
+                where = ": " + " and ".join(self.cell(i) for i in found[:2]) if len(found) else ""
+                raise ValueError(f"A maze needs exactly one {letter}, found {len(found)}{where}.")
+        if len(marks := np.flatnonzero(tokens == self.PATH)):
+            raise ValueError(f"{self.cell(marks[0])} holds a path mark o: that belongs to an answer, not to a puzzle.")
+        start = self._first(tokens == self.START)
+        if self.distances(tokens[None])[0, start] < 0:
+            goal = self._first(tokens == self.GOAL)
+            raise ValueError(f"No path leads from S ({self.cell(start)}) to G ({self.cell(goal)}).")
+
+    def _given(self, puzzles: np.ndarray) -> np.ndarray:
+        return puzzles != self.SPACE
+
+    def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        marks = answers == self.PATH
+        # An answer keeps every cell of the puzzle, except that a free cell may carry a mark.
+        consistent = ((puzzles == answers) | ((puzzles == self.SPACE) & marks)).all(-1)
+        start, goal = puzzles == self.START, puzzles == self.GOAL
+        at_start = np.argmax(start, axis=-1)[:, None]
+        walked = np.take_along_axis(_flood(self._grid(marks | start | goal), self._grid(goal)), at_start, 1)[:, 0]
+        shortest = np.take_along_axis(self.distances(puzzles), at_start, 1)[:, 0]
+        complete = (walked >= 0) & (answers != PAD).all(-1)
+        # As many marks as a shortest path has inner cells, and joined: then the marks are exactly one such path.
+        valid = complete & consistent & (walked == shortest) & (marks.sum(-1) == shortest - 1)
+        return complete, consistent, valid
+
+    def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
+        marks = answer == self.PATH
+        if not consistent:
+            i = self._first((puzzle != answer) & ~((puzzle == self.SPACE) & marks))
+            given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
+            return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
+        distance = self.distances(puzzle[None])[0]
+        start, goal = self._first(puzzle == self.START), self._first(puzzle == self.GOAL)
+        walked = _flood(self._grid((marks | (puzzle == self.START) | (puzzle == self.GOAL))[None]),
+                        self._grid((puzzle == self.START)[None]))[0]  # fmt: skip
+        if walked[goal] < 0:
+            reached = np.flatnonzero(walked >= 0)
+            end = reached[np.argmax(walked[reached])]
+            return f"The marks do not join S to G: from S they lead as far as {self.cell(end)}."
+        if walked[goal] > distance[start]:
+            return f"The marked path takes {walked[goal]} moves, a shortest one takes {distance[start]}."
+        stray = marks & ((walked < 0) | (walked + distance != distance[start]))
+        if not stray.any():  # several shortest paths are marked at once: name a cell where they part
+            level = np.where(marks, walked, -1)
+            stray = marks & (np.bincount(level[marks], minlength=level.max() + 1)[level] > 1)
+        return f"{self.cell(self._first(stray))} is marked but is not on the path: mark one shortest path only."
+
+    def _grid(self, mask: np.ndarray) -> np.ndarray:
+        return mask.reshape(-1, self.height, self.width)
+
+    def distances(self, puzzles: np.ndarray) -> np.ndarray:
+        """Moves from every cell to G: puzzles (N, S) -> int32 (N, S), -1 where there is no way."""
+        puzzles = np.asarray(puzzles)
+        out = np.empty(puzzles.shape, np.int32)
+        for start in range(0, len(puzzles), 1024):
+            part = puzzles[start : start + 1024]
+            out[start : start + 1024] = _flood(self._grid(part > self.WALL), self._grid(part == self.GOAL))
+        return out
+
+    def label(self, puzzles: Any) -> np.ndarray:
+        """The benchmark's answer: the shortest path by the Down, Left, Right, Up rule, marked o.
+
+        Args:
+            puzzles: text, tokens (S,) or (N, S).
+
+        Returns:
+            uint8, (S,) or (N, S).
+
+        Raises:
+            ValueError: a puzzle has no path from S to G, or not exactly one of each; names the row of the batch.
+        """
+        single = isinstance(puzzles, str) or np.ndim(puzzles) == 1
+        grids = self.as_tokens(puzzles)[None] if single else np.asarray(puzzles, np.uint8)
+        at_end = [(grids == token).sum(-1) != 1 for token in (self.START, self.GOAL)]
+        if len(bad := np.flatnonzero(at_end[0] | at_end[1])):
+            raise ValueError(f"Maze {bad[0] + 1} of {len(grids)} does not have exactly one S and one G.")
+        n, width = len(grids), self.width + 2
+        distance = self.distances(grids).reshape(n, self.height, self.width)
+        # A rim of -1 spares every bounds check; flat cell numbers below are those of the rimmed grid.
+        distance = np.pad(distance, ((0, 0), (1, 1), (1, 1)), constant_values=-1).reshape(n, -1)
+        out = np.pad(self._grid(grids), ((0, 0), (1, 1), (1, 1))).reshape(n, -1)
+        here = np.argmax(out == self.START, axis=-1)
+        left = distance[np.arange(n), here]
+        if len(bad := np.flatnonzero(left < 0)):
+            raise ValueError(f"Maze {bad[0] + 1} of {n} has no path from S to G.")
+        moves = np.array([width, -1, 1, -width])  # down, left, right, up
+        while len(walking := np.flatnonzero(left > 1)):
+            near = here[walking, None] + moves
+            step = np.argmax(distance[walking[:, None], near] == left[walking, None] - 1, axis=-1)
+            here[walking] = near[np.arange(len(walking)), step]
+            left[walking] -= 1
+            out[walking, here[walking]] = self.PATH
+        out = out.reshape(n, self.height + 2, width)[:, 1:-1, 1:-1].reshape(n, -1)
+        return out[0] if single else out
+
+
+def _flood(passable: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Breadth-first distances for N grids at once: passable, source bool (N, H, W) -> int32 (N, H * W), -1 = never.
+
+    All grids grow by one move per round as flat bool arrays with a closed rim, so a round is a few SIMD passes.
+    """
+    n, height, width = passable.shape
+    rim = ((0, 0), (1, 1), (1, 1))
+    open_, front = np.pad(passable, rim).reshape(-1), np.pad(source, rim).reshape(-1)
+    distance = np.where(front, 0, -1).astype(np.int32)
+    open_ = open_ & ~front
+    step = width + 2
+    rounds = 0
+    while front.any():
+        rounds += 1
+        near = np.zeros_like(front)
+        for k in (1, step):
+            near[k:] |= front[:-k]
+            near[:-k] |= front[k:]
+        front = near & open_
+        open_ ^= front
+        distance[front] = rounds
+    return distance.reshape(n, height + 2, width + 2)[:, 1:-1, 1:-1].reshape(n, -1)
+
+
+def default_box(size: int, box_height: int | None = None, box_width: int | None = None) -> tuple[int, int]:
+    """Box shape of a size x size Sudoku: what is given, completed; else the squarest, wider than high (6 -> 2 x 3)."""
+    if box_height is None and box_width is None:
+        box_height = next(h for h in range(math.isqrt(size), 0, -1) if size % h == 0)
+        if box_height == 1:
+            raise ValueError(
+                f"A {size}x{size} Sudoku has no boxes ({size} is prime); choose another size, or pass box_height=1 for"
+                " rows and columns only."
+            )
+        return box_height, size // box_height
+    given = box_height if box_height is not None else box_width
+    if given < 1 or size % given:
+        raise ValueError(f"A box side of {given} does not divide a {size}x{size} Sudoku.")
+    box_height = box_height if box_height is not None else size // box_width
+    box_width = box_width if box_width is not None else size // box_height
+    if box_height * box_width != size:
+        raise ValueError(
+            f"Boxes of {box_height} x {box_width} hold {box_height * box_width} cells; a {size}x{size} Sudoku needs"
+            f" boxes of {size}."
+        )
+    return box_height, box_width
+
+
+def make_task(
+    name: str,
+    height: int | None = None,
+    width: int | None = None,
+    box_height: int | None = None,
+    box_width: int | None = None,
+    vocab_size: int | None = None,
+) -> GridTask:
+    """The task object for a name and a grid shape; shapes default to the published ones (9x9 and 30x30)."""
+    if name not in ("sudoku", "maze", "grid"):
+        raise ValueError(f"Unknown task {name!r}. Known: sudoku, maze, grid.")
+    if name != "sudoku" and (box_height or box_width):
+        raise ValueError(f"Only a Sudoku has boxes: leave box_height and box_width out for task {name!r}.")
+    if name == "grid":
+        if height is None or width is None or vocab_size is None:
+            raise ValueError("The generic grid task needs height, width and vocab_size.")
+        return GridTask(height, width, vocab_size)
+    if name == "sudoku":
+        task = SudokuTask(9 if height is None else height, width, box_height, box_width)
+    else:
+        task = MazeTask(30 if height is None else height, width)
+    if vocab_size not in (None, task.vocab_size):
+        raise ValueError(
+            f"A {task.height}x{task.width} {name} has {task.vocab_size} tokens, got vocab_size={vocab_size}."
+        )
+    return task
+
+
+def task_from_config(config: Any) -> GridTask:
+    """The task object of an AirConfig."""
+    boxes = (config.box_height, config.box_width) if config.task == "sudoku" else (None, None)
+    return make_task(config.task, config.grid_height, config.grid_width, *boxes, vocab_size=config.vocab_size)
+
+
+class AirProcessor(ProcessorMixin):
+    """Puzzle text <-> token ids, and the verdict of the rules; saved beside a model and loaded by AutoProcessor.
+
+    Attributes: `task` (name), `grid_task` (the GridTask with geometry, rules and symmetries).
+    """
+
+    attributes: list[str] = []
+    _auto_class = "AutoProcessor"  # save_pretrained then copies this file and writes auto_map
+
+    def __init__(self, task="sudoku", grid_height=None, grid_width=None, box_height=None, box_width=None,
+                 vocab_size=None, **kwargs):  # fmt: skip
+        super().__init__(**kwargs)
+        self.grid_task = make_task(task, grid_height, grid_width, box_height, box_width, vocab_size)
+        self.task = task
+        self.grid_height, self.grid_width = self.grid_task.height, self.grid_task.width
+        self.box_height, self.box_width = self.grid_task.box_height, self.grid_task.box_width
+        self.vocab_size = self.grid_task.vocab_size
+
+    @classmethod
+    def from_config(cls, config: Any) -> AirProcessor:
+        """The processor that fits an AirConfig."""
+        task = task_from_config(config)
+        return cls(task.name, task.height, task.width, task.box_height, task.box_width, task.vocab_size)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids"]
+
+    def __call__(self, text: Any = None, **kwargs) -> BatchFeature:
+        """Encode one puzzle or a list of puzzles.
+
+        Args:
+            text: a puzzle as text or S tokens, or a list (or (N, S) array) of them.
+            return_tensors: "pt" (default), "np" or None (lists).
+            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of
+                mazes with path marks are answers, not puzzles: only their letters are checked.
+
+        Returns:
+            BatchFeature with input_ids (N, S), int64.
+
+        Raises:
+            ValueError: names what is wrong and where; in a list also which puzzle (counted from 1).
+        """
+        # By keyword only: transformers keeps defaults out of a processor's explicit arguments.
+        return_tensors, check = kwargs.pop("return_tensors", "pt"), kwargs.pop("check", True)
+        if not isinstance(text, str) and not hasattr(text, "__len__"):
+            raise ValueError("AirProcessor takes puzzles as text: processor('53..7....…').")
+        if not isinstance(text, str) and len(text) == 0:
+            raise ValueError("AirProcessor got an empty list: pass at least one puzzle.")
+        puzzles = [text] if isinstance(text, str) or np.ndim(text) == 1 and not _is_text_list(text) else list(text)
+        rows = []
+        for number, puzzle in enumerate(puzzles, start=1):
+            try:
+                tokens = self.grid_task.as_tokens(puzzle)
+                if check and not (self.task == "maze" and (tokens == MazeTask.PATH).any()):
+                    self.grid_task.check_puzzle(tokens)
+            except ValueError as error:
+                raise ValueError(f"Puzzle {number}: {error}" if len(puzzles) > 1 else str(error)) from None
+            rows.append(tokens.astype(np.int64))
+        return BatchFeature({"input_ids": np.stack(rows)}, tensor_type=return_tensors)
+
+    def decode(self, ids: Any, **kwargs) -> str | list[str]:
+        """Token ids (S,) to text, or (N, S) to a list of texts."""
+        if hasattr(ids, "detach"):
+            ids = ids.detach().cpu().numpy()
+        ids = np.asarray(ids)
+        return self.grid_task.decode(ids) if ids.ndim == 1 else [self.grid_task.decode(row) for row in ids]
+
+    def batch_decode(self, ids: Any, **kwargs) -> list[str]:
+        return self.decode(ids)
+
+    def format(self, grid: Any, puzzle: Any = None, ansi: bool = False) -> str:
+        """A puzzle or answer (text or tokens) as readable lines."""
+        task = self.grid_task
+        return task.format(task.as_tokens(grid), None if puzzle is None else task.as_tokens(puzzle), ansi)
+
+    def check_puzzle(self, puzzle: Any) -> None:
+        """Raise ValueError naming the cell unless `puzzle` (text or tokens) is well-formed."""
+        self.grid_task.check_puzzle(puzzle)
+
+    def check(self, puzzle: Any, answer: Any) -> Verdict:
+        """Is `answer` complete, consistent with `puzzle`, and valid? Both as text or tokens."""
+        return self.grid_task.verdict(puzzle, answer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> AirProcessor:
+        """Load from a folder or the Hub; a local folder without processor_config.json is read from its config.json."""
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and not (folder / "processor_config.json").exists():
+            # transformers would quietly build the default processor, a 9x9 Sudoku, whatever the model is.
+            if not (folder / "config.json").exists():
+                raise FileNotFoundError(
+                    f"{folder} holds neither processor_config.json nor config.json: give a folder that"
+                    " save_pretrained wrote."
+                )
+            config = json.loads((folder / "config.json").read_text())
+            names = ("grid_height", "grid_width", "vocab_size")
+            fields = {name: config.get(name) for name in names}
+            if (task := config.get("task", "sudoku")) == "sudoku":
+                fields |= {name: config.get(name) for name in ("box_height", "box_width")}
+            return cls(task, **fields)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+def _is_text_list(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and isinstance(value[0], str)
+        or (isinstance(value, np.ndarray) and value.dtype.kind in "UOS")
+    )
