@@ -605,6 +605,23 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def earlier_runs(source: str) -> list[dict[str, Any]]:
+    """The runs that made the model a run starts from (`init_from`), oldest first: name, steps and seconds of each.
+
+    Read from the run.json in the model's folder, or beside it where training left it. Without one: [].
+    """
+    for file in (Path(source) / "run.json", Path(source).parent / "run.json") if source else ():
+        if file.is_file():
+            run = json.loads(file.read_text())
+            return [*run.get("earlier_runs", []), {k: run.get(k) for k in ("name", "steps", "wall_seconds")}]
+    return []
+
+
+def all_seconds(run: dict[str, Any]) -> float:
+    """Wall seconds of a run and of those that it went on from."""
+    return sum(part.get("wall_seconds") or 0.0 for part in (*run.get("earlier_runs", []), run))
+
+
 def portable(value: Any) -> Any:
     """A record as it may be shared: absolute paths of this machine cut to their last part."""
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from air_model.configuration_air import AirConfig
+from air_model.training_air import all_seconds
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 # Upper limits of board power in watts, from the vendors' data sheets; energy is bounded by them where not measured.
@@ -253,7 +254,7 @@ def cost_text(run: dict[str, Any] | None) -> str:
         return "Not recorded."
     hardware = run.get("hardware") or {}
     device, processes = str(hardware.get("device", "unknown hardware")), hardware.get("processes") or 1
-    hours = run["wall_seconds"] / 3600 * processes
+    hours = all_seconds(run) / 3600 * processes
     watts = next((watts for name, watts in BOARD_WATTS.items() if all(part in device for part in name.split())), None)
     gpu = watts is not None or "NVIDIA" in device
     text = f"{hours:.2f} {'GPU' if gpu else 'CPU process'} hours ({processes} × {device}). "

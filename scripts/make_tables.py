@@ -28,6 +28,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.training_air import all_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -242,7 +243,7 @@ def checkpoints_table(runs: list[dict[str, Any]], published: dict[str, Any], fol
     for path in sorted((folder or ROOT / "checkpoints").glob("*/config.json")):
         config, home = json.loads(path.read_text()), path.parent
         run = json.loads((home / "run.json").read_text()) if (home / "run.json").is_file() else {}
-        cost = f"{run['wall_seconds'] / 60:.0f} min, {run['hardware']['device']}" if run.get("wall_seconds") else ""
+        cost = f"{all_seconds(run) / 60:.0f} min, {run['hardware']['device']}" if run.get("wall_seconds") else ""
         size = f"{run['parameters'] / 1e6:.2f} M" if run.get("parameters") else ""
         name = f"[`{home.name}`](checkpoints/{home.name})"
         what = f"{config['task']} {config['grid_height']}x{config['grid_width']}"

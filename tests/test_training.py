@@ -390,6 +390,16 @@ def test_a_final_evaluation_on_all_puzzles_leaves_the_last_model_a_candidate_for
     assert (run.best["step"], run.best["n"]) == (12, 4) and (tmp_path / "model").is_dir()
 
 
+def test_a_run_that_goes_on_from_a_model_counts_the_time_of_the_runs_before_it(tmp_path):
+    for name, source, seconds in (("a", "", 5.0), ("b", "a", 7.0)):
+        (tmp_path / name / "model").mkdir(parents=True)
+        earlier = parts.earlier_runs(str(tmp_path / source / "model") if source else "")
+        run = {"name": name, "steps": 3, "wall_seconds": seconds, "earlier_runs": earlier}
+        (tmp_path / name / "run.json").write_text(json.dumps(run))
+    run = {"wall_seconds": 1.0, "earlier_runs": parts.earlier_runs(str(tmp_path / "b" / "model"))}
+    assert [part["name"] for part in run["earlier_runs"]] == ["a", "b"] and parts.all_seconds(run) == 13.0
+
+
 def test_missing_data_is_one_sentence(recipe, capsys):
     assert recipe("run", data="no/such/folder/here") == 1
     error = capsys.readouterr().err.strip()
