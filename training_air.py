@@ -9,6 +9,7 @@ Shape letters: B slots (of this process), S cells, T state positions, D hidden, 
 Source: SPEC sections 3 and 4.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -127,21 +128,14 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.cycles is not None:
-            self.cycles = {int(k): [int(v) for v in pair] for k, pair in self.cycles.items()}
-            if min(self.cycles, default=1) != 0 or any(len(p) != 2 or min(p) < 1 for p in self.cycles.values()):
-                raise ValueError(
-                    f"cycles={self.cycles} must map first steps to [l_cycles, h_cycles] and begin with step 0, as in "
-                    "{0: [1, 1], 5000: [2, 2]}."
-                )
-
-        if isinstance(self.train_act_steps, dict):
-            self.train_act_steps = {int(k): int(v) for k, v in self.train_act_steps.items()}
-        curriculum = self.act_steps_curriculum()
-        if curriculum and (min(curriculum) != 0 or min(curriculum.values()) < 1):
-            raise ValueError(
-                f"train_act_steps={self.train_act_steps} must be a number from 1 on, or map first steps to such "
-                "numbers and begin with step 0, as in {0: 2, 5000: 4}."
+            self.cycles = _curriculum(
+                "cycles", self.cycles, _pair, "[l_cycles, h_cycles]", "{0: [1, 1], 5000: [2, 2]}"
             )
+        if isinstance(self.train_act_steps, dict):
+            steps = self.train_act_steps
+            self.train_act_steps = _curriculum("train_act_steps", steps, _count, "ACT steps", "{0: 2, 5000: 4}")
+        elif self.train_act_steps is not None and self.train_act_steps < 1:
+            raise ValueError(f"train_act_steps={self.train_act_steps} must be 1 or more.")
 
     def steps(self, num_puzzles: int) -> int:
         """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
@@ -162,6 +156,30 @@ class TrainConfig:
         """ACT steps that a puzzle gets at most in optimizer step `step`, counted from 1."""
         curriculum = self.act_steps_curriculum()
         return _reached(curriculum, step) if curriculum else halt_max_steps
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _pair(value: Any) -> list[int]:
+    l_cycles, h_cycles = value
+    return [_count(l_cycles), _count(h_cycles)]
+
+
+def _curriculum(name: str, value: dict, entry: Callable[[Any], Any], what: str, example: str) -> dict[int, Any]:
+    """{first step: value} as numbers, which recipes may have written as text; refused unless it begins with step 0."""
+    try:
+        curriculum = {int(first): entry(at) for first, at in value.items()}
+        if min(curriculum) == 0:
+            return curriculum
+    except (TypeError, ValueError):  # no numbers, none above 0, too many, or nothing at all
+        pass
+    raise ValueError(
+        f"{name}={value} must map first steps to {what}, 1 or more, and begin with step 0, as in {example}."
+    )
 
 
 def _reached(curriculum: dict[int, Any], step: int) -> Any:
@@ -608,10 +626,11 @@ def write_json(path: Path, value: Any) -> None:
 def earlier_runs(source: str) -> list[dict[str, Any]]:
     """The runs that made the model a run starts from (`init_from`), oldest first: name, steps and seconds of each.
 
-    Read from the run.json in the model's folder, or beside it where training left it. Without one: [].
+    Read from the run.json in the model's folder, or beside it where training left it. Without a readable one: [].
     """
     for file in (Path(source) / "run.json", Path(source).parent / "run.json") if source else ():
-        if file.is_file():
+        # It is only a record: whatever is wrong with it must not cost the run that goes on.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             run = json.loads(file.read_text())
             return [*run.get("earlier_runs", []), {k: run.get(k) for k in ("name", "steps", "wall_seconds")}]
     return []

@@ -104,7 +104,10 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("easier_share=2", "between 0 and 1"),
         ("cycles={5: [1, 1]}", "begin with step 0"),
         ("train_act_steps={5: 2}", "begin with step 0"),
-        ("train_act_steps=0", "from 1 on"),
+        ("train_act_steps=0", "1 or more"),
+        ("train_act_steps={0: two}", "must map first steps to ACT steps"),
+        ("train_act_steps={}", "begin with step 0"),
+        ("cycles={0: a}", "must map first steps to"),
         ("mixed_precision=fp16", "bf16"),
     ],
 )
@@ -398,6 +401,8 @@ def test_a_run_that_goes_on_from_a_model_counts_the_time_of_the_runs_before_it(t
         (tmp_path / name / "run.json").write_text(json.dumps(run))
     run = {"wall_seconds": 1.0, "earlier_runs": parts.earlier_runs(str(tmp_path / "b" / "model"))}
     assert [part["name"] for part in run["earlier_runs"]] == ["a", "b"] and parts.all_seconds(run) == 13.0
+    (tmp_path / "b" / "run.json").write_text('{"name": ')
+    assert parts.earlier_runs(str(tmp_path / "b" / "model")) == []  # half a record costs no run
 
 
 def test_missing_data_is_one_sentence(recipe, capsys):
