@@ -369,20 +369,17 @@ def model_figures(source: Path, config: AirConfig, folder: Path) -> list[tuple[s
 
 
 def example_puzzle(config: AirConfig) -> str | None:
-    """A fixed puzzle of the model's size that nobody has to supply: a Latin pattern with holes, or a snake maze."""
-    h, w = config.grid_height, config.grid_width
-    if config.task == "sudoku" and h <= 9:
-        bh, bw = config.box_height, config.box_width
-        digits = {(r, c): (bw * (r % bh) + r // bh + c) % h + 1 for r in range(h) for c in range(h)}
-        return "".join("." if (r * 5 + c * 3) % 4 < 2 else str(digit) for (r, c), digit in digits.items())
-    if config.task == "maze" and h >= 3 and w >= 3:
-        # Walls on every second row with one gap, at alternating ends.
-        wall = "#" * (w - 1)
-        cells = list("".join(" " * w if r % 2 == 0 else wall + " " if r % 4 == 1 else " " + wall for r in range(h)))
-        goal = max(i for i, cell in enumerate(cells) if cell == " ")
-        cells[0], cells[goal] = "S", "G"
-        return "".join(cells)
-    return None
+    """A puzzle of the model's size that nobody has to supply: one of the Space's, always the same one."""
+    import numpy as np
+
+    from air_model.processing_air import task_from_config
+    from air_model.spaces_demo.examples import new_puzzle, usual_level
+
+    task = task_from_config(config)
+    # Larger Sudokus take minutes to generate.
+    if task.name not in ("sudoku", "maze") or (task.name == "sudoku" and task.height > 16):
+        return None
+    return task.decode(new_puzzle(task, usual_level(task), np.random.default_rng(0)))
 
 
 def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:

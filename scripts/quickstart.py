@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     maze_model, maze = ROOT / "checkpoints" / "air-maze-small", ROOT / "docs" / "maze.txt"
     if (maze_model / "config.json").is_file() and maze.is_file():
         print(f"\nAnd a maze, with {maze_model.name}: a shortest path from S to G.")
-        solve.main(["--model", str(maze_model), "--attempts", "16", str(maze)])
+        solve.main(["--model", str(maze_model), "--attempts", "8", str(maze)])
     exact, n = result["exact_accuracy"], result["n"]
     print(
         f"\n{exact:.1%} of {n} held-out puzzles solved exactly at 16 ACT steps, "

@@ -42,7 +42,7 @@ import numpy as np
 
 from air_model.spaces_demo.board import STATIC, Board, View, Wire
 from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoints, run
-from air_model.spaces_demo.examples import new_puzzle
+from air_model.spaces_demo.examples import new_puzzle, usual_level
 from air_model.spaces_demo.turns import Turns
 
 # Seconds between two messages of a roll-out: updates that come faster travel together, and the page plays them one
@@ -211,7 +211,7 @@ async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[st
         checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
         if checkpoint.key not in LESSONS:
             task = checkpoint.task
-            tokens = new_puzzle(task, "medium", np.random.default_rng(7))
+            tokens = new_puzzle(task, usual_level(task), np.random.default_rng(7))
             job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key, "halt": "max"})
             lesson = Lines({})
             lesson.text = ""

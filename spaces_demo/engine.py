@@ -32,7 +32,7 @@ from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirCarry, AirModel, AirUpdate, Hook
 from air_model.pipeline_air import describe, load_model, solve_puzzles, symmetric_views
 from air_model.processing_air import GridTask, Symmetry, task_from_config
-from air_model.spaces_demo.examples import levels
+from air_model.spaces_demo.examples import levels, usual_level
 
 MAX_TEXT = 20_000  # characters of a pasted puzzle
 MAX_STEPS = 64  # ACT steps of one job
@@ -337,6 +337,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             "held": task.alphabet[:2] if task.name == "sudoku" else task.alphabet[0],
             "units": task.units.tolist() if task.name == "sudoku" else None,
             "levels": levels(task),
+            "level": usual_level(task),
         },
     }
 

@@ -39,6 +39,11 @@ def levels(task: GridTask) -> list[str]:
     return list(MAZE_LENGTHS) if task.name == "maze" else ["random"]
 
 
+def usual_level(task: GridTask) -> str:
+    """What a task is shown with first: a Sudoku in the middle, a maze as long as the benchmark's."""
+    return {"sudoku": "medium", "maze": "long"}.get(task.name, "random")
+
+
 def new_puzzle(task: GridTask, level: str, rng: np.random.Generator) -> np.ndarray:
     """Tokens (S,) of a fresh puzzle that has a solution.
 

@@ -26,7 +26,7 @@ from air_model.pipeline_air import save_release
 from air_model.processing_air import make_task
 from air_model.spaces_demo import app
 from air_model.spaces_demo.engine import Carries, Checkpoint, Engine, attention, find_checkpoints, rule_name, run
-from air_model.spaces_demo.examples import levels, new_puzzle, pool
+from air_model.spaces_demo.examples import levels, new_puzzle, pool, usual_level
 from air_model.spaces_demo.turns import Busy, Turns
 
 SPACE = ROOT / "spaces_demo"
@@ -327,6 +327,11 @@ def test_harder_examples_have_fewer_clues_and_longer_paths():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", [make_task("sudoku", 9), make_task("sudoku", 25), make_task("maze", 12)], ids=str)
+def test_what_a_task_is_shown_with_first_is_a_level_that_it_offers(task):
+    assert usual_level(task) in levels(task)
+
+
 def test_shipped_sudokus_have_one_solution_and_the_rating_of_their_level():
     from air_model.datasets_builders.sudoku_solver import solve
 

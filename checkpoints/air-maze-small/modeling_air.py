@@ -700,7 +700,7 @@ class AirModel(AirPreTrainedModel):
         total, s, updates = len(input_ids), config.seq_len, len(config.schedule)
         recorder = _Recorder(self, total, max_act_steps, device) if return_rollout else None
         step_hook = _chain(_freezer(self, freeze), hook, recorder)
-        batch_size = min(batch_size or self.default_batch_size(device, dtype), max(total, 1))
+        batch_size = min(batch_size or self.default_batch_size(device, dtype, total), max(total, 1))
         solution = AirSolution(
             predictions=torch.zeros(total, s, dtype=torch.long, device=device),
             logits=torch.zeros(total, s, config.vocab_size, dtype=dtype, device=device) if return_logits else None,
@@ -790,14 +790,20 @@ class AirModel(AirPreTrainedModel):
             solution.rollout = recorder.rollout(solution.act_steps * updates)
         return solution
 
-    def default_batch_size(self, device: torch.device, dtype: torch.dtype) -> int:
-        """Slots that keep the device busy: on a CPU what its caches hold, on a GPU up to 256,000 positions."""
-        config = self.config
-        positions = 2**19 // config.hidden_size  # 12 full-size Sudokus: more were slower, see results/benchmarks
-        if device.type == "cuda":
+    def default_batch_size(self, device: torch.device, dtype: torch.dtype, puzzles: int | None = None) -> int:
+        """Slots that keep the device busy, evened out over so many puzzles: the last round is as full as any."""
+        config, each = self.config, self.config.num_stack_positions
+        if device.type == "cuda":  # up to 262,144 positions
             per_position = (6 * config.hidden_size + 4 * config.intermediate_size) * 4
-            positions = min(65536 * 4, int(torch.cuda.mem_get_info(device)[0] * 0.6) // per_position)
-        return max(1, positions // config.num_stack_positions)
+            slots = min(2**18, int(torch.cuda.mem_get_info(device)[0] * 0.6) // per_position) // each
+        else:
+            # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
+            # between, 100 rounds keep the drain at the end short: the batch is fuller and the time the same. Wide
+            # models: 12 full-size Sudokus, more were slower (results/benchmarks).
+            least, most, limit = 1024 // each, 2**17 // config.hidden_size // each, 2**19 // config.hidden_size // each
+            slots = min(limit, max(least, most if puzzles is None else min(most, puzzles // 100)))
+        slots = max(1, slots)
+        return slots if not puzzles else math.ceil(puzzles / math.ceil(puzzles / slots))
 
     @contextlib.contextmanager
     def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:

@@ -310,7 +310,8 @@ def solve_puzzles(
         "progress": progress,
     }
     if batch_size is None and len(tokens):
-        options["batch_size"] = slots_for(models[0], len(tokens), dtype)
+        model = models[0]  # by the number of puzzles, not by that of all their attempts
+        options["batch_size"] = model.default_batch_size(model.device, dtype or torch.float32, len(tokens))
     size, parts = max(1, ROWS_AT_ONCE // attempts), []
     for at in range(0, max(len(tokens), 1), size):
         rows = slice(at, at + size)
@@ -318,21 +319,6 @@ def solve_puzzles(
         tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
         parts.append(attempt.run(noise, seed, hook, options, tell))
     return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def slots_for(model: AirModel, puzzles: int, dtype: torch.dtype | None = None) -> int:
-    """Slots for so many puzzles: what suits the device, evened out so that the last round is as full as the others."""
-    config, device = model.config, model.device
-    slots = model.default_batch_size(device, dtype or torch.float32)
-    if device.type == "cpu":
-        # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
-        # between, 100 rounds keep the drain at the end short: the batch is fuller and the time the same.
-        least, most = (
-            max(1, 1024 // config.num_stack_positions),
-            2**17 // config.hidden_size // config.num_stack_positions,
-        )
-        slots = min(slots, max(least, min(most, puzzles // 100)))
-    return -(-puzzles // -(-puzzles // slots))
 
 
 class _Attempts:

@@ -220,8 +220,7 @@ window.AIR = window.AIR || (() => {
 
   function buildLevels() {
     $("air-level").replaceChildren(...S.task.levels.map((name) => h("option", { value: name }, name[0].toUpperCase() + name.slice(1))));
-    // A maze starts at the length that the benchmark asks for, a Sudoku in the middle.
-    $("air-level").value = ["long", "medium"].find((name) => S.task.levels.includes(name)) || S.task.levels[0];
+    $("air-level").value = S.task.level;
   }
 
   function buildTools() {
