@@ -69,8 +69,12 @@ def download(folder: Path) -> Path:
             reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
             raise Unavailable(f"the source distribution of transformers cannot be downloaded: {reason}")
         with tarfile.open(archives[0]) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and m.name.startswith(f"{release}/tests/")]
-            archive.extractall(temporary, members=members, filter="data")
+            # By hand: Pythons before 3.10.12 and 3.11.4 have no extraction filter.
+            for member in archive:
+                if member.isfile() and member.name.startswith(f"{release}/tests/") and ".." not in member.name:
+                    path = Path(temporary, member.name)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(archive.extractfile(member).read())
         unpacked = Path(temporary) / release
         (unpacked / "tests").rename(unpacked / PACKAGE)
         for name, text in STUBS.items():
