@@ -33,6 +33,7 @@ RESTART = 6000  # steps of one walk of clue swaps
 STEPS = 18_000  # of all walks for one puzzle
 ENOUGH = 1.0  # times the lowest rating: a proof of so many guesses has a copy of that rating
 COPIES = 200  # symmetric copies that are tried
+OTHERS = 512  # other solutions of puzzles in the same grid that are remembered
 DIG_BUDGET = 2000  # guesses after which a clue counts as needed: keeps 16x16 and larger from searching for hours
 
 
@@ -134,13 +135,37 @@ def _count(
 
 
 @nb.njit(cache=True)
+def _known(others: np.ndarray, low: int, high: int) -> bool:
+    """Whether one of the known other solutions agrees with the grid at these cells (bits of `_remember`)."""
+    for k in range(min(others[-1, 0], len(others) - 1)):
+        if others[k, 0] & low | others[k, 1] & high == 0:
+            return True
+    return False
+
+
+@nb.njit(cache=True)
+def _remember(others: np.ndarray, grid: np.ndarray, other: np.ndarray) -> None:
+    """Note where another solution differs from the grid, over the oldest note; others[-1, 0] counts the notes."""
+    k = others[-1, 0] % (len(others) - 1)
+    others[-1, 0] += 1
+    others[k] = 0
+    for i in range(81):
+        if other[i] != grid[i]:
+            others[k, i // 54] |= 1 << i % 54
+
+
+@nb.njit(cache=True)
 def _dig(
-    puzzle: np.ndarray, state: np.ndarray, order: np.ndarray, units: np.ndarray, units_of: np.ndarray,
-    boards: np.ndarray | None, cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
+    puzzle: np.ndarray, grid: np.ndarray, state: np.ndarray, order: np.ndarray, units: np.ndarray,
+    units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray, used: np.ndarray,
+    scratch: np.ndarray,
 ) -> None:  # fmt: skip
     """Take clues away in random order while one solution remains: a minimal puzzle."""
+    low = high = 0  # the clues, as bits: cells 0 to 53, cells 54 to 80
     for i in range(len(puzzle)):
         order[i] = i
+        if boards is not None and puzzle[i] >= 2:
+            low, high = (low | 1 << i, high) if i < 54 else (low, high | 1 << i - 54)
     _shuffle(order, len(puzzle), state)
     for i in order:
         kept = puzzle[i]
@@ -149,9 +174,18 @@ def _dig(
         if boards is None:
             puzzle[i] = 1
             needed = _count(puzzle, 2, units, units_of, boards, cells, used, scratch)[0] != 1
-        else:  # is there a solution with another digit here? Asked so, the search is shorter.
-            puzzle[i] = kept + NOT
-            needed = _count(puzzle, 1, units, units_of, boards, cells, used, scratch)[0] == 1
+        else:
+            rest = (low & ~(1 << i), high) if i < 54 else (low, high & ~(1 << i - 54))
+            # A walk digs in the same grid thousands of times, so most answers are known.
+            needed = _known(others, rest[0], rest[1])
+            if not needed:  # is there a solution with another digit here? Asked so, the search is shorter.
+                puzzle[i] = kept + NOT
+                found, _, guesses = _count(puzzle, 1, units, units_of, boards, cells, used, scratch)
+                needed = found == 1
+                if needed and guesses < DIG_BUDGET:
+                    _remember(others, grid, scratch)
+            if not needed:
+                low, high = rest
         puzzle[i] = kept if needed else 1
 
 
@@ -171,7 +205,8 @@ def _add_clues(puzzle: np.ndarray, grid: np.ndarray, count: int, state: np.ndarr
 @nb.njit(cache=True)
 def _make(
     lowest: int, highest: int, extra: int, steps: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray,
-    units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None, cells: np.ndarray, used: np.ndarray,
+    units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray,
+    used: np.ndarray,
 ) -> int:  # fmt: skip
     """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
 
@@ -181,6 +216,7 @@ def _make(
     order = np.empty(len(puzzle), np.int64)
     scratch, trial, best = np.empty_like(puzzle), np.empty_like(puzzle), np.empty_like(puzzle)
     rating, proof, best_rating, best_proof = -1, -1, -1, -1
+    others[-1, 0] = 0
     # A walk starts by digging into the solved grid. Then, too hard: one clue more. Too easy: one to three clues in,
     # and dig again, so that other clues leave. It climbs by the guesses of the whole proof, because those until the
     # solution are a matter of luck. A step down is taken with a chance of the ratio of the guesses cubed, because most
@@ -200,7 +236,7 @@ def _make(
         if not start:
             _add_clues(trial, grid, 1 if too_hard else 1 + _random(state, 3), state, order)
         if not too_hard:
-            _dig(trial, state, order, units, units_of, boards, cells, used, scratch)
+            _dig(trial, grid, state, order, units, units_of, boards, others, cells, used, scratch)
         if start:
             _add_clues(trial, grid, extra, state, order)
         _, score, guesses = _count(trial, 2, units, units_of, boards, cells, used, scratch)
@@ -224,6 +260,7 @@ def _make_many(
     cells = np.zeros((size + 2, size + 1), np.int64)
     used = np.zeros((size + 2, len(units)), np.int64)
     state = np.empty(1, np.uint64)
+    others = np.zeros((OTHERS + 1, 2), np.int64)
     for i in range(len(seeds)):
         state[0] = seeds[i]
         if not given:
@@ -231,7 +268,7 @@ def _make_many(
         if extra[i] > -2:
             ratings[i] = _make(
                 lowest[i], highest[i], extra[i], steps, state, puzzles[i], grids[i], units, units_of, boards,
-                cells, used,
+                others, cells, used,
             )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import signal
 import subprocess
@@ -129,6 +130,13 @@ def test_benchmark_like_sudokus_reach_high_ratings_and_easy_ones():
     batch = make_puzzles(task, grids, seeds_for(0, 1, 0, 24), "benchmark")
     assert (batch.ratings >= 10).mean() > 0.3 and (batch.ratings < 10).any()
     assert (solve(batch.puzzles, task)[1] == batch.ratings).all()
+
+
+def test_remembered_solutions_change_no_puzzle():
+    # The digest is of the walk that solved every time anew (commit f8f8c5c).
+    task = SudokuTask()
+    batch = make_puzzles(task, random_grids(task, seeds_for(3, 0, 0, 6)), seeds_for(3, 1, 0, 6), "benchmark")
+    assert hashlib.sha256(batch.puzzles.tobytes()).hexdigest().startswith("f295de06238b4bba")
 
 
 def test_generators_do_not_depend_on_threads():
