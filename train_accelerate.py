@@ -103,6 +103,7 @@ class Trainer:
         if eval_set is not None and eval_set.task != train_set.task:
             raise RunError(f"The evaluation data ({eval_set.task!r}) is of another kind than {train_set.task!r}.")
 
+        fsdp = drop_fsdp()
         # One bf16 decision for every launcher; Accelerate's own autocast would wrap the carry as well.
         self.accelerator = Accelerator(
             cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
@@ -119,6 +120,8 @@ class Trainer:
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         refuse_lonely_process(self.world)
+        if fsdp:
+            self.say("FSDP was asked for: these weights fit every device: each keeps all of them (DDP, same result).")
         if config.batch_size % self.world:
             raise RunError(
                 f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
@@ -761,6 +764,14 @@ def end_with_launcher() -> None:
 
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # 1 = PR_SET_PDEATHSIG
+
+
+def drop_fsdp() -> bool:
+    """Whether the launcher asked for FSDP; from then on it is DDP.
+
+    Sharding saves memory that models of this size do not need, and Muon wants whole matrices.
+    """
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
 
 
 def refuse_lonely_process(world: int) -> None:

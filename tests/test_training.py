@@ -658,6 +658,12 @@ def test_a_process_that_should_have_company_refuses_to_train_alone(monkeypatch, 
         ta.refuse_lonely_process(1)
 
 
+def test_a_launch_with_fsdp_trains_as_ddp_and_says_so(recipe, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert recipe("run", max_steps=1) == 0
+    assert "FSDP was asked for" in capsys.readouterr().err
+
+
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Choose a divisor"):
         trainer(tmp_path, accumulation=3)
