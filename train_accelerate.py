@@ -121,7 +121,7 @@ class Trainer:
         self.world, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
         refuse_lonely_process(self.world)
         if fsdp:
-            self.say("FSDP was asked for: these weights fit every device: each keeps all of them (DDP, same result).")
+            self.say("FSDP was asked for; so small models do not need it: every process keeps all weights (DDP).")
         if config.batch_size % self.world:
             raise RunError(
                 f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
