@@ -893,7 +893,9 @@ def draw_curve(metrics: Path, target: Path) -> None:
     right.plot(*series("train/exact_accuracy"), color="#0072B2", linewidth=1, label="training, halted slots")
     right.plot(*series("eval/exact_accuracy"), color="#D55E00", marker="o", markersize=3, label="evaluation")
     cells = series("eval/cell_accuracy")
-    right.plot(*cells, color="#009E73", linestyle="--", marker="o", markersize=3, linewidth=1, label="evaluation, cells")
+    right.plot(
+        *cells, color="#009E73", linestyle="--", marker="o", markersize=3, linewidth=1, label="evaluation, cells"
+    )
     right.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
