@@ -55,6 +55,7 @@ from air_model.training_air import (
     Recipe,
     Slots,
     TrainConfig,
+    compile_mode,
     earlier_runs,
     exploration,
     halt,
@@ -209,9 +210,8 @@ class Trainer:
 
     def _compile(self) -> list[nn.Module]:
         """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
-        mode = self.train.compile
-        if mode == "auto":
-            mode = "default" if self.device.type == "cuda" else "off"
+        whole_run = training_flops(self.config, self.train.batch_size) * self.max_steps
+        mode = compile_mode(self.train.compile, self.device.type, whole_run)
         if mode == "off":
             return []
         stacks = [self.model.stack] if self.config.shared_block else [self.model.l_stack, self.model.h_stack]

@@ -91,7 +91,7 @@ class TrainConfig:
     cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
 
     mixed_precision: str = "auto"  # "auto": bf16 on CUDA, fp32 elsewhere; "bf16"; "no"
-    compile: str = "auto"  # "auto": "default" on CUDA, off elsewhere; "off", or a mode of torch.compile
+    compile: str = "auto"  # "auto": "default" on CUDA and for long runs on a CPU; "off", or a mode of torch.compile
     activation_checkpointing: bool = False
 
     save_every: int = 1000
@@ -568,6 +568,21 @@ def training_passes(config: AirConfig) -> int:
 def training_flops(config: AirConfig, batch_size: int) -> float:
     """Operations of one optimizer step: 28.1e12 for full-size Sudoku, batch 768, published arithmetic."""
     return forward_flops(config) * training_passes(config) * batch_size
+
+
+# Compiling on a CPU takes about half a minute and spares a tenth to a third of the time: worth it for runs of ten
+# minutes and more (at the 50 GFLOP/s or so that a small machine sustains in fp32).
+WORTH_COMPILING = 3e13
+
+
+def compile_mode(asked: str, device_type: str, flops: float) -> str:
+    """What `compile` of a recipe means for a run of so many operations: "off", or a mode of torch.compile.
+
+    The operations are those of the whole run, so that a resumed run decides as its first session did.
+    """
+    if asked != "auto":
+        return asked
+    return "default" if device_type == "cuda" or (device_type == "cpu" and flops >= WORTH_COMPILING) else "off"
 
 
 # Dense bf16 peak of common cards, TFLOP/s, from the makers' data sheets.

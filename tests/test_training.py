@@ -338,6 +338,12 @@ def test_a_slot_halts_at_the_last_step_or_when_it_wants_to_and_may():
     assert parts.halt(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
 
 
+def test_a_cpu_compiles_long_runs_only_and_does_what_the_recipe_says_otherwise():
+    assert [parts.compile_mode("auto", "cpu", work) for work in (1e12, 1e15)] == ["off", "default"]
+    assert (parts.compile_mode("auto", "cuda", 1e9), parts.compile_mode("auto", "mps", 1e18)) == ("default", "off")
+    assert (parts.compile_mode("off", "cuda", 1e18), parts.compile_mode("default", "cpu", 1)) == ("off", "default")
+
+
 @pytest.mark.slow
 def test_compiled_training_equals_eager_training_within_rounding(tmp_path):
     runs = [trainer(tmp_path, compile=mode) for mode in ("off", "default")]
