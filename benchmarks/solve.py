@@ -7,6 +7,7 @@
     python benchmarks/solve.py --halting --model checkpoints/air-sudoku-6x6 --puzzles 4000 --rounds 2  # a trained one
     python benchmarks/solve.py --halting --model DIR --data dev.csv.gz --dtypes float32,int8   # on data of yours
     python benchmarks/solve.py --compile --batch-size 1024,3196            # a GPU
+    python benchmarks/solve.py --onnx --batch-size 1 --dtypes float32,int8 # one puzzle, exported graphs too
     OMP_NUM_THREADS=1 python benchmarks/solve.py --cpu-time                # on a busy machine: seconds of this process
 
 GFLOP/s count products only, as ANCHORS section 2b does (220 GFLOP for a 9x9 puzzle at 16 steps); "share" is theirs of
@@ -86,25 +87,35 @@ class Bench:
         return count * 2 * n**3 / spent
 
     def row(self, name: str, puzzles: int, steps: int, dtype: torch.dtype | None, **options: Any) -> dict[str, Any]:
-        """`puzzles` puzzles for `steps` steps, best of --rounds, matmul before and after each."""
+        """`puzzles` puzzles for `steps` steps by the engine."""
         ids = self.ids[torch.arange(puzzles) % len(self.ids)]
         work = {"max_act_steps": steps, "dtype": dtype, "return_logits": False, **options}
         self.model.solve(ids[: options.get("batch_size") or puzzles], **{**work, "max_act_steps": 1})  # warm up
+
+        def run() -> tuple[int, dict[str, Any]]:
+            solution = self.model.solve(ids, **work)
+            return int(solution.act_steps.sum()), {key: solution.stats[key] for key in ("batch_size", "fill")}
+
+        return self.best_of(name, str(dtype or "default").removeprefix("torch."), puzzles, run)
+
+    def best_of(
+        self, name: str, dtype: str, puzzles: int, run: Callable[[], tuple[int, dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """The best of --rounds, with the large product measured before and after each; `run` counts its ACT steps."""
         best: dict[str, Any] = {}
         for _ in range(self.args.rounds):
             before = self.matmul()
-            seconds, solution = self.seconds(lambda: self.model.solve(ids, **work))
+            seconds, (spent, stats) = self.seconds(run)
+            time.sleep(0.2)  # ONNX Runtime's threads spin for a while after their work, and would slow the product
             rate = (before + self.matmul()) / 2
-            spent = int(solution.act_steps.sum())
             done = self.step_flops * spent / seconds
             if not best or done / rate > best["share_of_matmul"]:
                 best = {
                     "what": name,
-                    "dtype": str(dtype or "default").removeprefix("torch."),
+                    "dtype": dtype,
                     "puzzles": puzzles,
-                    "batch_size": solution.stats["batch_size"],
+                    **stats,
                     "act_steps": spent,
-                    "fill": solution.stats["fill"],
                     "seconds": seconds,
                     "puzzles_per_second": puzzles / seconds,
                     "gflops": done / 1e9,
@@ -133,9 +144,27 @@ class Bench:
         rows = []
         for dtype in self.dtypes():
             row = self.row("one puzzle", 1, self.config.halt_max_steps, dtype)
-            # The target: at most 1.2 times the products' own time at the matmul rate.
-            row["times_matmul_time"] = 1 / row["share_of_matmul"]
-            rows.append(show(row))
+            rows.append(show(_against_products(row)))
+        return rows
+
+    def exported(self) -> list[dict[str, Any]]:
+        """One puzzle by scripts/export.py's graphs in ONNX Runtime."""
+        from air_model.scripts.export import export_int8, export_onnx, onnx_step, solve_with
+
+        rows, ids, steps = [], self.ids[:1].numpy(), self.config.halt_max_steps
+        model = self.model.float().cpu().requires_grad_(False)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {"float32": Path(folder) / "model.onnx", "int8": Path(folder) / "model_int8.onnx"}
+            export_onnx(model, paths["float32"])
+            export_int8(paths["float32"], paths["int8"])
+            for dtype, path in paths.items():
+                step = onnx_step(path, torch.get_num_threads())
+                solve_with(step, model, ids, 1)  # warm up
+
+                def run(step: Callable = step) -> tuple[int, dict[str, Any]]:
+                    return int(solve_with(step, model, ids, steps)[1].sum()), {"batch_size": 1, "fill": 1.0}
+
+                rows.append(show(_against_products(self.best_of("one, ONNX", dtype, 1, run))))
         return rows
 
     def dtypes(self) -> list[torch.dtype | None]:
@@ -198,6 +227,11 @@ class Bench:
             return load_puzzles(str(Path(folder) / "data"), "test", task=task)
 
 
+def _against_products(row: dict[str, Any]) -> dict[str, Any]:
+    """The target of one puzzle: at most 1.2 times the products' own time at the matmul rate."""
+    return {**row, "times_matmul_time": 1 / row["share_of_matmul"]}
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -231,12 +265,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--data", help="with --halting: puzzles with answers; default: generated ones")
     add("--split", default="test")
     add("--compile", action="store_true")
+    add("--onnx", action="store_true", help="also one puzzle by the exported graphs in ONNX Runtime (CPU)")
     add("--device")
     add("--cpu-time", action="store_true", help="measure CPU seconds of this process, not the wall clock")
     add("--output", type=Path)
     args = parser.parse_intermixed_args(argv)
     bench = Bench(args)
     rows = bench.halting() if args.halting else bench.batches() + bench.one_puzzle()
+    if args.onnx:
+        rows += bench.exported()
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {"command": " ".join(["python", *sys.argv]), "rows": rows, **environment(bench.device, 1)}
