@@ -26,8 +26,10 @@ if not __package__:
 
 import torch
 
-from air_model.pipeline_air import load_model
+from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import task_from_config
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -55,7 +57,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--by-rating", action="store_true", help="also accuracy per bucket of difficulty")
     add("--output", type=Path, help="JSON file; default: print only")
     add("--calibration-plot", type=Path, metavar="PNG", help="how far sigmoid(q_halt) can be trusted")
-    add("--curve", type=Path, metavar="PNG", help="only this: accuracy against ACT steps and attempts, and a JSON")
+    add(
+        "--curve",
+        type=Path,
+        metavar="PNG",
+        help="only this: accuracy against ACT steps and attempts; its numbers go to --output, else beside it",
+    )
     return parser.parse_args(argv)
 
 
@@ -72,13 +79,13 @@ def evaluate(args: argparse.Namespace) -> int:
     from air_model.analysis.evaluation import Evaluation, draw_calibration
     from air_model.train_accelerate import environment
 
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit must be 1 or more, got {args.limit}.")
+    check_args(args)
     rank, world, device, wait = processes(args.device)
     if world > 1 and args.output is None:
         raise ValueError("Several processes meet in the parts beside --output: give that file.")
     models = [load_model(source, device) for source in args.model]
     puzzles = load_split(args.data, args.split, args.limit, task_from_config(models[0].config))
+    check_puzzles(puzzles, args.data)
     if args.compile:
         for model in models:
             for module in (getattr(model, name, None) for name in ("stack", "l_stack", "h_stack")):
@@ -88,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> int:
         return curve(args, models, puzzles) if rank == 0 else 0
     options: dict[str, Any] = {
         "halt": args.halt,
-        "max_act_steps": args.max_act_steps or models[0].config.halt_max_steps,
+        "max_act_steps": models[0].config.halt_max_steps if args.max_act_steps is None else args.max_act_steps,
         "attempts": args.attempts,
         "noise": args.noise,
         "selection": args.selection,
@@ -106,8 +113,8 @@ def evaluate(args: argparse.Namespace) -> int:
     result = evaluation.result()
     if not args.by_rating:
         result.pop("by_rating", None)
-    if args.calibration_plot:
-        draw_calibration(result["calibration"], args.calibration_plot, Path(args.model[0]).name)
+    elif "by_rating" not in result:
+        print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
     stats = evaluation.stats if hasattr(evaluation, "stats") else {}
     result["settings"] = {
         "model": args.model,
@@ -129,19 +136,64 @@ def evaluate(args: argparse.Namespace) -> int:
     result["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     if args.output:
         write_json(result, args.output)
+    if args.calibration_plot:
+        draw_calibration(result["calibration"], args.calibration_plot, Path(args.model[0]).name)
     evaluation.clear()
     report(result, args)
     return 0
 
 
+def check_args(args: argparse.Namespace) -> None:
+    """What can be said before anything is loaded or written. Raises ValueError."""
+    for name in ("limit", "max_act_steps", "attempts", "batch_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}.")
+    if args.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {args.seed}.")
+    for path in (args.output, args.curve, args.calibration_plot):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder: give the file to write.")
+    for path in (args.curve, args.calibration_plot):
+        if path is not None and path.suffix.lower() not in PICTURES:
+            raise ValueError(f"{path} is no picture that can be drawn: use {', '.join(PICTURES)}.")
+    if args.curve is not None:
+        defaults = {"halt": "max", "noise": 0.0, "selection": "auto", "dtype": None, "by_rating": False}
+        said = [name for name, value in {**defaults, "calibration_plot": None}.items() if getattr(args, name) != value]
+        if said:
+            words = ", ".join("--" + name.replace("_", "-") for name in said)
+            raise ValueError(f"--curve runs every step of every view by itself: leave out {words}.")
+
+
+def check_puzzles(puzzles: Any, data: str) -> None:
+    """Refuse ill-formed puzzles, naming row and cell, as everywhere; a right answer proves that a Sudoku is none."""
+    task, doubtful = puzzles.task, range(len(puzzles))
+    if task.name == "sudoku":
+        doubtful = (~task.verdicts(puzzles.inputs, puzzles.labels).valid).nonzero()[0]
+    for row in doubtful:
+        try:
+            task.check_puzzle(puzzles.inputs[row])
+        except ValueError as error:
+            raise ValueError(
+                f"{data}, puzzle {row + 1}: {error} (build_dataset.py --skip-bad leaves such out.)"
+            ) from None
+
+
 def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
     """(rank, number of processes, device, a barrier); Accelerate when launched as several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), lambda: None
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked == 1:
+        return 0, 1, device_of(device), lambda: None
     from accelerate import PartialState
 
-    # Shares differ in difficulty: the quick ones may wait for hours.
-    state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=7))
+    # Without a GPU Accelerate makes every process a world of its own, unless it is told to use the CPU. Shares differ
+    # in difficulty: the quick ones may wait for hours.
+    on_cpu = device_of(device).type != "cuda"
+    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=7))
+    if state.num_processes != asked:
+        raise ValueError(
+            f"{asked} processes were started, but Accelerate made {state.num_processes} of them: start CPU processes "
+            "with torchrun, GPUs with `accelerate launch` or torchrun."
+        )
     return state.process_index, state.num_processes, state.device, state.wait_for_everyone
 
 
@@ -161,24 +213,27 @@ def load_split(data: str, split: str, limit: int | None, task: Any) -> Any:
 def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
     from air_model.analysis.evaluation import draw_thought_curve, thought_curve
 
+    # Trainers call every folder "model": then the whole paths tell them apart.
+    names = [Path(name).name for name in args.model]
     curves = {
-        Path(name).name: thought_curve(
+        name: thought_curve(
             model,
             puzzles,
-            max_act_steps=args.max_act_steps or 4 * model.config.halt_max_steps,
+            max_act_steps=4 * model.config.halt_max_steps if args.max_act_steps is None else args.max_act_steps,
             attempts=args.attempts,
             batch_size=args.batch_size,
             seed=args.seed,
             progress=True,
         )
-        for name, model in zip(args.model, models)
+        for name, model in zip(names if len(set(names)) == len(names) else args.model, models)
     }
     draw_thought_curve(curves, args.curve)
+    numbers = args.output or args.curve.with_suffix(".json")
     write_json(
         {"data": args.data, "split": args.split, "data_fingerprint": puzzles.fingerprint, "curves": curves},
-        args.curve.with_suffix(".json"),
+        numbers,
     )
-    print(f"{args.curve} and {args.curve.with_suffix('.json')}")
+    print(f"{args.curve} and {numbers}")
     return 0
 
 

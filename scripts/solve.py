@@ -15,9 +15,11 @@ printed as such, with status 0.
 
 import argparse
 import csv
+import gzip
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--model",
         nargs="+",
-        action="extend",
+        action="append",
         required=True,
         help="folder or Hub id; several of a size are tried in turn",
     )
@@ -68,36 +70,63 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--rollout", action="store_true", help="with --json: also both states after every update")
     add("--animate", type=Path, metavar="GIF", help="how both states evolve on the first puzzle")
     add("--color", choices=["auto", "always", "never"], default="auto")
-    # `--model DIR PUZZLE` would swallow the puzzle: of the words after --model only folders and ids are models.
+    # `--model DIR PUZZLE` would swallow the puzzle: of the words after the first only folders and ids are models.
     args = parser.parse_args(argv)
-    args.puzzles = [word for word in args.model[1:] if not _is_model(word)] + args.puzzles
-    args.model = args.model[:1] + [word for word in args.model[1:] if _is_model(word)]
+    words = [word for group in args.model for word in group[1:]]
+    args.puzzles = [word for word in words if not _is_model(word)] + args.puzzles
+    args.model = [word for group in args.model for word in (group[0], *filter(_is_model, group[1:]))]
     return args
 
 
 def _is_model(word: str) -> bool:
+    """A model folder, or USER/NAME that is no file: no puzzle is written so."""
     try:
-        return (Path(word) / "config.json").is_file()
+        if (Path(word) / "config.json").is_file():
+            return True
+        return (
+            re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z][\w.-]*", word) is not None and not Path(word).is_file()
+        )
     except OSError:  # a maze is too long for a file name
         return False
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8-sig") as file
+        ):
+            return file.read()
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile):
+        raise ValueError(f"{path} is no text file: puzzles come as .txt or .csv, also with .gz.") from None
 
 
 def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
     """The puzzles of one argument."""
     text = word
     if word == "-":
-        text = sys.stdin.read()
+        text = sys.stdin.read().removeprefix("\ufeff")
     else:
         try:
-            if Path(word).is_file():
-                text = Path(word).read_text()
+            is_file, is_folder = Path(word).is_file(), Path(word).is_dir()
         except (OSError, ValueError):
-            pass  # too long for a file name: a puzzle
+            is_file = is_folder = False  # too long for a file name: a puzzle
+        if is_file:
+            text = _read_file(Path(word))
+        elif is_folder or re.search(r"\.(txt|csv|tsv|gz|json)$", word, re.IGNORECASE):
+            raise ValueError(
+                f"{word} is {'a folder' if is_folder else 'no file here'}: give a file of puzzles, or text."
+            )
     if not text.strip("\r\n"):
         raise ValueError(f"{'standard input' if word == '-' else word} holds no puzzle.")
-    head = text.split("\n", 1)[0].lower().split(",")
+    head = [name.strip().lower() for name in next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])]
     if "question" in head:
-        return [row[head.index("question")] for row in csv.reader(io.StringIO(text)) if row][1:]
+        at = head.index("question")
+        rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
+        if not rows:
+            raise ValueError(f"{word} holds no puzzle, only a line of column names.")
+        return [row[at] if at < len(row) else "" for row in rows]
 
     def ours(text: str) -> bool:
         return any(_encodes(task.encode, text) for task in tasks)

@@ -147,7 +147,7 @@ def test_two_processes_write_one_result(files):
         "2",
         str(ROOT / "scripts/evaluate.py"),
     ]
-    command += ["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--device", "cpu", "--halt", "q"]
+    command += ["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--halt", "q"]
     subprocess.run([*command, "--output", str(output)], check=True, timeout=280, capture_output=True)
     two, one = json.loads(output.read_text()), run(files, "--halt", "q")
     assert two["settings"]["processes"] == 2
@@ -170,15 +170,37 @@ def test_the_thought_curve_agrees_with_solving(tmp_path):
     assert draw_thought_curve({"tiny": curve}, tmp_path / "curve.png").stat().st_size > 1000
 
 
+def test_curves_of_models_whose_folders_have_one_name_stay_apart(files):
+    (files / "other").mkdir()
+    (files / "model").rename(files / "other/model")
+    save_release(halting_model(), files / "model")
+    models = [str(files / "model"), str(files / "other/model")]
+    words = ["--model", *models, "--data", str(files / "dev.csv"), "--limit", "3", "--max-act-steps", "2"]
+    assert script.main([*words, "--device", "cpu", "--curve", str(files / "c.png")]) == 0
+    assert list(json.loads((files / "c.json").read_text())["curves"]) == models
+
+
 def test_bad_arguments_end_in_one_sentence(files, capsys):
     save_release(tiny_model(grid_height=6), files / "six")
+    good = (files / "dev.csv").read_text().splitlines()[1].split(",")
+    rows = ["question,answer", f"{good[1]},{good[2]}", "11..............,1134" + "1234" * 3]
+    (files / "bad.csv").write_text("\n".join(rows))
     capsys.readouterr()
+    fine = ["--model", str(files / "model"), "--data", str(files / "dev.csv")]
     for words, says in (
         (["--model", str(files / "nowhere"), "--data", str(files / "dev.csv")], "holds no config.json"),
         (["--model", str(files / "six"), "--data", str(files / "dev.csv")], "the model was made for"),
         (["--model", str(files / "model"), "--data", str(files / "none.csv")], "none.csv"),
         (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--limit", "0"], "--limit must be"),
         (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--attempts", "0"], "attempts must be"),
+        ([*fine, "--max-act-steps", "0"], "--max-act-steps must be"),
+        ([*fine, "--output", str(files)], "is a folder"),
+        ([*fine, "--curve", "c.png", "--halt", "q"], "leave out --halt"),
+        ([*fine, "--calibration-plot", "c.xyz"], "no picture"),
+        (
+            ["--model", str(files / "model"), "--data", str(files / "bad.csv")],
+            "bad.csv, puzzle 2: Contradicting clues",
+        ),
     ):
         assert script.main([*words, "--device", "cpu"]) == 1
         error = capsys.readouterr().err.splitlines()[-1]

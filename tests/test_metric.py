@@ -32,6 +32,27 @@ def test_wilson_is_inside_zero_and_one_and_covers_the_share():
     assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
 
 
+def test_the_interval_of_a_share_of_cells_is_around_that_share():
+    inputs, labels = np.full((105, 60), 2), np.full((105, 60), 2)
+    inputs[:100, 0], inputs[100:] = 1, 1  # 100 puzzles with one open cell, solved; 5 with sixty, all wrong
+    answers = np.where(inputs.sum(-1, keepdims=True) == 60, 3, labels)
+    found = score(answers, labels, inputs=inputs, blank_token=1)
+    low, high = found["blank_cell_accuracy_ci95"]
+    assert found["blank_cell_accuracy"] == 0.25 and low < 0.25 < high
+
+
+def test_puzzles_without_a_label_are_neither_right_nor_wrong():
+    labels = np.array([[2, 3], [0, 0], [2, 3]])
+    found = score(np.array([[2, 3], [2, 2], [3, 3]]), labels, rating=np.array([0, 0, 0]))
+    assert (found["n"], found["exact_accuracy"], found["by_rating"][0]["n"]) == (2, 0.5, 2)
+
+
+@pytest.mark.parametrize("rating", [[0.0, np.nan], ["easy", "hard"], [None, 1]])
+def test_ratings_that_are_no_numbers_are_refused(rating):
+    with pytest.raises(ValueError, match="rating must be finite numbers"):
+        score(np.ones((2, 2)), np.ones((2, 2)), rating=rating)
+
+
 def test_buckets_cover_every_rating_once():
     rows = by_bucket(np.array([0, 1, 9, 10, 400]), np.array([1, 0, 1, 1, 0], bool), (0, 1, 10, 50))
     assert [(r["rating"], r["n"], r["exact_accuracy"]) for r in rows] == [

@@ -290,6 +290,38 @@ def test_the_script_reads_text_files_csv_and_standard_input(folder, tmp_path, ca
     assert set(found[0]) == KEYS | {"puzzle"}
 
 
+def test_the_script_reads_packed_csvs_with_a_byte_order_mark_and_quoted_names(folder, tmp_path, capsys):
+    import gzip
+
+    text = f'\ufeff"source","question"\nx,{PUZZLE}\nshort\n'
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert solve_script.main(["--model", str(folder), "--json", str(tmp_path / "p.csv.gz")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["puzzle"] == PUZZLE and "0 cells" in found[1]["error"]
+
+
+def test_the_script_takes_a_file_that_is_not_there_and_a_second_hub_id_for_what_they_are(folder, tmp_path, capsys):
+    assert solve_script.main(["--model", str(folder), str(tmp_path / "none.txt")]) == 1
+    assert "none.txt is no file here" in capsys.readouterr().err
+    assert solve_script.parse_args(["--model", "a", "user/air-nine", PUZZLE]).model == ["a", "user/air-nine"]
+    both = solve_script.parse_args(["--model", "a", PUZZLE, "--model", "nowhere", OTHER])
+    assert (both.model, both.puzzles) == (["a", "nowhere"], [PUZZLE, OTHER])
+
+
+def test_a_device_that_is_not_here_ends_in_one_sentence(folder, capsys):
+    assert solve_script.main(["--model", str(folder), "--device", "bogus", PUZZLE]) == 1
+    assert "solve: There is no device 'bogus' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [{"question": [PUZZLE, OTHER]}, "processor", "table"])
+def test_a_batch_of_a_data_set_is_several_puzzles(pipe, batch):
+    if batch == "processor":
+        batch = pipe.processor([PUZZLE, OTHER])
+    elif batch == "table":
+        batch = pytest.importorskip("pandas").DataFrame({"question": [PUZZLE, OTHER]})
+    assert [answer["solution"] for answer in pipe(batch)] == [a["solution"] for a in pipe([PUZZLE, OTHER])]
+
+
 def test_the_script_tells_clues_and_answers_apart(folder, capsys):
     assert solve_script.main(["--model", str(folder), PUZZLE, "--color", "always", "--max-act-steps", "2"]) == 0
     out = capsys.readouterr().out

@@ -142,6 +142,38 @@ def test_out_of_memory_halves_the_batch_warns_and_changes_no_answer(monkeypatch,
     assert found.stats["batch_size"] == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
+     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")],
+    ids=["torch before 2.5", "python", "cublas"],
+)  # fmt: skip
+def test_every_kind_of_running_out_of_memory_halves_the_batch(monkeypatch, error):
+    model = halting_model()
+    forward = model.forward
+
+    def small_device(input_ids, *args, **kwargs):
+        if len(input_ids) > 3:
+            raise error
+        return forward(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", small_device)
+    with pytest.warns(UserWarning, match="Out of memory"):
+        stats = model.solve(torch.from_numpy(puzzles_of(9)).long(), batch_size=6).stats
+    assert stats["batch_size"] == 3 and 0 < stats["fill"] <= 1
+
+
+def test_attempts_work_where_progress_bars_are_switched_off():
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        answers = solve_puzzles(halting_model(), None, puzzles_of(3), attempts=3)
+    finally:
+        logging.enable_progress_bar()
+    assert answers.attempts.max() == 3
+
+
 def test_on_finish_may_add_rows_and_the_queue_says_which_come_first():
     model = halting_model()
     inputs = torch.from_numpy(puzzles_of(6)).long()
@@ -318,6 +350,10 @@ def test_bad_settings_end_in_one_sentence():
         ({"selection": "best"}, "selection must be"),
         ({"max_act_steps": 0}, "max_act_steps must be"),
         ({"halt": "never"}, "halt must be"),
+        ({"attempts": "8"}, "a whole number; got '8'"),
+        ({"seed": -1}, "seed must be"),
+        ({"dtype": "bf"}, "dtype must be of torch"),
+        ({"puzzle_ids": [0, 0]}, "one number per puzzle"),
     ):
         with pytest.raises(ValueError, match=words):
             solve_puzzles(model, None, puzzles_of(1), **options)

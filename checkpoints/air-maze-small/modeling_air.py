@@ -681,7 +681,7 @@ class AirModel(AirPreTrainedModel):
         if max_act_steps < 1:
             raise ValueError(f"max_act_steps must be 1 or more, got {max_act_steps}.")
         if halt not in ("max", "q") and not callable(halt):
-            raise ValueError(f"halt must be 'max' or 'q', got {halt!r}.")
+            raise ValueError(f"halt must be 'max', 'q' or a function ('rules' in solve_puzzles), got {halt!r}.")
         if freeze not in (None, "z_h", "z_l"):
             raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
         if batch_size is not None and batch_size < 1:
@@ -717,8 +717,9 @@ class AirModel(AirPreTrainedModel):
             return AirCarry(z_h=carry.z_h[at].to(device, dtype), z_l=carry.z_l[at].to(device, dtype), steps=steps)
 
         waiting = torch.arange(total, device=device) if queue is None else queue.to(device)
-        rows, slots, slot_steps, passes = waiting[:0], None, 0, 0
-        bar = logging.tqdm(total=len(waiting), unit="puzzle", disable=not progress)
+        rows, slots, slot_steps, passes, capacity = waiting[:0], None, 0, 0, 0
+        announced = len(waiting)  # not read from the bar: transformers' bar has no total where bars are switched off
+        bar = logging.tqdm(total=announced, unit="puzzle", disable=not progress)
         was_training = self.training
         self.eval()
         try:
@@ -743,7 +744,7 @@ class AirModel(AirPreTrainedModel):
                             rows=rows,
                             return_dict=True,
                         )
-                    except RuntimeError as error:
+                    except (RuntimeError, MemoryError) as error:
                         if not _is_out_of_memory(error) or len(rows) == 1:
                             raise
                         batch_size = len(rows) // 2
@@ -754,7 +755,7 @@ class AirModel(AirPreTrainedModel):
                         if device.type == "cuda":
                             torch.cuda.empty_cache()
                         continue
-                    slot_steps, passes = slot_steps + len(rows), passes + 1
+                    slot_steps, passes, capacity = slot_steps + len(rows), passes + 1, capacity + batch_size
                     slots = out.carry
                     done = slots.steps >= max_act_steps
                     if halt == "q":
@@ -775,7 +776,8 @@ class AirModel(AirPreTrainedModel):
                         more = on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
                         if more is not None and len(more):
                             waiting = torch.cat([waiting, more.to(device)])
-                            bar.total += len(more)
+                            announced += len(more)
+                            bar.total = announced
                     rows, slots = rows[~done], AirCarry(*(z[~done] for z in _states(slots)))
         finally:
             bar.close()
@@ -784,7 +786,8 @@ class AirModel(AirPreTrainedModel):
             "batch_size": batch_size,
             "slot_steps": slot_steps,
             "passes": passes,
-            "fill": slot_steps / (passes * batch_size) if passes else 1.0,
+            "capacity": capacity,  # slot steps that there was room for: running out of memory changes the batch
+            "fill": slot_steps / capacity if capacity else 1.0,
         }
         if recorder is not None:
             solution.rollout = recorder.rollout(solution.act_steps * updates)
@@ -861,8 +864,11 @@ def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:
     return carry.z_h, carry.z_l, carry.steps
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    """CPU and MPS allocators, cuBLAS and older releases of torch raise a plain RuntimeError that says so."""
+    text = str(error).lower()
+    said = any(words in text for words in ("out of memory", "allocate memory", "alloc_failed"))
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _chain(*hooks: Hook | None) -> Hook | None:

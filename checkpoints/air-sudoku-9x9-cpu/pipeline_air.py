@@ -20,7 +20,7 @@ import tempfile
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def solve_puzzles(
     selection: str = "auto",
     symmetries: bool = True,
     batch_size: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     puzzle_ids: Any = None,
     seed: int = 0,
     check: bool = True,
@@ -283,14 +283,19 @@ def solve_puzzles(
     for one in models:
         if task_from_config(one.config) != task:
             raise ValueError(f"The model was made for {task_from_config(one.config)}, the puzzles are of {task}.")
-    if attempts < 1:
-        raise ValueError(f"attempts must be 1 or more, got {attempts}.")
+    for name, value in (("attempts", attempts), ("max_act_steps", max_act_steps), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+            raise ValueError(f"{name} must be 1 or more, a whole number; got {value!r}.")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number of 0 or more, got {seed!r}.")
+    if halt not in ("q", "max", "rules"):
+        raise ValueError(f"halt must be 'q', 'max' or 'rules', got {halt!r}.")
     if halt == "rules" and task.name == "grid":
         raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
     if selection not in ("auto", "q", "vote"):
         raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise must be a number of 0 or more, got {noise}.")
+    if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
     views = symmetric_views(task, attempts if symmetries else 1, seed)
     if attempts > len(views.cells):
         if noise == 0:
@@ -301,6 +306,12 @@ def solve_puzzles(
             views = Symmetry(*(np.resize(part, (attempts, part.shape[1])) for part in views))
     tokens = encode_puzzles(task, puzzles, check)
     ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
+    if ids is not None and ids.shape != (len(tokens),):
+        raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype must be of torch, for example torch.float32 or 'bfloat16', got {dtype!r}.")
+        dtype = getattr(torch, dtype)
     options = {
         "max_act_steps": max_act_steps,
         "halt": halt,
@@ -356,7 +367,7 @@ class _Attempts:
         # Row v * n + i of a call of `solve` is view v of puzzle i.
         rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
-        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0}
+        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
         for m, model in enumerate(self.models):
             is_last = m == len(self.models) - 1
 
@@ -386,12 +397,11 @@ class _Attempts:
                 **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
             )
             self.rollouts.append(solution.rollout)
-            for name in ("slot_steps", "passes"):
+            for name in ("slot_steps", "passes", "capacity"):
                 stats[name] += solution.stats[name]
             stats["batch_size"] = max(stats["batch_size"], solution.stats["batch_size"])
         result = self.collect(np.arange(n))
-        slots = stats["passes"] * stats["batch_size"]
-        result.stats = {**stats, "fill": stats["slot_steps"] / slots if slots else 1.0}
+        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
         return result
 
     def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
@@ -506,11 +516,9 @@ def _joined(parts: list[Answers]) -> Answers:
         for name in ("tokens", "q_halt_logits", "act_steps", "attempts", "view")
     }
     verdict = Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3)))
-    stats = {name: sum(part.stats[name] for part in parts) for name in ("slot_steps", "passes")}
+    stats = {name: sum(part.stats[name] for part in parts) for name in ("slot_steps", "passes", "capacity")}
     stats["batch_size"] = max(part.stats["batch_size"] for part in parts)
-    stats["fill"] = stats["slot_steps"] / max(
-        1, sum(part.stats["passes"] * part.stats["batch_size"] for part in parts)
-    )
+    stats["fill"] = stats["slot_steps"] / max(1, stats["capacity"])
     rollout = None
     if parts[0].rollout is not None:
         z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
@@ -562,7 +570,12 @@ class PuzzleSolvingPipeline(Pipeline):
         options["batch_size"] = batch_size or self._batch_size
         if isinstance(inputs, Tensor):
             inputs = inputs.detach().cpu().numpy()
-        one = isinstance(inputs, (str, dict)) or self._is_one_grid(inputs)
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a pandas table: its rows, not its columns
+            inputs = inputs.to_dict("records")
+        if isinstance(inputs, Mapping):  # a row of a data set, or a batch of them: one column holds the puzzles
+            inputs = _puzzle_of(inputs)
+            inputs = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
+        one = isinstance(inputs, str) or self._is_one_grid(inputs)
         if one or isinstance(inputs, (list, tuple, np.ndarray)):
             inputs = [inputs] if one else inputs
             found = list(self._stream(inputs, options, at_once=max(len(inputs), 1)))
@@ -582,7 +595,9 @@ class PuzzleSolvingPipeline(Pipeline):
             shape = np.shape(inputs) if isinstance(inputs, (list, tuple, np.ndarray)) and _is_numeric(inputs) else ()
         except ValueError:  # grids of several sizes
             return False
-        return shape == (task.seq_len,) or shape == (task.height, task.width) or len(shape) == 1 and shape != (0,)
+        if len(shape) == 2:  # rows and columns, of another size as well; (S, S) are S puzzles of S tokens
+            return shape == (task.height, task.width) or shape[0] == shape[1] != task.seq_len
+        return len(shape) == 1 and shape != (0,)
 
     def _stream(self, inputs: Any, options: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
         """Answers in order, `at_once` puzzles (default: a few batches) read ahead."""
@@ -620,6 +635,10 @@ class PuzzleSolvingPipeline(Pipeline):
             ids = None
             if puzzle_ids is not None:
                 ids = np.asarray(puzzle_ids)
+                if ids.ndim and len(ids) < (needed := max(places) + model_inputs["first"]):
+                    raise ValueError(
+                        f"puzzle_ids must have one number per puzzle: got {len(ids)} for {needed} or more."
+                    )
                 ids = ids[np.array(places) + model_inputs["first"] - 1] if ids.ndim else np.full(len(places), ids)
             model = in_size(self.model, task)
             answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, **options)
@@ -691,7 +710,7 @@ def _rows(inputs: Any) -> Iterator[Any]:
 
 def _puzzle_of(row: Any) -> Any:
     """The puzzle of a data set's row: the row itself, or one of its columns."""
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         return row
     for key in PUZZLE_KEYS:
         if key in row:
@@ -730,6 +749,22 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
             os.replace(path, folder / path.name)
 
 
+def device_of(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; without one the GPU if there is one.
+
+    Raises:
+        ValueError: torch does not know it, or has no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has no common error for this
+        raise ValueError(f"There is no device {str(name)!r} here ({str(error).splitlines()[0]}). Try cpu.") from None
+    return device
+
+
 def load_model(
     source: str | os.PathLike, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> AirModel:
@@ -746,7 +781,7 @@ def load_model(
                 "or a Hub id USER/NAME."
             )
         name = str(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(device)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
     try:

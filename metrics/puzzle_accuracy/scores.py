@@ -23,12 +23,18 @@ def wilson(successes: int, n: int, z: float = Z95) -> list[float]:
     return [low, 1.0 if successes == n else (middle + half) / (1 + z2 / n)]
 
 
-def mean_interval(values: np.ndarray, z: float = Z95) -> list[float]:
-    """Normal interval [low, high] of a mean of values in 0..1; one value per puzzle, as cells are not independent."""
-    if len(values) < 2:
+def ratio_interval(parts: np.ndarray, wholes: np.ndarray, z: float = Z95) -> list[float]:
+    """Normal interval [low, high] of sum(parts) / sum(wholes), one of each per puzzle: cells are not independent.
+
+    The standard error is that of the ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, 6.4).
+    """
+    n = len(parts)
+    if n < 2:
         return [0.0, 1.0]
-    mean, half = float(values.mean()), z * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return [max(0.0, mean - half), min(1.0, mean + half)]
+    ratio = float(parts.sum() / wholes.sum())
+    spread = math.sqrt(n / (n - 1) * float(((parts - ratio * wholes) ** 2).sum()))
+    half = z * spread / float(wholes.sum())
+    return [max(0.0, ratio - half), min(1.0, ratio + half)]
 
 
 def score(
@@ -51,7 +57,8 @@ def score(
 
     Returns:
         exact_accuracy (every counted cell right), cell_accuracy (share of all counted cells), and where they can be
-        told blank_cell_accuracy, valid_accuracy, by_rating; each with `…_ci95` [low, high]; n.
+        told blank_cell_accuracy, valid_accuracy, by_rating; each with `…_ci95` [low, high]; n, the puzzles with a
+        label, of which the exact accuracy is (the valid ones are counted among all).
 
     Raises:
         ValueError: shapes that do not fit.
@@ -66,8 +73,10 @@ def score(
     counted = ~np.isin(references, np.asarray(ignored))
     right = (predictions == references) & counted
     exact = (right | ~counted).all(-1)
-    result: dict[str, Any] = {"n": n, "exact_accuracy": float(exact.mean()) if n else 0.0}
-    result["exact_accuracy_ci95"] = wilson(int(exact.sum()), n)
+    labelled = counted.any(-1)  # a puzzle without a label is neither right nor wrong
+    of, hits = int(labelled.sum()), int(exact[labelled].sum())
+    result: dict[str, Any] = {"n": of, "exact_accuracy": hits / of if of else 0.0}
+    result["exact_accuracy_ci95"] = wilson(hits, of)
     result |= _cells("cell_accuracy", right, counted)
     if inputs is not None and blank_token is not None:
         if np.shape(inputs) != references.shape:
@@ -79,7 +88,7 @@ def score(
         result["valid_accuracy"] = float(valid.mean()) if n else 0.0
         result["valid_accuracy_ci95"] = wilson(int(valid.sum()), n)
     if rating is not None:
-        result["by_rating"] = by_bucket(_column("rating", rating, n), exact, edges)
+        result["by_rating"] = by_bucket(_numbers("rating", rating, n)[labelled], exact[labelled], edges)
     return result
 
 
@@ -90,10 +99,17 @@ def _column(name: str, values: Any, n: int) -> np.ndarray:
     return values
 
 
+def _numbers(name: str, values: Any, n: int) -> np.ndarray:
+    values = _column(name, values, n)
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers, one per puzzle; got {values.dtype} with {values[:3]} ...")
+    return values
+
+
 def _cells(name: str, right: np.ndarray, counted: np.ndarray) -> dict[str, Any]:
     has = counted.any(-1)
-    share = right[has].sum(-1) / counted[has].sum(-1)
-    return {name: float(right.sum() / max(counted.sum(), 1)), f"{name}_ci95": mean_interval(share)}
+    interval = ratio_interval(right[has].sum(-1), counted[has].sum(-1))
+    return {name: float(right.sum() / max(counted.sum(), 1)), f"{name}_ci95": interval}
 
 
 def by_bucket(rating: np.ndarray, exact: np.ndarray, edges: Sequence[int]) -> list[dict[str, Any]]:
