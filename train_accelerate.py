@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -196,6 +197,9 @@ class Trainer:
         self.since_log = 0
         self.best: dict[str, Any] = {}
         self.seconds = 0.0  # of training, over all sessions of the run
+        # Optimizer steps, their seconds without evaluations and saving, and their operations: over all sessions too.
+        self.speed = {"steps": 0, "seconds": 0.0, "flops": 0.0}
+        self.pause = 0.0  # seconds of this session that were no training steps
         self.stop_reason = ""
 
     # ---- making things ----------------------------------------------------------------------------------------------
@@ -323,6 +327,7 @@ class Trainer:
 
         config = self.train
         begin, begin_step, begin_seconds = time.perf_counter(), self.step, self.seconds
+        before, self.pause = dict(self.speed), 0.0
         bar = tqdm(
             total=self.max_steps, initial=self.step, desc=config.run_name or self.output_dir.name, unit="step",
             disable=not self.is_main, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30.0,
@@ -338,26 +343,48 @@ class Trainer:
                     self.optimizers.zero_grad()
                     continue
                 bar.update()
+                self.speed["flops"] += training_flops(self.config, config.batch_size)
                 if not self.first_step_seconds:
                     self.first_step_seconds = time.perf_counter() - self.born
                 done = self.step >= self.max_steps
                 if self.step % config.log_every == 0 or done:
-                    self.seconds = begin_seconds + time.perf_counter() - begin
-                    self.log(bar, (self.step - begin_step) / (time.perf_counter() - begin))
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)  # the clock is read after the steps in flight
+                    self._count(before, begin_step, begin, begin_seconds)
+                    self.log(bar, (self.step - begin_step) / max(1e-9, self.speed["seconds"] - before["seconds"]))
                 if config.eval_every and self.step % config.eval_every == 0 and not done:
-                    self.evaluate(bar)
+                    with self.pausing():
+                        self.evaluate(bar)
                 late = bool(config.max_minutes) and time.perf_counter() - begin > 60 * config.max_minutes
                 stop = self.agree(signals.received or late, every=config.log_every)
                 if self.step % config.save_every == 0 or done or stop:
-                    self.seconds = begin_seconds + time.perf_counter() - begin
-                    self.save()
+                    with self.pausing():
+                        self._count(before, begin_step, begin, begin_seconds)
+                        self.save()
                 if stop and not done:
                     self.stop_reason = "time limit" if late else "signal"
                     break
         finally:
             self.seconds = begin_seconds + time.perf_counter() - begin
             bar.close()
-        self.steps_per_second = (self.step - begin_step) / max(1e-9, self.seconds - begin_seconds)
+
+    def _count(self, before: dict[str, float], begin_step: int, begin: float, begin_seconds: float) -> None:
+        """Bring the clocks up to now."""
+        session = time.perf_counter() - begin
+        self.seconds = begin_seconds + session
+        self.speed["steps"] = before["steps"] + self.step - begin_step
+        self.speed["seconds"] = before["seconds"] + session - self.pause
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What happens here is no training step. Waits first, so that steps in flight count as such."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.pause += time.perf_counter() - start
 
     def agree(self, wish: bool, every: int = 1) -> bool:
         """Whether any process wishes so. On GPUs only looked at every `every` steps: asking waits for the device."""
@@ -412,8 +439,12 @@ class Trainer:
                 file.write(json.dumps({"step": self.step, **numbers}) + "\n")
         except OSError as error:  # a full disk costs this line, not the run
             self.say(f"WARNING: metrics.jsonl could not be written ({error}).")
-        for tracker in self.trackers:
-            tracker.log(numbers, step=self.step)
+        for tracker in list(self.trackers):
+            try:
+                tracker.log(numbers, step=self.step)
+            except OSError as error:
+                self.trackers.remove(tracker)
+                self.say(f"WARNING: {type(tracker).__name__} could not write ({error}); going on without it.")
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
@@ -444,18 +475,28 @@ class Trainer:
             n = sums.pop("n")
             result = {name: value / n for name, value in sums.items()}
             self.record({f"eval/{name}": value for name, value in result.items()})
-            # A final evaluation on other puzzles does not compare with those on the way.
-            best = not self.best or (n == self.best["n"] and result["exact_accuracy"] >= self.best["exact_accuracy"])
-            if best:
-                self.best = {"step": self.step, "n": int(n), **result}
+            # A final evaluation on other puzzles does not compare with those on the way; a resumed run may have
+            # changed how many those are, and then the comparison starts anew.
+            apart = final and limit != self.train.eval_limit
+            best = not self.best or (n != self.best["n"] or result["exact_accuracy"] >= self.best["exact_accuracy"])
+            if best and not (apart and self.best):
+                failure = None
                 try:
                     self.save_model("model")
                 except (OSError, SafetensorError) as error:
-                    self.say(f"WARNING: the best model so far could not be written ({error}). Free some disk space.")
+                    failure = error
+                if self.agree(failure is not None):
+                    self.say(f"WARNING: the best model so far could not be written ({failure}). Free some disk space.")
+                else:
+                    self.best = {"step": self.step, "n": int(n), **result}
         text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
         line = f"step {self.step}: {text} ({int(n)} puzzles, {time.perf_counter() - start:.1f} s)"
         (bar.write if bar is not None and self.is_main else self.say)(line)
         return {"n": int(n), **result}
+
+    def plain_recipe(self) -> dict[str, Any]:
+        """The recipe as run.json holds it."""
+        return json.loads(json.dumps(self.recipe.flat(), default=str))
 
     def save_model(self, name: str) -> None:
         """A model folder as the Hub wants it: weights, config, processor and the code that travels."""
@@ -476,6 +517,11 @@ class Trainer:
     def save(self) -> bool:
         """Write checkpoint_<step>; a full disk costs this checkpoint, not the run."""
         self.check_loss()
+        if not all(torch.stack([torch.isfinite(p).all() for p in self.model.parameters()]).tolist()):
+            # A finite loss says nothing of the update that followed it.
+            raise BadLoss(f"The update of optimizer step {self.step} left weights that are no finite numbers.")
+        if self.agree(self.is_main and self.store.holds(self.step)):
+            return True
         for attempt in (1, 2):
             error = self._try_save()
             failed = self.agree(error is not None)
@@ -539,6 +585,10 @@ class Trainer:
             "world_size": self.world,
             "best": self.best,
             "seconds": self.seconds,
+            "speed": self.speed,
+            "last_metrics": self.last_metrics,
+            "first_step_seconds": self.first_step_seconds,
+            "bf16": self.bf16,
             "optimizer_values": values,
             "recipe": self.recipe.flat(),
             "max_steps": self.max_steps,
@@ -550,16 +600,31 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the newest complete checkpoint; False where there is none."""
         path = self.store.newest()
+        self.accelerator.wait_for_everyone()  # everybody has looked
+        if self.is_main and self.store.folder.is_dir():
+            self.store.set_aside(-1 if path is None else read_state(path)["step"])
         if path is None:
             return False
         state = read_state(path)
         self._refuse_changes(path, state)
+        if state["step"] > self.max_steps:
+            raise RunError(f"{path} has done {state['step']} steps already, more than max_steps={self.max_steps}.")
+        if state.get("bf16", self.bf16) != self.bf16:
+            now, then = ("bf16", "fp32") if self.bf16 else ("fp32", "bf16")
+            self.say(f"WARNING: the run was computed in {then} and goes on in {now}; mixed_precision= decides.")
         self.model.load_state_dict(read_tensors(path / "model.safetensors"))
         self.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
         if self.ema is not None:
             self.ema.load(read_tensors(path / "ema.safetensors"))
         self.step, self.since_log = state["step"], state["since_log"]
         self.best, self.seconds = state["best"], state["seconds"]
+        self.speed = state.get("speed", self.speed)
+        self.last_metrics = state.get("last_metrics", self.last_metrics)
+        self.first_step_seconds = state.get("first_step_seconds", self.first_step_seconds)
+        if (state["data"]["eval"] or {}).get("fingerprint") != (self.data["eval"] or {}).get("fingerprint"):
+            self.best = {}  # of other puzzles
+        if (cycles := self.train.cycles_at(self.step)) is not None:
+            self.config.l_cycles, self.config.h_cycles = cycles
         if state["world_size"] == self.world:
             mine = read_tensors(path / f"carry_{self.rank}.safetensors")
             self.slots.load(mine)
@@ -573,8 +638,6 @@ class Trainer:
                 f"The checkpoint was written by {state['world_size']} processes, now there are {self.world}: its "
                 "carry is dropped, every slot starts a fresh puzzle. Weights, optimizers and step go on."
             )
-        if self.is_main:
-            self._forget_after(self.step)
         self.say(f"Resumed from {path}: {self.step} of {self.max_steps} steps done.")
         return True
 
@@ -602,7 +665,10 @@ class Trainer:
             lines = []
             for line in path.read_text().splitlines():
                 with contextlib.suppress(ValueError):  # the line that a kill cut in half
-                    if json.loads(line)["step"] <= step:
+                    row = json.loads(line)
+                    # After the last step comes the final evaluation, which is made again.
+                    again = step >= self.max_steps and row["step"] == step and any(k.startswith("eval/") for k in row)
+                    if row["step"] <= step and not again:
                         lines.append(line + "\n")
             temporary = path.with_name(".metrics.jsonl.tmp")
             temporary.write_text("".join(lines))
@@ -612,13 +678,13 @@ class Trainer:
 
     trackers: list[Any] = []
     last_metrics: dict[str, Any] = {}
-    steps_per_second = 0.0
     born = 0.0  # when the run began to set itself up
     first_step_seconds = 0.0
 
     def report(self, status: str, wall_seconds: float, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """The contents of run.json."""
-        tflops = training_flops(self.config, self.train.batch_size) * self.steps_per_second / 1e12
+        seconds = max(1e-9, self.speed["seconds"])
+        tflops = self.speed["flops"] / seconds / 1e12
         peak = peak_tflops(self.device)
         machine = None
         if status == "finished":
@@ -637,7 +703,7 @@ class Trainer:
             "session_seconds": round(wall_seconds, 2),
             "earlier_runs": earlier_runs(self.train.init_from),
             "seconds_to_first_step": round(self.first_step_seconds, 2),
-            "steps_per_second": self.steps_per_second,
+            "steps_per_second": self.speed["steps"] / seconds,
             "puzzles_per_second": self.last_metrics.get("puzzles_per_second"),
             "tflops": tflops,
             "tflops_peak_of_device": peak,
@@ -962,6 +1028,55 @@ def run_training(
     output_dir = Path(output_dir)
     refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
     first_process = os.environ.get("RANK", "0") == "0"
+    if append_runs is not None and first_process:
+        Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
+    with alone_in(output_dir) if first_process else contextlib.nullcontext():
+        return _run_training(recipe, output_dir, resume, overwrite, append_runs, data, start, first_process)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder: both would sweep away each other's half-written checkpoints.
+
+    Raises:
+        RunError: another process, on this machine or on the same network disk, trains into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise RunError(
+            f"Another process is training into {folder}. Wait for it, stop it (SIGTERM saves a checkpoint), or choose "
+            "another --output-dir."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
+
+
+def _run_training(
+    recipe: Recipe,
+    output_dir: Path,
+    resume: bool,
+    overwrite: bool,
+    append_runs: Path | None,
+    data: tuple[Any, Any | None] | None,
+    start: float,
+    first_process: bool,
+) -> dict[str, Any]:
     if (output_dir / "run.json").exists() and not resume:
         if not overwrite:
             raise RunError(
@@ -972,6 +1087,9 @@ def run_training(
             for name in ("checkpoints", "model", "model_last", "metrics.jsonl", "run.json", "curve.png"):
                 path = output_dir / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    earlier = {}
+    with contextlib.suppress(OSError, ValueError):
+        earlier = json.loads((output_dir / "run.json").read_text())
     signals = Signals()
     train_set, eval_set = data or load_data(recipe)
     trainer = Trainer(recipe, output_dir, train_set, eval_set)
@@ -984,8 +1102,22 @@ def run_training(
     if resume and not resumed:
         trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")
     if not resumed and trainer.is_main:
-        trainer._forget_after(0)
+        trainer.store.set_aside(-1)  # of a run that left no run.json
+    if resumed:
+        # The final evaluation comes after the last checkpoint: what it settled is in run.json alone.
+        settled = (earlier.get("metrics") or {}).get("best") or {}
+        same = (earlier.get("data") or {}).get("eval") == trainer.data["eval"]
+        if same and trainer.best.get("step", -1) < settled.get("step", -1) <= trainer.step:
+            trainer.best = settled
+        done = earlier.get("status") == "finished" and earlier.get("steps") == trainer.step == trainer.max_steps
+        if done and (output_dir / "model_last").is_dir() and (earlier.get("config") or {}) == trainer.plain_recipe():
+            trainer.say(f"This run has finished already: {output_dir / 'run.json'}.")
+            if trainer.is_main and append_runs is not None:
+                append_run(earlier, append_runs)
+            trainer.accelerator.wait_for_everyone()
+            return earlier
     if trainer.is_main:
+        trainer._forget_after(trainer.step)
         trainer.trackers = make_trackers(recipe.train.trackers, output_dir, recipe.flat(), recipe.train.run_name)
         write_json(output_dir / "run.json", trainer.report("running", 0.0))
     signals.install()
@@ -1017,7 +1149,10 @@ def run_training(
         signals.restore()
         if trainer.is_main:
             for tracker in trainer.trackers:
-                tracker.finish()
+                try:
+                    tracker.finish()
+                except OSError as error:
+                    trainer.say(f"WARNING: {type(tracker).__name__} could not write its end ({error}).")
     report = trainer.report(status, time.perf_counter() - start, evaluation)
     if trainer.is_main:
         write_json(output_dir / "run.json", report)
@@ -1025,10 +1160,29 @@ def run_training(
             if (output_dir / "metrics.jsonl").is_file():
                 draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
         if append_runs is not None and status == "finished":
-            with Path(append_runs).open("a") as file:
-                file.write(json.dumps(portable(report), default=str) + "\n")
+            append_run(report, append_runs)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def append_run(report: dict[str, Any], target: Path) -> None:
+    """A line for a finished run, unless the file holds it already."""
+    row = json.loads(json.dumps(report, default=str))
+    if (row["name"], row["date"]) in known_runs(target):
+        return
+    with Path(target).open("a") as file:
+        file.write(json.dumps(portable(row)) + "\n")
+
+
+def known_runs(target: Path) -> set[tuple[str, str]]:
+    """(name, date) of every run in a .jsonl; lines that are no such record are passed over."""
+    known = set()
+    if Path(target).is_file():
+        for line in Path(target).read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                known.add((row["name"], row["date"]))
+    return known
 
 
 def keep_last_good(trainer: Trainer) -> str:
@@ -1069,11 +1223,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = read_recipe(arguments.recipe, arguments.overrides)
         if arguments.smoke:
-            given = {text.partition("=")[0] for text in arguments.overrides}
+            given = {text.partition("=")[0].strip().lstrip("-").replace("-", "_") for text in arguments.overrides}
             small = {k: v for k, v in SMOKE.items() if k not in given}
+            if "epochs" in given and "max_steps" not in given:
+                small["max_steps"] = None
+            else:
+                small["epochs"] = None
             if "data" not in given:  # needs no network, and no data set
                 small |= smoke_data(recipe.model.get("task", "sudoku"), arguments.output_dir / "smoke_data")
-            recipe = make_recipe({**recipe.flat(), "epochs": None, **small})
+            recipe = make_recipe({**recipe.flat(), **small})
         run_training(
             recipe,
             arguments.output_dir,
@@ -1081,7 +1239,7 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=arguments.overwrite,
             append_runs=arguments.append_runs,
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("AIR_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import time
 import types
@@ -38,6 +40,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Recipes
+
+
+COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 @dataclass
@@ -108,6 +113,7 @@ class TrainConfig:
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "mixed_precision": ("auto", "bf16", "no"),
+            "compile": COMPILE_MODES,
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known. Choose one of {', '.join(choices)}.")
@@ -124,9 +130,18 @@ class TrainConfig:
         for name in ("easier_share", "halt_exploration_prob", "lr_min_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in ("lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        for name in (
+            "lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema",
+            "grad_clip", "max_minutes", "final_eval_limit",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value} must be a number of 0 or more.")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if self.train_size is not None and self.train_size < 1:
+            raise ValueError(f"train_size={self.train_size} must be 1 or more, or null for all puzzles.")
         if self.cycles is not None:
             self.cycles = _curriculum(
                 "cycles", self.cycles, _pair, "[l_cycles, h_cycles]", "{0: [1, 1], 5000: [2, 2]}"
@@ -219,15 +234,13 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
         FileNotFoundError: no such recipe. ValueError: an unknown key (names the nearest one), or a value of the wrong
         type or range.
     """
-    import yaml
-
     path = Path(name)
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
         path = RECIPES / f"{Path(name).stem}.yaml"
         if Path(name).suffix not in ("", ".yaml") or not path.is_file():
             raise FileNotFoundError(f"There is no recipe {str(name)!r}. Known: {', '.join(known)}, or give a path.")
-    values = yaml.safe_load(path.read_text()) or {}
+    values = _yaml(path.read_text(), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
     if not isinstance(overrides, dict):
@@ -236,7 +249,7 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
             key, separator, value = text.partition("=")
             if not separator:
                 raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
-            pairs[key.strip().lstrip("-").replace("-", "_")] = yaml.safe_load(value) if value else ""
+            pairs[key.strip().lstrip("-").replace("-", "_")] = _yaml(value, text) if value else ""
         overrides = pairs
     # The budget is one choice: naming one way on the command line replaces the other one of the file.
     for mine, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
@@ -246,6 +259,18 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
     for key in VARIANTS.get(overrides.get("variant"), {}):
         values.pop(key, None)
     return make_recipe({**values, **overrides})
+
+
+def _yaml(text: str, where: Any) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or "a syntax error"
+        raise ValueError(
+            f"Cannot read {str(where)!r} as YAML: {reason}. Quote text with special characters."
+        ) from None
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
@@ -681,8 +706,9 @@ class CheckpointStore:
 
     def found(self) -> list[tuple[int, Path]]:
         """(step, folder) of all checkpoints under their final names, oldest first."""
-        names = self.folder.glob("checkpoint_*") if self.folder.is_dir() else []
-        return sorted((int(p.name.split("_")[1]), p) for p in names if p.name.split("_")[1].isdigit())
+        paths = self.folder.glob("checkpoint_*") if self.folder.is_dir() else []
+        named = ((re.fullmatch(r"checkpoint_(\d+)", path.name), path) for path in paths)  # copies have other names
+        return sorted((int(match[1]), path) for match, path in named if match)
 
     def sweep(self) -> None:
         """Remove what a kill left half written or half deleted."""
@@ -706,7 +732,7 @@ class CheckpointStore:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         target = self.folder / f"checkpoint_{step}"
-        if target.exists():  # the step was saved before, e.g. by SIGTERM right after a regular save
+        if target.exists():  # damaged since: `holds` said no
             shutil.rmtree(target)
         os.replace(temporary, target)
         self.prune(self.total_limit)
@@ -718,6 +744,23 @@ class CheckpointStore:
             shutil.rmtree(doomed, ignore_errors=True)
             os.replace(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def holds(self, step: int) -> bool:
+        """Whether the step is saved already: to write it again would risk the good one for nothing."""
+        path = self.folder / f"checkpoint_{step}"
+        try:
+            self.verify(path)
+        except DamagedCheckpoint:
+            return False
+        return True
+
+    def set_aside(self, after: int) -> None:
+        """Rename the checkpoints after that step, which no run goes on from: they must not count for `total_limit`."""
+        for step, path in self.found():
+            if step > after:
+                aside = path.with_name(f"unused_{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
 
     @staticmethod
     def verify(path: Path) -> None:

@@ -15,6 +15,8 @@ done is an empty cell.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -28,7 +30,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.training_air import all_seconds
+from air_model.training_air import FREE_ON_RESUME, MODEL_FIELDS, all_seconds, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -47,12 +49,11 @@ RULES = {
     "gx_nonlinear": "tanh(W x)",
     "had_prod": "(z_H + z_L) ⊙ x",
 }
-# What must agree with the published recipe for a run to count as a reproduction of it.
-PROTOCOL = (
-    "hidden_size", "num_attention_heads", "expansion", "halt_max_steps", "max_steps", "batch_size", "optimizer", "lr",
-    "weight_decay", "warmup_steps", "lr_min_ratio", "ema", "easier_share", "augment", "halt_exploration_prob",
-)  # fmt: skip
-EXTENSIONS = ("cell_embedding", "position_embedding", "gradient_scope", "loss_type", "cycles", "init_from")
+# What a run may change and still count as a reproduction: nothing of it changes the method, the size or the budget.
+# `data` is a path, and the same rows lie under many; that a run saw the right ones is for its author to say.
+FREE = FREE_ON_RESUME - {"eval_data", "eval_split"} | {
+    "variant", "seed", "run_name", "data", "mixed_precision", "compile", "activation_checkpointing", "accumulation",
+}  # fmt: skip
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
@@ -69,8 +70,12 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             run = json.loads(line)
-            key = json.dumps({k: v for k, v in run["config"].items() if k != "run_name"}, sort_keys=True)
+            # How often it saved or logged does not make another run of it; what it was evaluated on does.
+            told = FREE_ON_RESUME - {"eval_data", "eval_split", "eval_limit", "final_eval_limit"}
+            key = json.dumps({k: v for k, v in run["config"].items() if k not in told}, sort_keys=True)
             if run["status"] == "finished":
+                for field in ("task", "variant", "seed", "steps", "grid", "name", "date", "wall_seconds"):
+                    run[field]  # what the tables read
                 newest[key] = run
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is not a run record of train_accelerate.py ({error}).") from error
@@ -86,21 +91,37 @@ def accuracy(run: dict[str, Any]) -> tuple[float, int] | None:
     return None
 
 
+@functools.cache
+def published_recipe(task: str, variant: str) -> dict[str, Any]:
+    """Every key of the published recipe of a task for a variant, defaults written out; {} for other tasks."""
+    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(task)
+    if name is None or variant not in VARIANTS:
+        return {}
+    recipe = read_recipe(name, [f"variant={variant}"])
+    model = {k: v for k, v in recipe.model.items() if k != "variant"}
+    grid = {"sudoku": 9, "maze": 30}[task]
+    config = AirConfig.from_variant(variant, **{"grid_height": grid, "grid_width": grid, **model})
+    return {**dataclasses.asdict(recipe.train), **{key: getattr(config, key, None) for key in MODEL_FIELDS}}
+
+
 def is_published_protocol(run: dict[str, Any]) -> bool:
     """Whether a run is a full run of the published recipe of its task (whatever its variant and seed)."""
-    import yaml
-
-    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(run.get("task"))
-    if name is None or run["config"].get("hidden_size") is None:
+    reference, config = published_recipe(run.get("task"), run["variant"]), run["config"]
+    if not reference or config.get("hidden_size") is None:
         return False
-    recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
-    config, row = run["config"], VARIANTS.get(run["variant"], {})
-    same = all(config.get(key, recipe.get(key)) == recipe[key] for key in PROTOCOL if key in recipe and key not in row)
-    defaults = AirConfig()
-    plain = all(
-        config.get(key) in (None, "", row.get(key, getattr(defaults, key, None))) for key in EXTENSIONS
-    )  # fmt: skip
-    return same and plain and run.get("steps") == run.get("max_steps")
+
+    def same(key: str, value: Any) -> bool:
+        if key == "train_size" and value is None:  # all that there are
+            return ((run.get("data") or {}).get("train") or {}).get("n") in (None, reference[key])
+        if value is None or value == "":  # left to its default
+            return True
+        if key in ("eval_split", "eval_data"):  # of the test rows or the dev rows, never of those that were trained on
+            return value in ("auto", "test", "dev", reference.get(key))
+        wanted = reference.get(key)
+        return value == wanted or json.dumps(value, default=str) == json.dumps(wanted, default=str)
+
+    plain = all(same(key, value) for key, value in config.items() if key not in FREE)
+    return plain and run.get("steps") == run.get("max_steps") == reference["max_steps"]
 
 
 def summary(values: list[float]) -> str:
@@ -125,9 +146,10 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1
 
 
 def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
-    """Exact accuracies in percent of the full runs of a variant, one a seed."""
+    """Exact accuracies in percent of the full runs of a variant, one a seed: the newest."""
     found = [r for r in runs if r["variant"] == variant and r["task"] == task and is_published_protocol(r)]
-    return [value[0] for value in map(accuracy, found) if value is not None]
+    by_seed = {r["seed"]: value[0] for r in found if (value := accuracy(r)) is not None}
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
@@ -397,6 +419,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     wanted[arguments.tables] = page
+    arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     if arguments.check:
         for path in stale:

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS
+from air_model.train_accelerate import known_runs
 from air_model.training_air import FREE_ON_RESUME, portable, read_recipe, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +62,7 @@ class Run:
     overrides: dict[str, Any]
     processes: int = 1
     attempts: int = 0
+    begun_at: int = 0  # steps done when its newest process started
     process: subprocess.Popen | None = field(default=None, repr=False)
     job: Any = field(default=None, repr=False)
 
@@ -91,13 +94,13 @@ class Run:
         return read_recipe(self.recipe, [f"{k}={v}" for k, v in self.overrides.items()]).flat()
 
     def progress(self) -> tuple[int, float | None]:
-        """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl."""
-        step, exact = 0, None
+        """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl and run.json."""
+        step, exact = self.report().get("steps", 0), None
         with contextlib.suppress(OSError):
             for line in (self.folder / "metrics.jsonl").read_text().splitlines():
                 with contextlib.suppress(ValueError):
                     row = json.loads(line)
-                    step, exact = row["step"], row.get("eval/exact_accuracy", exact)
+                    step, exact = max(step, row["step"]), row.get("eval/exact_accuracy", exact)
         return step, exact
 
 
@@ -117,6 +120,9 @@ def parse_seeds(text: str) -> list[int]:
 
 def make_runs(arguments: argparse.Namespace) -> list[Run]:
     """Every run of the grid, in the order in which they start: all variants of a seed before the next seed."""
+    for name, least in (("gpus_per_run", 0), ("parallel", 1), ("retries", 0), ("hours", 1), ("cpus_per_run", 1)):
+        if (value := getattr(arguments, name, None)) is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
     axes: dict[str, list[str]] = {}
     if arguments.suite:
         axes["variant"] = SUITES[arguments.suite]
@@ -194,7 +200,8 @@ class Local:
 
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = devices.split(",") if devices else [str(i) for i in range(torch.cuda.device_count())]
-        groups = [ids[i : i + gpus_per_run] for i in range(0, len(ids) - gpus_per_run + 1, gpus_per_run)]
+        each = max(1, gpus_per_run)
+        groups = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
         if torch.cuda.is_available() and not groups:
             raise ValueError(f"--gpus-per-run {gpus_per_run}: this machine has {len(ids)} GPUs.")
         self.free: list[list[str] | None] = list(groups) if torch.cuda.is_available() else [None] * (parallel or 1)
@@ -208,7 +215,8 @@ class Local:
         environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / "log.txt").open("ab") as log:
-            run.process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment, cwd=ROOT)
+            # In the caller's folder: its relative paths of recipes, data and output stay right.
+            run.process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment)
         return True
 
     def ended(self, run: Run) -> int | None:
@@ -311,12 +319,16 @@ def run_grid(
                 status = launcher.ended(run)
                 if status is None:
                     continue
-                run.attempts += 1
+                step = run.progress()[0]
+                # Stopped by its own time limit or by SIGTERM, with a checkpoint further on: no failure.
+                stopped = status == 0 and run.report().get("status") == "stopped" and step > run.begun_at
+                run.attempts += not stopped
                 if status == 0 and run.finished():
                     states[run.name] = "finished"
                 else:
-                    states[run.name] = "waiting" if run.attempts <= retries else "failed"
+                    states[run.name] = "waiting" if stopped or run.attempts <= retries else "failed"
             for run in list(of("waiting")):
+                run.begun_at = run.progress()[0]
                 if not launcher.start(run):
                     break
                 states[run.name] = "running"
@@ -348,9 +360,17 @@ class Table:
                     print(self.row(run, states[run.name]), flush=True)
             self.before = dict(states)
             return
-        rows = [self.row(run, states[run.name]) for run in self.runs]
+        width, height = shutil.get_terminal_size()
+        # A line that wraps, or one beyond the top, could not be drawn over: the runs that move come first.
+        order = {"running": 0, "failed": 1, "waiting": 2, "finished": 3}
+        shown = (
+            sorted(self.runs, key=lambda run: order[states[run.name]]) if len(self.runs) > height - 3 else self.runs
+        )
+        rows = [self.row(run, states[run.name])[: width - 1] for run in shown[: max(1, height - 3)]]
         done = sum(state == "finished" for state in states.values())
-        print("\x1b[F\x1b[K" * self.lines + "\n".join([*rows, f"{done} of {len(rows)} finished"]), flush=True)
+        hidden = len(self.runs) - len(rows)
+        total = f"{done} of {len(self.runs)} finished" + (f", {hidden} not shown" if hidden else "")
+        print("\x1b[F\x1b[K" * self.lines + "\n".join([*rows, total]), flush=True)
         self.lines = len(rows) + 1
 
     @staticmethod
@@ -358,16 +378,12 @@ class Table:
         step, exact = run.progress()
         report = run.report()
         steps = f"{step}/{report['max_steps']}" if report.get("max_steps") else str(step)
-        return f"{run.name:40s} {state:9s} step {steps:>13s}  exact {'-' if exact is None else f'{exact:.4f}':>6s}"
+        return f"{run.name:32s} {state:8s} step {steps:>13s}  exact {'-' if exact is None else f'{exact:.4f}':>6s}"
 
 
 def append_reports(runs: list[Run], target: Path) -> int:
     """Append run.json of finished runs that the file does not hold yet; returns how many."""
-    known = set()
-    if target.is_file():
-        for line in target.read_text().splitlines():
-            row = json.loads(line)
-            known.add((row["name"], row["date"]))
+    known = known_runs(target)
     new = [run.report() for run in runs if run.finished()]
     new = [row for row in new if (row["name"], row["date"]) not in known]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -268,3 +268,44 @@ def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_pat
     submit(stopped + 5)
     wait(lambda: json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished")
     assert f"checkpoint_{stopped}: {stopped} of {stopped + 5} steps done" in log.read_text()
+
+
+# ---- what a review broke
+
+
+@pytest.mark.timeout(200)
+def test_a_grid_writes_where_it_was_called_from_and_takes_a_clean_stop_for_no_failure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid.mini_data("sudoku", tmp_path / "data")
+    lines = {**grid.MINI, "variant": "Lx_H", "task": "sudoku", "data": "data", "max_steps": 6, "eval_every": 0}
+    (tmp_path / "mine.yaml").write_text("\n".join(f"{key}: {value}" for key, value in lines.items()))
+    words = ["--output-dir", "out", "--recipe", "mine.yaml", "--grid", "lr=1e-2", "--retries", "0"]
+    # Every session stops after a few steps; the run is done when all of them are.
+    assert grid.main([*words, "max_minutes=1e-9", "save_every=3", "log_every=3"]) == 0
+    report = json.loads((tmp_path / "out/grid-mine/lr=1e-2-seed0/run.json").read_text())
+    assert report["status"] == "finished" and report["steps"] == 6
+
+
+def test_a_table_fits_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grid.shutil, "get_terminal_size", lambda: os.terminal_size((60, 10)))
+    runs = grid.make_runs(arguments(tmp_path, seeds="0-9"))
+    table = grid.Table(runs, show=True)
+    table.live = True
+    table.draw({run.name: "waiting" for run in runs} | {runs[-1].name: "running"})
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert len(lines) <= 9 and max(map(len, lines)) < 60
+    assert lines[0].startswith(runs[-1].name) and lines[-1].endswith("not shown")
+
+
+def test_a_damaged_line_does_not_keep_reports_from_being_appended(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, seeds="0"))
+    finish(runs[0])
+    target = tmp_path / "runs.jsonl"
+    target.write_text('{"name": "a", "date": "b"}\n\n{"name"\n')
+    assert grid.append_reports(runs, target) == 1 and grid.append_reports(runs, target) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"parallel": 0}, {"gpus_per_run": -1}, {"retries": -1}])
+def test_numbers_of_machines_that_make_no_sense_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="or more, got"):
+        grid.make_runs(arguments(tmp_path, **wrong))

@@ -45,7 +45,26 @@ def test_without_runs_our_cells_are_empty():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hidden_size": 64}, {"max_steps": 100}, {"ema": 0.999}, {"cell_embedding": True}, {"cycles": {0: [1, 1]}}],
+    [
+        {"hidden_size": 64},
+        {"max_steps": 100},
+        {"ema": 0.999},
+        {"cell_embedding": True},
+        {"cycles": {0: [1, 1]}},
+        {"num_hidden_layers": 1},
+        {"intermediate_size": 64},
+        {"h_cycles": 1},
+        {"l_injection": 3},
+        {"beta2": 0.999},
+        {"q_continue": False},
+        {"train_act_steps": 4},
+        {"train_size": 100},
+        {"eval_split": "train"},
+        {"input_operator": "minus_x"},
+        {"grad_clip": 1.0},
+        {"eval_data": "easy.csv"},
+        {"prefix_length": 16},
+    ],
 )
 def test_a_run_of_another_size_or_method_does_not_count_as_a_reproduction(changes):
     assert tables.is_published_protocol(record())
@@ -55,6 +74,22 @@ def test_a_run_of_another_size_or_method_does_not_count_as_a_reproduction(change
 @pytest.mark.parametrize("variant", ["L2x_H2x_prepend", "gx_linear", "HRM"])
 def test_every_variant_of_the_published_recipe_counts(variant):
     assert tables.is_published_protocol(record(variant)) and tables.is_published_protocol(record(variant, task="maze"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"save_every": 7, "trackers": "none"}, {"data": "my/copy", "eval_split": "dev"}, {"position_embedding": "rope"},
+     {"compile": "off", "accumulation": 2}],
+)  # fmt: skip
+def test_what_changes_no_weight_or_says_a_default_still_counts(changes):
+    assert tables.is_published_protocol(record(**changes))
+
+
+def test_a_seed_counts_once_however_often_it_ran(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    runs = [record(exact=e, save_every=every) for e, every in ((0.5, 10), (0.7, 20))]
+    path.write_text("".join(json.dumps(run) + "\n" for run in [*runs, record(seed=1, exact=0.6, compile="off")]))
+    assert tables.ours(tables.read_runs(path), "Lx_H", "sudoku") == pytest.approx([70.0, 60.0])
 
 
 def test_small_sweeps_have_their_own_table():

@@ -750,3 +750,155 @@ def test_a_sigterm_to_accelerate_launch_reaches_the_run(recipe, tmp_path):
     while json.loads((tmp_path / "run" / "run.json").read_text())["status"] != "stopped":
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+# ---- what a review broke
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data=@foo", "as YAML"),
+        ("cycles={0: [1", "as YAML"),
+        ("compile=bogus", "max-autotune"),
+        ("beta1=2", "below 1"),
+        ("lr=nan", "a number"),
+        ("grad_clip=-1", "0 or more"),
+        ("train_size=-5", "1 or more"),
+        ("max_minutes=-1", "0 or more"),
+    ],
+)
+def test_values_that_make_no_sense_end_in_one_sentence(override, message):
+    with pytest.raises(ValueError, match=message):
+        parts.read_recipe("quickstart", [override])
+
+
+def test_a_resume_with_nothing_left_to_train_keeps_the_cycles_of_the_curriculum(recipe, tmp_path, monkeypatch):
+    values = {"q_continue": False, "h_cycles": 1, "l_cycles": 1, "cycles": {"0": [1, 1], "5": [2, 2]}}
+    assert recipe("whole", **values) == 0
+    with monkeypatch.context() as patch:  # killed in the final evaluation
+        patch.setattr(ta.Trainer, "evaluate", lambda *_, final=False, **__: 1 / 0 if final else {})
+        with pytest.raises(ZeroDivisionError):
+            recipe("killed", **values)
+    assert recipe("killed", "--resume", **values) == 0
+    configs = [json.loads((tmp_path / name / "model_last/config.json").read_text()) for name in ("whole", "killed")]
+    assert configs[0] == configs[1] and configs[1]["h_cycles"] == 2
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_damaged_checkpoints_take_no_place_of_good_ones(recipe, tmp_path):
+    assert recipe("a", total_limit=1) == 0
+    (tmp_path / "a/checkpoints/checkpoint_12/optimizer.safetensors").write_bytes(b"cut")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert recipe("a", "--resume", total_limit=1, max_minutes=1e-9) == 0
+    assert [step for step, _ in parts.CheckpointStore(tmp_path / "a/checkpoints").found()] == [1]
+    assert recipe("a", "--resume", total_limit=1) == 0
+
+
+def test_a_copy_of_a_checkpoint_is_not_counted(tmp_path):
+    for name in ("checkpoint_4", "checkpoint_4_backup", "checkpoint_x"):
+        (tmp_path / name).mkdir()
+    assert parts.CheckpointStore(tmp_path).found() == [(4, tmp_path / "checkpoint_4")]
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    run = trainer(tmp_path)
+    run.train_step()
+    assert run.save()
+    with torch.no_grad():
+        next(run.model.parameters())[0] = float("nan")
+    run.step += 1
+    with pytest.raises(ta.BadLoss, match="step 2 left weights"):
+        run.save()
+    assert [step for step, _ in run.store.found()] == [1]
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_numbers_and_is_appended_once(recipe, tmp_path):
+    words = ("--resume", "--append-runs", str(tmp_path / "new/runs.jsonl"))
+    assert recipe("a", *words) == 0
+    before = (tmp_path / "a/run.json").read_text(), (tmp_path / "a/metrics.jsonl").read_text()
+    assert recipe("a", *words) == 0
+    assert before == ((tmp_path / "a/run.json").read_text(), (tmp_path / "a/metrics.jsonl").read_text())
+    assert len((tmp_path / "new/runs.jsonl").read_text().splitlines()) == 1
+    assert json.loads(before[0])["tflops"] > 0
+
+
+def test_a_run_resumed_for_its_final_evaluation_keeps_its_speed_and_repeats_no_line(recipe, tmp_path):
+    assert recipe("a") == 0
+    whole = json.loads((tmp_path / "a/run.json").read_text())
+    lines = (tmp_path / "a/metrics.jsonl").read_text()
+    (tmp_path / "a/run.json").write_text(json.dumps({**whole, "status": "running"}))
+    assert recipe("a", "--resume") == 0
+    again = json.loads((tmp_path / "a/run.json").read_text())
+    assert [again[k] for k in ("tflops", "puzzles_per_second")] == [whole[k] for k in ("tflops", "puzzles_per_second")]
+    assert (tmp_path / "a/metrics.jsonl").read_text() == lines
+
+
+def test_operations_are_counted_with_the_cycles_of_each_step(recipe, tmp_path):
+    assert recipe("a", q_continue=False, cycles={"0": [1, 1], "11": [4, 4]}) == 0
+    state = parts.read_state(tmp_path / "a/checkpoints/checkpoint_12")
+    configs = [parts.AirConfig(**{**json.loads((tmp_path / "a/run.json").read_text())["model_config"],
+               "l_cycles": c, "h_cycles": c}) for c in (1, 4)]  # fmt: skip
+    steps = [parts.training_flops(config, TINY["batch_size"]) for config in configs]
+    assert state["speed"]["steps"] == 12 and state["speed"]["flops"] == pytest.approx(11 * steps[0] + 1 * steps[1])
+
+
+def test_the_best_model_is_chosen_anew_when_other_puzzles_evaluate_it(recipe, tmp_path):
+    assert recipe("a", max_minutes=1e-9) == 0
+    state = tmp_path / "a/checkpoints/checkpoint_1/state.json"
+    content = json.loads(state.read_text())
+    content["best"] = {"step": 1, "n": 8, "exact_accuracy": 2.0}  # better than anything
+    state.write_text(json.dumps(content))
+    manifest = state.with_name("manifest.json")
+    entry = {"bytes": state.stat().st_size, "sha256": parts._hash(state)}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "state.json": entry}))
+    assert recipe("a", "--resume", eval_limit=10) == 0
+    assert json.loads((tmp_path / "a/run.json").read_text())["metrics"]["best"]["n"] == 10
+
+
+def test_a_best_model_that_could_not_be_written_is_not_called_the_best(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+
+    def full(name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "save_model", full)
+    run.evaluate()
+    assert run.best == {}
+
+
+def test_two_runs_cannot_share_a_folder(recipe, tmp_path, capsys):
+    with ta.alone_in(tmp_path / "a"):
+        assert recipe("a") == 1
+    assert "Another process is training into" in capsys.readouterr().err
+    assert recipe("a", max_steps=1) == 0
+
+
+def test_a_tracker_that_cannot_write_costs_the_tracker_and_not_the_run(tmp_path, capsys):
+    class Full:
+        def log(self, *_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = trainer(tmp_path)
+    run.trackers = [Full()]
+    run.record({"a": 1.0})
+    assert run.trackers == [] and "Full could not write" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_is_a_file_is_one_sentence(recipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert recipe("file") == 1 and recipe("file/sub") == 1
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_fewer_steps_than_were_done_are_refused_on_resume(recipe, tmp_path, capsys):
+    assert recipe("a", lr_min_ratio=1.0) == 0
+    assert recipe("a", "--resume", lr_min_ratio=1.0, max_steps=4) == 1
+    assert "12 steps already, more than max_steps=4" in capsys.readouterr().err
+
+
+def test_a_smoke_run_takes_the_epochs_and_dashed_keys_that_it_is_given(tmp_path):
+    words = ["--recipe", "quickstart", "--smoke", "--output-dir", str(tmp_path / "a"), "epochs=1", "batch-size=8"]
+    assert ta.main(words) == 0
+    report = json.loads((tmp_path / "a/run.json").read_text())
+    assert (report["config"]["epochs"], report["config"]["batch_size"]) == (1, 8)

@@ -288,7 +288,8 @@ class AirConfig(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        # transformers reads this before the sizes are checked: no heads are a fault to name, not one of arithmetic.
+        return self.hidden_size // max(self.num_attention_heads, 1)
 
     @property
     def schedule(self) -> str:
