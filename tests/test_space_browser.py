@@ -136,6 +136,20 @@ def test_a_click_on_solve_streams_both_states_to_a_verdict(visit):
         assert "Confidence" in words and "ACT steps" in words and ("Solved" in words or "Not solved" in words)
 
 
+def test_solve_pressed_before_the_first_puzzle_is_there_solves_that_puzzle(visit):
+    with visit() as page:
+        page.evaluate(
+            """() => {
+                AIR.S.boards.editor.setText(AIR.S.task.blank.repeat(AIR.S.boards.editor.text.length));
+                document.querySelector('#air-new').click();
+                document.querySelector('#air-solve').click();
+            }"""
+        )
+        page.wait_for_selector("[data-view=verdict] .verdict")
+        puzzle = page.evaluate("AIR.S.run.puzzle")
+        assert set(puzzle) - {"."} and puzzle == text_of(page, "editor")
+
+
 def test_a_sudoku_is_typed_with_the_keyboard_and_conflicts_show_at_once(visit):
     with visit() as page:
         page.click("#air-clear")

@@ -311,6 +311,9 @@ window.AIR = window.AIR || (() => {
         if (line.settings) useSettings(line.settings);
       }
     }
+    if (!S.solveNext || !lines.some((line) => ["puzzle", "error"].includes(line.t))) return;
+    S.solveNext = false;
+    if (lines.some((line) => line.t === "puzzle")) solve();
   }
 
   function newPuzzle() {
@@ -427,6 +430,10 @@ window.AIR = window.AIR || (() => {
     if (S.ck.vacant) { complain(S.ck.missing); return; }
     if (S.boards.editor.conflict) {
       complain(`${S.boards.editor.conflict} Mend that first: such a puzzle has no solution.`);
+      return;
+    }
+    if (S.wires.puzzle.id && [...S.boards.editor.text].every((letter) => letter === S.task.blank)) {
+      S.solveNext = true; // pressed before the first puzzle was there: that one is meant
       return;
     }
     note("air-message", "");
