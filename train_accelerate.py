@@ -56,6 +56,7 @@ from air_model.training_air import (
     Recipe,
     Slots,
     TrainConfig,
+    append_runs_to,
     compile_mode,
     earlier_runs,
     exploration,
@@ -64,7 +65,6 @@ from air_model.training_air import (
     matmul_tflops,
     model_config,
     peak_tflops,
-    portable,
     read_recipe,
     read_state,
     read_tensors,
@@ -1113,7 +1113,7 @@ def _run_training(
         if done and (output_dir / "model_last").is_dir() and (earlier.get("config") or {}) == trainer.plain_recipe():
             trainer.say(f"This run has finished already: {output_dir / 'run.json'}.")
             if trainer.is_main and append_runs is not None:
-                append_run(earlier, append_runs)
+                append_runs_to(append_runs, [earlier])
             trainer.accelerator.wait_for_everyone()
             return earlier
     if trainer.is_main:
@@ -1160,29 +1160,9 @@ def _run_training(
             if (output_dir / "metrics.jsonl").is_file():
                 draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
         if append_runs is not None and status == "finished":
-            append_run(report, append_runs)
+            append_runs_to(append_runs, [report])
     trainer.accelerator.wait_for_everyone()
     return report
-
-
-def append_run(report: dict[str, Any], target: Path) -> None:
-    """A line for a finished run, unless the file holds it already."""
-    row = json.loads(json.dumps(report, default=str))
-    if (row["name"], row["date"]) in known_runs(target):
-        return
-    with Path(target).open("a") as file:
-        file.write(json.dumps(portable(row)) + "\n")
-
-
-def known_runs(target: Path) -> set[tuple[str, str]]:
-    """(name, date) of every run in a .jsonl; lines that are no such record are passed over."""
-    known = set()
-    if Path(target).is_file():
-        for line in Path(target).read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                known.add((row["name"], row["date"]))
-    return known
 
 
 def keep_last_good(trainer: Trainer) -> str:

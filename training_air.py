@@ -690,6 +690,25 @@ def portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
+def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
+    """Append a line for every run that the .jsonl does not hold yet, told by name and date; returns how many."""
+    target, known = Path(target), set()
+    if target.is_file():
+        for line in target.read_text().splitlines():
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError
+            ):  # lines that are no such record stay as they are
+                row = json.loads(line)
+                known.add((row["name"], row["date"]))
+    new = [json.loads(json.dumps(report, default=str)) for report in reports]
+    new = [row for row in new if (row["name"], row["date"]) not in known]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a") as file:
+        for row in new:
+            file.write(json.dumps(portable(row)) + "\n")
+    return len(new)
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """safetensors wants contiguous tensors that share no memory, and lives on the CPU."""
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)

@@ -32,8 +32,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS
-from air_model.train_accelerate import known_runs
-from air_model.training_air import FREE_ON_RESUME, portable, read_recipe, recipe_differences
+from air_model.training_air import FREE_ON_RESUME, append_runs_to, read_recipe, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -383,14 +382,7 @@ class Table:
 
 def append_reports(runs: list[Run], target: Path) -> int:
     """Append run.json of finished runs that the file does not hold yet; returns how many."""
-    known = known_runs(target)
-    new = [run.report() for run in runs if run.finished()]
-    new = [row for row in new if (row["name"], row["date"]) not in known]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a") as file:
-        for row in new:
-            file.write(json.dumps(portable(row)) + "\n")
-    return len(new)
+    return append_runs_to(target, [run.report() for run in runs if run.finished()])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -270,7 +270,7 @@ def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_pat
     assert f"checkpoint_{stopped}: {stopped} of {stopped + 5} steps done" in log.read_text()
 
 
-# ---- what a review broke
+# ---- where runs write, and what is shown
 
 
 @pytest.mark.timeout(200)
