@@ -156,13 +156,16 @@ class _PairWatcher:
         self.l_calls = {}
 
 
-def attention_rows(q: Tensor, k: Tensor, scaling: float, queries: Tensor | None, cells: int) -> tuple[Tensor, Tensor]:
+def attention_rows(
+    q: Tensor, k: Tensor, scaling: float, queries: Tensor | None, cells: int, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Maps of some query cells over the cells of the grid, each row summing to 1.
 
     Args:
         q, k: (B, H, T, D / H), any precision; the last `cells` of the T positions are the grid.
         queries: (B, Q) cell numbers, or None for all.
         cells: S.
+        seen: bool (1, H, T, T), what each head may look at (`model.seen_by_heads`), or None for everything.
 
     Returns:
         (B, H, Q, S) float64, and (B, H, Q) bool: rows whose cells held no mass at all, set to uniform as the published
@@ -174,7 +177,14 @@ def attention_rows(q: Tensor, k: Tensor, scaling: float, queries: Tensor | None,
     else:
         index = (queries + offset)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
         q = q.gather(2, index)
-    probs = torch.softmax(q.float() @ k.float().transpose(2, 3) * scaling, dim=-1)[..., offset:].double()
+    scores = q.float() @ k.float().transpose(2, 3) * scaling
+    if seen is not None:
+        if queries is None:
+            seen = seen[:, :, offset:]
+        else:
+            seen = seen[0].transpose(0, 1)[queries + offset].transpose(1, 2)  # (B, H, Q, T)
+        scores = scores.masked_fill(~seen, -torch.inf)
+    probs = torch.softmax(scores, dim=-1)[..., offset:].double()
     total = probs.sum(-1, keepdim=True)
     empty = total <= 0
     probs = torch.where(empty, 1 / cells, probs / torch.where(empty, 1.0, total))
@@ -250,7 +260,7 @@ class _Accumulator:
         adjacent = (faults @ self.peers.T > 0).gather(1, self.queries[rows])  # peers are symmetric
         self.beside_fault[rows, at] = adjacent
         heads, width = self.study.config.num_attention_heads, self.queries.shape[1]
-        size = max(1, MAP_ELEMENTS // (heads * width * task.seq_len))
+        size, seen = max(1, MAP_ELEMENTS // (heads * width * task.seq_len)), self.study.model.seen_by_heads
         for start in range(0, len(rows), size):
             some = slice(start, start + size)
             r, s = rows[some], at[some]
@@ -262,7 +272,7 @@ class _Accumulator:
                 values = []
                 for side, calls in enumerate((l_calls, h_calls)):
                     q, k, scaling = calls[layer]
-                    probs, empty = attention_rows(q[some], k[some], scaling, queries, task.seq_len)
+                    probs, empty = attention_rows(q[some], k[some], scaling, queries, task.seq_len, seen)
                     self.empty_rows[r, s, layer, side] = (empty & self.valid[r][:, None]).sum((1, 2))
                     values.append(row_metrics(probs, near, weights, faults[some], near_faults, g.local_faults))
                     del probs
@@ -500,7 +510,7 @@ def attention_maps(study: Study, row: int, layer: int, head: int, steps: Sequenc
     ):
         if not 0 <= value < count:
             raise ValueError(f"There is no {what} {value}: the model has {count}, counted from 0.")
-    size = study.task.seq_len
+    size, seen = study.task.seq_len, study.model.seen_by_heads
     maps = {side: np.zeros((len(steps), size, size)) for side in "lh"}
     decoded = np.zeros((len(steps), size), np.int64)
 
@@ -508,7 +518,10 @@ def attention_maps(study: Study, row: int, layer: int, head: int, steps: Sequenc
         decoded[at.item()] = study.model.decode_state(z_h).argmax(-1)[0].cpu().numpy()
         for side, calls in (("l", l_calls), ("h", h_calls)):
             q, k, scaling = calls[layer]
-            probs, _ = attention_rows(q[:, head : head + 1], k[:, head : head + 1], scaling, None, size)
+            one = slice(head, head + 1)
+            probs, _ = attention_rows(
+                q[:, one], k[:, one], scaling, None, size, None if seen is None else seen[:, one]
+            )
             maps[side][at.item()] = probs[0, 0].cpu().numpy()
 
     part = study.part(slice(row, row + 1))

@@ -192,11 +192,13 @@ def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
     layers = str(config.num_hidden_layers)
     if not config.shared_block:
         layers = f"{config.l_layers or layers} and {config.h_layers or layers}"
+    relations = f", heads that see {', '.join(config.head_relations)} (in turn)" if config.head_relations else ""
     stacks = "one shared stack" if config.shared_block else "separate stacks for L and H"
     return (
         f"{rule}: {counts['parameters']:,} parameters ({dtypes}), {stacks} of {layers} "
         f"layers, width {config.hidden_size}, {config.num_attention_heads} heads, {config.position_embedding} "
-        f"positions{', row/column/box embeddings' if config.cell_embedding else ''}. One ACT step runs the updates "
+        f"positions{', row/column/box embeddings' if config.cell_embedding else ''}"
+        f"{relations}. One ACT step runs the updates "
         f"`{config.schedule}`; L-updates see the puzzle {config.l_injection} times, H-updates {config.h_injection} "
         f'times. The published protocol runs {config.halt_max_steps} ACT steps; `halt="q"` stops earlier, '
         "puzzle by puzzle."

@@ -555,7 +555,7 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
 
     def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
         if now[0] + first == step and now[1] in wanted:
-            rows, _ = attention_rows(q, k, scaling, query, task.seq_len)
+            rows, _ = attention_rows(q, k, scaling, query, task.seq_len, model.seen_by_heads)
             maps[wanted[now[1]]].append((rows[0, :, 0] * 1000).round(decimals=1).tolist())
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -310,6 +310,18 @@ def test_a_row_whose_cells_hold_no_mass_counts_as_uniform_and_is_counted():
     assert result.empty_rows.sum() > 0 and np.isfinite(result.mean).all()
 
 
+def test_attention_rows_hold_nothing_that_a_head_does_not_see():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 2, 5, 4, generator=generator)  # (B, H, T, D / H) each, one prefix position
+    seen = torch.ones(1, 2, 5, 5, dtype=torch.bool)
+    seen[0, 1] = torch.eye(5, dtype=torch.bool)  # the second head: only the cell itself
+    every, _ = attention_rows(q, k, 1.0, None, 4, seen)
+    some, _ = attention_rows(q, k, 1.0, torch.tensor([[2, 0], [3, 3]]), 4, seen)
+    assert torch.equal(every[:, 0], attention_rows(q, k, 1.0, None, 4)[0][:, 0])
+    assert torch.equal(every[:, 1], torch.eye(4).double().expand(2, 4, 4))
+    assert torch.equal(some, torch.stack([every[0][:, [2, 0]], every[1][:, [3, 3]]]))
+
+
 def test_an_empty_class_has_n_0_and_empty_cells():
     model = lively()
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_config, tiny_model
 
-from air_model import VARIANTS, AirModel
+from air_model import VARIANTS, AirConfig, AirModel
 
 ATTENTION_VARIANTS = [name for name in VARIANTS if name != "TRM_mlp"]
 SYMMETRIC = ["Lx_Hx", "L2x_H2x"]
@@ -265,6 +265,92 @@ def test_two_dimensional_positions_see_rows_and_columns(name):
     row, column = table[..., : half // 2], table[..., half // 2 : half]
     assert torch.equal(row[:, 0], row[:, 3]) and torch.equal(column[0], column[3])
     assert not torch.equal(row[0], row[1]) and not torch.equal(column[:, 0], column[:, 1])
+
+
+def related(name, a, b):
+    """Whether cell a sees cell b of a 4 x 4 Sudoku, by definition."""
+    (r, c), (s, d) = divmod(a, 4), divmod(b, 4)
+    return {
+        "row": r == s,
+        "column": c == d,
+        "box": (r // 2, c // 2) == (s // 2, d // 2),
+        "adjacent": abs(r - s) + abs(c - d) <= 1,
+        "all": True,
+    }[name]
+
+
+def cells_that_change(model, cell, prefix=0):
+    """Cells whose output of one layer depends on the state of `cell`."""
+    h = torch.randn(1, 16 + prefix, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    changed = h.clone()
+    changed[0, cell + prefix] += 1
+    cos, sin = model.rotary.cos, model.rotary.sin
+    with torch.no_grad():
+        before, after = (model.stack.layers[0](x, cos, sin, model.seen_by_heads) for x in (h, changed))
+    return set((before != after).any(-1)[0].nonzero().flatten().sub(prefix).tolist())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["row", "column", "box", "adjacent", "all"])
+def test_a_head_sees_the_cells_of_its_relation_and_no_others(name, implementation):
+    model = tiny_model(head_relations=[name], puzzle_embedding_size=0, prefix_length=0, hidden_size=32)
+    model.set_attn_implementation(implementation)
+    for cell in (0, 6, 13):
+        assert cells_that_change(model, cell) == {other for other in range(16) if related(name, other, cell)}
+
+
+def test_relations_take_turns_over_the_heads():
+    model = tiny_model(head_relations=["row", "column", "box"], num_attention_heads=4, puzzle_embedding_size=0)
+    seen = model.seen_by_heads[0]
+    for head, name in enumerate(["row", "column", "box", "row"]):
+        assert seen[head].tolist() == [[related(name, a, b) for b in range(16)] for a in range(16)]
+
+
+def test_positions_that_are_no_cells_see_and_are_seen_by_every_head():
+    model = tiny_model(head_relations=["row"], prefix_length=2, hidden_size=32)
+    assert cells_that_change(model, -1, prefix=2) == set(range(-2, 16))
+    assert {-2, -1} <= cells_that_change(model, 6, prefix=2)
+
+
+@pytest.mark.parametrize("name", ATTENTION_VARIANTS)
+def test_every_variant_takes_head_relations(name):
+    model = tiny_model(name, position_embedding="rope2d", head_relations=["row", "all"], hidden_size=32)
+    free = tiny_model(name, position_embedding="rope2d", hidden_size=32)
+    inputs, labels = tiny_batch()
+    assert model.state_dict().keys() == free.state_dict().keys()
+    assert model(inputs, labels=labels).loss.isfinite()
+    assert not torch.equal(model(inputs).logits, free(inputs).logits)
+
+
+def test_a_saved_model_has_its_head_relations_again(tmp_path):
+    model = tiny_model(head_relations=["row", "all"])
+    model.save_pretrained(tmp_path)
+    loaded = AirModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.seen_by_heads, model.seen_by_heads)
+    assert torch.equal(loaded.bfloat16().seen_by_heads, model.seen_by_heads)
+
+
+def test_an_attention_that_cannot_hide_cells_is_refused():
+    model = tiny_model(head_relations=["row"], hidden_size=32)
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="flex_attention' cannot hide cells .* Use 'sdpa' or 'eager'"):
+        model(tiny_batch()[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"head_relations": ["rwo"]}, "names 'rwo'. Did you mean 'row'.* Known for task='sudoku': all, row,"),
+        ({"head_relations": ["box"], "task": "maze"}, "names 'box'.* Known for task='maze'"),
+        ({"head_relations": []}, "must name 1 to num_attention_heads=8"),
+        ({"head_relations": ["row"] * 9}, "must name 1 to num_attention_heads=8"),
+        ({"head_relations": "row"}, "head_relations"),
+        ({"head_relations": ["row"], "token_mixer": "mlp", "position_embedding": "none"}, "has no heads"),
+    ],
+)
+def test_relations_that_no_head_can_have_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AirConfig(**fields)
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,11 @@ def test_an_answer_does_not_depend_on_the_sizes_beside_it():
     assert [len(answer["solution"]) for answer in found] == [9, 15, 16, 9]
 
 
-def test_a_model_in_another_size_shares_its_weights_and_computes_what_that_config_does():
-    model = tiny_model(task="maze", grid_height=3, position_embedding="rope2d")
-    task = MazeTask(2, 5)
-    other, plain = (
-        in_size(model, task),
-        tiny_model(task="maze", grid_height=2, grid_width=5, position_embedding="rope2d"),
-    )
+@pytest.mark.parametrize("relations", [None, ["adjacent", "all"]])
+def test_a_model_in_another_size_shares_its_weights_and_computes_what_that_config_does(relations):
+    fields = {"task": "maze", "position_embedding": "rope2d", "head_relations": relations}
+    model = tiny_model(grid_height=3, **fields)
+    other, plain = in_size(model, MazeTask(2, 5)), tiny_model(grid_height=2, grid_width=5, **fields)
     plain.load_state_dict(model.state_dict())
     ids = torch.randint(1, 6, (3, 10), generator=torch.Generator().manual_seed(0))
     assert torch.equal(other.solve(ids).logits, plain.solve(ids).logits)

@@ -110,6 +110,9 @@ class AirConfig(PreTrainedConfig):
         position_embedding: "rope", "learned", "none", or "rope2d" (half of each head rotates with the row, half with
             the column; an extension that no publication used).
         cell_embedding: add learned row, column (and Sudoku box) embeddings to the input (extension).
+        head_relations: which cells each attention head sees, in turn over the heads: "row", "column", "box" (Sudoku),
+            "adjacent" (the four neighbours), each with the cell itself, or "all". Default: every head sees all cells
+            (extension). Positions that are no cells see and are seen by every head.
         puzzle_embedding_size: e; default hidden_size; 0 for none. num_puzzle_identifiers: rows of that table.
         prefix_length: positions P that hold the puzzle embedding; default ceil(e / d).
         halt_max_steps: ACT steps of the published protocol.
@@ -149,6 +152,7 @@ class AirConfig(PreTrainedConfig):
     token_mixer: Literal["attention", "mlp"] = "attention"
     position_embedding: Literal["rope", "rope2d", "learned", "none"] = "rope"
     cell_embedding: bool = False
+    head_relations: list[str] | None = None
     rope_theta: int | float = 10000.0
     puzzle_embedding_size: int | None = None
     num_puzzle_identifiers: int = 1
@@ -390,6 +394,21 @@ class AirConfig(PreTrainedConfig):
                 f"token_mixer='mlp' has no attention to rotate: position_embedding={self.position_embedding!r} would "
                 "do nothing. Use 'none' or 'learned'."
             )
+        if self.head_relations is not None:
+            known = ["all", "row", "column", "adjacent"] + ["box"] * (self.task == "sudoku")
+            for name in self.head_relations:
+                if name not in known:
+                    raise ValueError(
+                        f"head_relations={self.head_relations} names {name!r}.{nearest(str(name), known)} "
+                        f"Known for task={self.task!r}: {', '.join(known)}."
+                    )
+            if self.token_mixer == "mlp":
+                raise ValueError("token_mixer='mlp' has no heads: leave head_relations out.")
+            if not 1 <= len(self.head_relations) <= self.num_attention_heads:
+                raise ValueError(
+                    f"head_relations={self.head_relations} must name 1 to num_attention_heads="
+                    f"{self.num_attention_heads} relations. Leave it out for heads that see everything."
+                )
 
 
 _INHERITED_KEYS = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {

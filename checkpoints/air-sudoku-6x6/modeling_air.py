@@ -161,7 +161,9 @@ def eager_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Plain attention; (B, H, T, D / H) each -> (B, T, H, D / H) and the weights (B, H, T, T)."""
     weights = query @ key.transpose(2, 3) * scaling
-    weights = F.softmax(weights if attention_mask is None else weights + attention_mask, dim=-1, dtype=torch.float32)
+    if attention_mask is not None:  # True where a position is seen
+        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32)
     weights = weights.to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -240,6 +242,31 @@ class AirRotaryEmbedding(nn.Module):
         return self
 
 
+class AirRelations(nn.Module):
+    """Which positions each head sees: `seen`, bool (1, H, positions, positions), from `config.head_relations`."""
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("seen", self.table(config), persistent=False)
+
+    @staticmethod
+    def table(config: AirConfig) -> Tensor:
+        cells = torch.arange(config.seq_len, device="cpu")
+        row, column = cells // config.grid_width, cells % config.grid_width
+        apart = {"row": row[:, None] - row, "column": column[:, None] - column}
+        seen = {name: distance == 0 for name, distance in apart.items()}
+        seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
+        seen["all"] = torch.ones_like(seen["row"])
+        if config.task == "sudoku":
+            band, stack = row // config.box_height, column // config.box_width
+            seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
+        names = config.head_relations
+        heads = torch.stack([seen[names[head % len(names)]] for head in range(config.num_attention_heads)])
+        extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
+        return F.pad(heads, (extra, 0, extra, 0), value=True)[None]
+
+
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -252,15 +279,23 @@ class AirAttention(nn.Module):
         self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
         self.observer: Callable | None = None
 
-    def forward(self, h: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, h: Tensor, cos: Tensor | None, sin: Tensor | None, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if cos is not None:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        implementation = self.config._attn_implementation
+        if seen is not None and implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"attn_implementation={implementation!r} cannot hide cells from a head, and this model's config has "
+                f"head_relations={self.config.head_relations}. Use 'sdpa' or 'eager'."
+            )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        out, weights = attend(self, query, key, value, seen, scaling=self.scaling, dropout=0.0, is_causal=False)
         return self.o_proj(out.reshape(h.shape)), weights
 
 
@@ -291,12 +326,14 @@ class AirBlock(GradientCheckpointingLayer):
             self.self_attn = AirAttention(config, layer)
         self.mlp = AirSwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
         if self.mlp_mixer:
             across = h.transpose(1, 2)  # (B, D, T)
             h = add_norm(across, self.mlp_t(across), self.eps).transpose(1, 2)
         else:
-            h = add_norm(h, self.self_attn(h, cos, sin)[0], self.eps)
+            h = add_norm(h, self.self_attn(h, cos, sin, seen)[0], self.eps)
         return add_norm(h, self.mlp(h), self.eps)
 
 
@@ -307,9 +344,11 @@ class AirStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(AirBlock(config, layer) for layer in range(layers))
 
-    def forward(self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
         for layer in self.layers:
-            h = layer(h, cos, sin)
+            h = layer(h, cos, sin, seen)
         return h
 
 
@@ -351,6 +390,8 @@ class AirPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AirRotaryEmbedding):
             for name, table in module.tables(module.config).items():
                 init.copy_(getattr(module, name), table)
+        elif isinstance(module, AirRelations):
+            init.copy_(module.seen, module.table(module.config))
         elif isinstance(module, AirModel):
             for name, state in module.initial_states(module.config).items():
                 init.copy_(getattr(module, name), state)
@@ -368,6 +409,7 @@ class AirModel(AirPreTrainedModel):
         if config.position_embedding == "learned":
             self.embed_positions = AirEmbedding(config.prefix_length + config.seq_len, d)
         self.rotary = AirRotaryEmbedding(config) if config.position_embedding in ("rope", "rope2d") else None
+        self.relations = AirRelations(config) if config.head_relations else None
         if config.cell_embedding:
             self.embed_rows = AirEmbedding(config.grid_height, d)
             self.embed_columns = AirEmbedding(config.grid_width, d)
@@ -411,6 +453,11 @@ class AirModel(AirPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
+
+    @property
+    def seen_by_heads(self) -> Tensor | None:
+        """Bool (1, H, positions, positions): what each head may look at; None where every head sees everything."""
+        return None if self.relations is None else self.relations.seen
 
     # ---- one ACT step ----------------------------------------------------------------------------------------------
 
@@ -462,7 +509,7 @@ class AirModel(AirPreTrainedModel):
             h = torch.cat([token.expand(h.shape[0], 1, -1), h], dim=1)  # (B, 1 + T, D)
         stack = self.stack if config.shared_block else self.l_stack if is_l else self.h_stack
         cos, sin = (None, None) if self.rotary is None else (self.rotary.cos, self.rotary.sin)
-        h = stack(h, cos, sin)
+        h = stack(h, cos, sin, self.seen_by_heads)
         return h[:, 1:] if config.level_token == "prepend_strip" else h
 
     def recur(

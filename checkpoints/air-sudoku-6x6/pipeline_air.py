@@ -184,6 +184,8 @@ def in_size(model: AirModel, task: GridTask) -> AirModel:
     other.load_state_dict(model.state_dict(), assign=True)
     for name, table in other.rotary.tables(config).items():
         setattr(other.rotary, name, table.to(model.device))
+    if other.relations is not None:
+        other.relations.seen = other.relations.table(config).to(model.device)
     return other.train(model.training)
 
 
