@@ -51,6 +51,7 @@ from air_model.training_air import (
     FREE_ON_RESUME,
     HALTED_METRICS,
     LOSSES,
+    MODEL_FIELDS,
     CheckpointStore,
     PuzzleSampler,
     Recipe,
@@ -156,13 +157,12 @@ class Trainer:
 
         torch.manual_seed(config.seed)  # on the CPU, so that every machine starts from the same weights
         self.model = AirModel(self.config)
-        if config.init_from:
-            self.say(start_from(self.model, config.init_from))
         if config.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(self.device).train()
-        if self.bf16 and self.device.type == "cpu":
-            # torch's fused attention is slow in bf16 on CPUs: plain products halved the step time where measured.
+        if self.bf16 and self.device.type == "cpu" and self.config.num_stack_positions <= 256:
+            # torch's fused attention trains slowly in bf16 on CPUs: over 82 positions plain products take a quarter of
+            # its time, over 145 two fifths, over 901 twice as long (results/LOG.md).
             self.model.set_attn_implementation("eager")
         self.optimizers = build_optimizers(
             self.model,
@@ -176,7 +176,7 @@ class Trainer:
             puzzle_lr=config.puzzle_lr,
             puzzle_weight_decay=config.puzzle_weight_decay,
         )
-        self.ema = WeightEMA(self.model, config.ema, config.ema_warmup) if config.ema else None
+        self.ema = self._new_ema()
         self.stacks = self._compile()
         # The puzzle table's gradient travels as rows (PuzzleSignSGD), not as a dense table.
         self.model._ddp_params_and_buffers_to_ignore = [n for n, _ in self.model.named_parameters() if "puzzle" in n]
@@ -199,10 +199,21 @@ class Trainer:
         self.seconds = 0.0  # of training, over all sessions of the run
         # Optimizer steps, their seconds without evaluations and saving, and their operations: over all sessions too.
         self.speed = {"steps": 0, "seconds": 0.0, "flops": 0.0}
+        self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
         self.pause = 0.0  # seconds of this session that were no training steps
         self.stop_reason = ""
 
     # ---- making things ----------------------------------------------------------------------------------------------
+
+    def _new_ema(self) -> WeightEMA | None:
+        return WeightEMA(self.model, self.train.ema, self.train.ema_warmup) if self.train.ema else None
+
+    def begin(self) -> None:
+        """What a run does once, at its start: take the weights of `init_from`. A resumed run needs them no more."""
+        if self.train.init_from:
+            self.say(start_from(self.model, self.train.init_from))
+            self.ema = self._new_ema()
+            self.earlier_runs = earlier_runs(self.train.init_from)
 
     def _data_device(self, train_set: Any) -> torch.device:
         """The device, unless the puzzles would take more than a quarter of its free memory."""
@@ -588,9 +599,11 @@ class Trainer:
             "speed": self.speed,
             "last_metrics": self.last_metrics,
             "first_step_seconds": self.first_step_seconds,
+            "earlier_runs": self.earlier_runs,
             "bf16": self.bf16,
             "optimizer_values": values,
             "recipe": self.recipe.flat(),
+            "model_config": self.config.to_dict(),
             "max_steps": self.max_steps,
             "data": self.data,
             "sampler": {"seed": self.train.seed, "next_step": self.step + 1},
@@ -621,6 +634,7 @@ class Trainer:
         self.speed = state.get("speed", self.speed)
         self.last_metrics = state.get("last_metrics", self.last_metrics)
         self.first_step_seconds = state.get("first_step_seconds", self.first_step_seconds)
+        self.earlier_runs = state.get("earlier_runs", self.earlier_runs)
         if (state["data"]["eval"] or {}).get("fingerprint") != (self.data["eval"] or {}).get("fingerprint"):
             self.best = {}  # of other puzzles
         if (cycles := self.train.cycles_at(self.step)) is not None:
@@ -648,8 +662,17 @@ class Trainer:
             allowed |= {"max_steps", "epochs"}
         # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
         old = {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
-        changed = recipe_differences(old, self.recipe.flat(), allowed)
-        if not changed and state["data"]["train"]["fingerprint"] != self.data["train"]["fingerprint"]:
+        new = self.recipe.flat()
+        same_data = state["data"]["train"]["fingerprint"] == self.data["train"]["fingerprint"]
+        if same_data:
+            allowed.add("data")  # the same puzzles may lie elsewhere
+        # A model key that only one side names is compared with what the other side's config has there.
+        for named, other, config in ((new, old, state.get("model_config")), (old, new, self.config.to_dict())):
+            for key in MODEL_FIELDS:
+                if key in named and key not in other and key in (config or {}):
+                    other[key] = config[key]
+        changed = recipe_differences(old, new, allowed)
+        if not changed and not same_data:
             changed = ["the training data has changed since"]
         if changed:
             raise RunError(
@@ -701,7 +724,7 @@ class Trainer:
             "metrics": {"eval": evaluation or None, "best": self.best or None, "train": self.last_metrics or None},
             "wall_seconds": round(self.seconds, 2),
             "session_seconds": round(wall_seconds, 2),
-            "earlier_runs": earlier_runs(self.train.init_from),
+            "earlier_runs": self.earlier_runs,
             "seconds_to_first_step": round(self.first_step_seconds, 2),
             "steps_per_second": self.speed["steps"] / seconds,
             "puzzles_per_second": self.last_metrics.get("puzzles_per_second"),
@@ -1101,8 +1124,10 @@ def _run_training(
     resumed = resume and trainer.resume()
     if resume and not resumed:
         trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")
-    if not resumed and trainer.is_main:
-        trainer.store.set_aside(-1)  # of a run that left no run.json
+    if not resumed:
+        if trainer.is_main:
+            trainer.store.set_aside(-1)  # of a run that left no run.json
+        trainer.begin()
     if resumed:
         # The final evaluation comes after the last checkpoint: what it settled is in run.json alone.
         settled = (earlier.get("metrics") or {}).get("best") or {}

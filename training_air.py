@@ -311,7 +311,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             return float(value)
         if str in kinds and isinstance(value, (str, int, float)):
             return str(value)
-        if dict in kinds and isinstance(value, dict):
+        if any(isinstance(value, kind) for kind in (dict, list) if kind in {typing.get_origin(k) or k for k in kinds}):
             return value
     except (TypeError, ValueError):
         pass
@@ -825,8 +825,8 @@ def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[st
     missing = object()
     lines = []
     for key in sorted({*old, *new} - set(allowed)):
-        # JSON knows no integer keys or tuples: compare both sides as JSON would hold them.
-        a, b = (json.dumps(v.get(key), sort_keys=True, default=str) if key in v else missing for v in (old, new))
+        # JSON knows no integer keys or tuples: compare both sides as JSON would hold them; 1 and 1.0 are the same.
+        a, b = (json.loads(json.dumps(v[key], default=str)) if key in v else missing for v in (old, new))
         if a != b:
             lines.append(f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}")
     return lines

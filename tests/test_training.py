@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("grad_clip=-1", "0 or more"),
         ("train_size=-5", "1 or more"),
         ("max_minutes=-1", "0 or more"),
+        ("head_relations=row", "expected list"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):
@@ -126,7 +128,9 @@ def test_a_wrong_override_is_refused_with_what_to_write_instead(override, messag
 
 def test_values_are_read_as_yaml_and_as_what_their_field_is():
     values = ["lr=1e-3", "hidden_size=64.0", "compile=off", "mixed_precision=no", "activation_dtype=bfloat16"]
-    recipe = parts.read_recipe("sudoku_extreme", [*values, "train_size=null", "cycles={0: [1, 1]}"])
+    values += ["train_size=null", "cycles={0: [1, 1]}", "head_relations=[row, all]"]
+    recipe = parts.read_recipe("sudoku_extreme", values)
+    assert recipe.model["head_relations"] == ["row", "all"]
     assert (recipe.train.lr, recipe.train.compile, recipe.train.mixed_precision) == (1e-3, "off", "no")
     assert recipe.model["hidden_size"] == 64 and recipe.model["activation_dtype"] == "bfloat16"
     assert recipe.train.train_size is None and recipe.train.cycles_at(1) == (1, 1)
@@ -627,6 +631,34 @@ def test_what_changes_no_weight_may_change_on_resume(recipe, tmp_path):
     assert recipe("longer", max_steps=6) == 0  # the rate is constant, so the budget decides nothing but the end
     assert recipe("longer", "--resume", max_steps=12, log_every=3) == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "longer"))
+
+
+def test_a_model_key_written_out_with_the_value_that_it_had_is_no_change(recipe, tmp_path, capsys):
+    assert recipe("run", max_steps=4) == 0
+    assert recipe("run", "--resume", max_steps=6, rope_theta=10000.0, loss_type="stablemax_cross_entropy") == 0
+    assert recipe("run", "--resume", max_steps=8) == 0  # and back
+    assert recipe("run", "--resume", max_steps=9, rope_theta=20) == 1
+    assert "rope_theta: 10000.0 -> 20" in capsys.readouterr().err
+
+
+def test_the_same_puzzles_may_lie_elsewhere_on_resume(recipe, tmp_path, data):
+    assert recipe("whole", max_steps=6) == 0
+    assert recipe("moved", max_steps=4) == 0
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    assert recipe("moved", "--resume", max_steps=6, data=str(elsewhere)) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "moved"))
+
+
+def test_a_resumed_run_needs_the_model_it_started_from_no_more(recipe, tmp_path):
+    assert recipe("first", max_steps=4) == 0
+    source = str(tmp_path / "first" / "model_last")
+    assert recipe("whole", init_from=source, max_steps=6, ema=0.9) == 0
+    assert recipe("run", init_from=source, max_steps=4, ema=0.9) == 0
+    shutil.rmtree(tmp_path / "first")
+    assert recipe("run", "--resume", init_from=source, max_steps=6, ema=0.9) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [run["name"] for run in report["earlier_runs"]] == ["first"]
 
 
 def test_no_checkpoint_holds_a_pickle(recipe, tmp_path):
