@@ -242,29 +242,22 @@ class AirRotaryEmbedding(nn.Module):
         return self
 
 
-class AirRelations(nn.Module):
-    """Which positions each head sees: `seen`, bool (1, H, positions, positions), from `config.head_relations`."""
-
-    def __init__(self, config: AirConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("seen", self.table(config), persistent=False)
-
-    @staticmethod
-    def table(config: AirConfig) -> Tensor:
-        cells = torch.arange(config.seq_len, device="cpu")
-        row, column = cells // config.grid_width, cells % config.grid_width
-        apart = {"row": row[:, None] - row, "column": column[:, None] - column}
-        seen = {name: distance == 0 for name, distance in apart.items()}
-        seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
-        seen["all"] = torch.ones_like(seen["row"])
-        if config.task == "sudoku":
-            band, stack = row // config.box_height, column // config.box_width
-            seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
-        names = config.head_relations
-        heads = torch.stack([seen[names[head % len(names)]] for head in range(config.num_attention_heads)])
-        extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
-        return F.pad(heads, (extra, 0, extra, 0), value=True)[None]
+def seen_by_heads(config: AirConfig) -> Tensor | None:
+    """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""
+    if not (names := config.head_relations):
+        return None
+    cells = torch.arange(config.seq_len, device="cpu")
+    row, column = cells // config.grid_width, cells % config.grid_width
+    apart = {"row": row[:, None] - row, "column": column[:, None] - column}
+    seen = {name: distance == 0 for name, distance in apart.items()}
+    seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
+    seen["all"] = torch.ones_like(seen["row"])
+    if config.task == "sudoku":
+        band, stack = row // config.box_height, column // config.box_width
+        seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
+    heads = torch.stack([seen[names[head % len(names)]] for head in range(config.num_attention_heads)])
+    extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
+    return F.pad(heads, (extra, 0, extra, 0), value=True)[None]
 
 
 class AirAttention(nn.Module):
@@ -390,11 +383,11 @@ class AirPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AirRotaryEmbedding):
             for name, table in module.tables(module.config).items():
                 init.copy_(getattr(module, name), table)
-        elif isinstance(module, AirRelations):
-            init.copy_(module.seen, module.table(module.config))
         elif isinstance(module, AirModel):
             for name, state in module.initial_states(module.config).items():
                 init.copy_(getattr(module, name), state)
+            if module.seen_by_heads is not None:
+                init.copy_(module.seen_by_heads, seen_by_heads(module.config))
 
 
 class AirModel(AirPreTrainedModel):
@@ -409,7 +402,7 @@ class AirModel(AirPreTrainedModel):
         if config.position_embedding == "learned":
             self.embed_positions = AirEmbedding(config.prefix_length + config.seq_len, d)
         self.rotary = AirRotaryEmbedding(config) if config.position_embedding in ("rope", "rope2d") else None
-        self.relations = AirRelations(config) if config.head_relations else None
+        self.register_buffer("seen_by_heads", seen_by_heads(config), persistent=False)
         if config.cell_embedding:
             self.embed_rows = AirEmbedding(config.grid_height, d)
             self.embed_columns = AirEmbedding(config.grid_width, d)
@@ -453,11 +446,6 @@ class AirModel(AirPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
-
-    @property
-    def seen_by_heads(self) -> Tensor | None:
-        """Bool (1, H, positions, positions): what each head may look at; None where every head sees everything."""
-        return None if self.relations is None else self.relations.seen
 
     # ---- one ACT step ----------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ if not __package__:
 
 import torch
 
-from air_model.pipeline_air import device_of, load_model
+from air_model.pipeline_air import device_of, in_size, load_model, takes_size
 from air_model.processing_air import task_from_config
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
@@ -84,7 +84,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if world > 1 and args.output is None:
         raise ValueError("Several processes meet in the parts beside --output: give that file.")
     models = [load_model(source, device) for source in args.model]
-    puzzles = load_split(args.data, args.split, args.limit, task_from_config(models[0].config))
+    puzzles = load_split(args.data, args.split, args.limit, models)
+    models = [in_size(model, puzzles.task) for model in models]
     check_puzzles(puzzles, args.data)
     if args.compile:
         for model in models:
@@ -197,15 +198,18 @@ def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
     return state.process_index, state.num_processes, state.device, state.wait_for_everyone
 
 
-def load_split(data: str, split: str, limit: int | None, task: Any) -> Any:
-    """The puzzles, after a look at whether they are of the model's size."""
+def load_split(data: str, split: str, limit: int | None, models: list) -> Any:
+    """The puzzles, after a look at whether they are of the models' size or of one that these take as well."""
     from air_model.datasets_builders.loading import load_puzzles
 
+    task = task_from_config(models[0].config)
     try:
         found = load_puzzles(data, split, limit=1).task
     except ValueError:
         found = task  # not a square grid, or a damaged row: the full reading says so
-    if found != task and (found.name, found.seq_len) != (task.name, task.seq_len):
+    if all(takes_size(model.config, found) for model in models):
+        task = found
+    elif (found.name, found.seq_len) != (task.name, task.seq_len):
         raise ValueError(f"{data} holds {found}, the model was made for {task}: choose the data or model that fits.")
     return load_puzzles(data, split, task=task, limit=limit)
 

@@ -281,6 +281,8 @@ def checkpoints_table(runs: list[dict[str, Any]], published: dict[str, Any], fol
             settings = {**entry, **(entry.get("settings") or {})}
             attempts = settings.get("attempts") or 1
             how = "" if not entry else ("all steps" if settings.get("halt") == "max" else "adaptive halting")
+            most = settings.get("max_act_steps")
+            how += f", {most} at most" if most and most != config.get("halt_max_steps", most) else ""
             how += f", {attempts} attempts" if attempts > 1 else ""
             percent = [entry.get(k) for k in ("exact_accuracy", "valid_accuracy")]
             rows.append([

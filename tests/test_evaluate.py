@@ -52,6 +52,15 @@ def test_the_json_has_what_design_promises(files):
     assert not list(files.glob("out.json.parts*"))
 
 
+def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
+    fields = {"task": "maze", "position_embedding": "rope2d", "head_relations": ["adjacent", "all"]}
+    save_release(tiny_model(grid_height=3, **fields), tmp_path / "model")
+    question, answer = "S  #" + "   #" + " # G" + " ## ", "So #" + " oo#" + " #oG" + " ## "  # 4 x 4
+    (tmp_path / "dev.csv").write_text(f"question,answer\n{question},{answer}\n")
+    result = run(tmp_path)
+    assert result["n"] == 1
+
+
 def test_attempts_cost_steps_and_halting_saves_them(files):
     plain, tried = run(files, "--halt", "q"), run(files, "--halt", "q", "--attempts", "3", "--noise", "0.1")
     assert plain["mean_act_steps"] < 8 and plain["mean_attempts"] == 1

@@ -145,7 +145,8 @@ def test_the_command_writes_tables_and_charts_and_then_finds_them_up_to_date(tmp
 def test_checkpoints_are_listed_with_every_evaluation_beside_them(tmp_path):
     home = tmp_path / "air-small"
     home.mkdir()
-    (home / "config.json").write_text(json.dumps({"task": "sudoku", "grid_height": 6, "grid_width": 6}))
+    config = {"task": "sudoku", "grid_height": 6, "grid_width": 6, "halt_max_steps": 16}
+    (home / "config.json").write_text(json.dumps(config))
     evaluation = {
         "n": 500,
         "exact_accuracy": 0.98,
@@ -155,3 +156,15 @@ def test_checkpoints_are_listed_with_every_evaluation_beside_them(tmp_path):
     (home / "evaluation.json").write_text(json.dumps(evaluation))
     table = tables.checkpoints_table([], PUBLISHED, tmp_path)
     assert "air-small" in table and "98.0" in table and "adaptive halting" in table and "3.2" in table
+    assert "at most" not in table
+
+
+def test_an_evaluation_with_another_budget_of_steps_says_so(tmp_path):
+    (tmp_path / "m").mkdir()
+    config = {"task": "maze", "grid_height": 12, "grid_width": 12, "halt_max_steps": 16}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    for most in (16, 64):
+        evaluation = {"n": 5, "exact_accuracy": 0.98, "settings": {"halt": "q", "max_act_steps": most}}
+        (tmp_path / "m" / f"{most}.json").write_text(json.dumps(evaluation))
+    table = tables.checkpoints_table([], PUBLISHED, tmp_path)
+    assert table.count("adaptive halting") == 2 and table.count("adaptive halting, 64 at most") == 1

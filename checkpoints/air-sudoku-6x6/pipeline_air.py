@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrai
 from transformers.utils import logging
 
 from .configuration_air import AirConfig
-from .modeling_air import AirModel, AirUpdate, Hook, _chain
+from .modeling_air import AirModel, AirUpdate, Hook, _chain, seen_by_heads
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, make_task, task_from_config
 
 logger = logging.get_logger(__name__)
@@ -184,8 +184,8 @@ def in_size(model: AirModel, task: GridTask) -> AirModel:
     other.load_state_dict(model.state_dict(), assign=True)
     for name, table in other.rotary.tables(config).items():
         setattr(other.rotary, name, table.to(model.device))
-    if other.relations is not None:
-        other.relations.seen = other.relations.table(config).to(model.device)
+    if config.head_relations:
+        other.seen_by_heads = seen_by_heads(config).to(model.device)
     return other.train(model.training)
 
 
