@@ -144,6 +144,21 @@ def test_puzzles_that_are_all_of_another_size_mean_the_wrong_model(pipe):
             pipe(inputs)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S  #\n#  X\n#   \n  #G", "'X'"),
+        ("S  #\n#  #\n#  \n  #G", "Line 3 of the maze text has 3 cells, 4 expected"),
+        ("S #\n  X\n# G", "'X'"),  # of the model's own size
+        ("S #\n  \n# G", "Line 2 of the maze text has 2 cells, 3 expected"),
+    ],
+)
+def test_a_fault_in_a_maze_of_another_size_is_named_as_it_is_drawn(text, message):
+    pipe = PuzzleSolvingPipeline(tiny_model(task="maze", grid_height=3, position_embedding="rope2d"), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        pipe(text)
+
+
 def test_an_answer_does_not_depend_on_the_sizes_beside_it():
     model = tiny_model(task="maze", grid_height=3, position_embedding="rope2d")
     mixed = PuzzleSolvingPipeline(model, device="cpu")

@@ -106,27 +106,30 @@ def tasks_of(tasks: list[GridTask], puzzle: Any) -> list[GridTask]:
     """The tasks that a puzzle may be of: those of `tasks`, else the same kinds in the size it is written in.
 
     Raises:
-        ValueError: it is of none; the message is about the first.
+        ValueError: it is of none; the message is about the first, or about a drawing as large as it is drawn.
     """
-    own, other, errors = [], [], []
+    own, other, errors, drawn = [], [], [], []
     for task in tasks:
         try:
             task.as_tokens(puzzle)
             own.append(task)
         except ValueError as error:
             errors.append(error)
-            other += _resized_tasks(task, puzzle)
+            other += _resized_tasks(task, puzzle, drawn)
     if not own and not other:
-        raise errors[0]
+        raise (drawn or errors)[0]
     return own + other
 
 
-def _resized_tasks(task: GridTask, puzzle: Any) -> list[GridTask]:
+def _resized_tasks(task: GridTask, puzzle: Any, drawn: list[ValueError]) -> list[GridTask]:
+    lines = len(puzzle.splitlines()) if isinstance(puzzle, str) and task.name != "sudoku" else 0
     for height, width in _sizes_of(task, puzzle):
         try:
             other = make_task(task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None)
             other.as_tokens(puzzle)
-        except ValueError:
+        except ValueError as error:
+            if 1 < lines == height != task.height:  # so it is no puzzle of the model's size that lacks a cell
+                drawn.append(error)
             continue
         return [other]
     return []
