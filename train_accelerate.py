@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -52,11 +52,14 @@ from air_model.training_air import (
     HALTED_METRICS,
     LOSSES,
     MODEL_FIELDS,
+    TAKEN,
     CheckpointStore,
+    FolderTaken,
     PuzzleSampler,
     Recipe,
     Slots,
     TrainConfig,
+    alone_in,
     append_runs_to,
     compile_mode,
     earlier_runs,
@@ -242,7 +245,7 @@ class Trainer:
 
     def say(self, text: str) -> None:
         if self.is_main:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=Patient(sys.stderr), flush=True)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -336,14 +339,18 @@ class Trainer:
         """Train from self.step to the end, or until a signal or the time limit."""
         from tqdm import tqdm
 
-        config = self.train
+        config, self.signals = self.train, signals
         begin, begin_step, begin_seconds = time.perf_counter(), self.step, self.seconds
         before, self.pause = dict(self.speed), 0.0
         bar = tqdm(
             total=self.max_steps, initial=self.step, desc=config.run_name or self.output_dir.name, unit="step",
             disable=not self.is_main, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            file=Patient(sys.stderr),
         )  # fmt: skip
         try:
+            if self.evaluation_owed:
+                with self.pausing():
+                    self.evaluate(bar)
             while self.step < self.max_steps:
                 try:
                     self.train_step()
@@ -367,7 +374,7 @@ class Trainer:
                     with self.pausing():
                         self.evaluate(bar)
                 late = bool(config.max_minutes) and time.perf_counter() - begin > 60 * config.max_minutes
-                stop = self.agree(signals.received or late, every=config.log_every)
+                stop = self.agree(signals.received or late, every=1 if self.evaluation_owed else config.log_every)
                 if self.step % config.save_every == 0 or done or stop:
                     with self.pausing():
                         self._count(before, begin_step, begin, begin_seconds)
@@ -445,10 +452,14 @@ class Trainer:
         if not self.is_main:
             return
         numbers = {k: v for k, v in values.items() if v is not None}
+        path = self.output_dir / "metrics.jsonl"
+        size = path.stat().st_size if path.is_file() else 0
         try:
-            with (self.output_dir / "metrics.jsonl").open("a") as file:
+            with path.open("a") as file:
                 file.write(json.dumps({"step": self.step, **numbers}) + "\n")
         except OSError as error:  # a full disk costs this line, not the run
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)  # half a line would spoil the next one
             self.say(f"WARNING: metrics.jsonl could not be written ({error}).")
         for tracker in list(self.trackers):
             try:
@@ -461,13 +472,18 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, bar: Any | None = None, final: bool = False) -> dict[str, float]:
-        """Exact and cell accuracy on the evaluation subset, all ACT steps; keeps the best model under model/."""
+        """Exact and cell accuracy on the evaluation subset, all ACT steps; keeps the best model under model/.
+
+        A signal to stop ends it early: then nothing is recorded, and `evaluation_owed` says so until it is made.
+        """
         if self.eval_set is None or not len(self.eval_set.inputs):
             return {}
         limit = self.train.eval_limit
         if final and self.train.final_eval_limit not in (None, limit):
             # Which model is the best is settled on the puzzles of the evaluations on the way.
             self.evaluate(bar)
+            if self.evaluation_owed:
+                return {}
             limit = self.train.final_eval_limit
         start = time.perf_counter()
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
@@ -478,7 +494,11 @@ class Trainer:
                 rank=self.rank,
                 world=self.world,
                 dtype=torch.bfloat16 if self.bf16 else torch.float32,
+                stop=lambda: self.signals is not None and self.signals.received,
             )
+            self.evaluation_owed = self.agree(sums is None)
+            if self.evaluation_owed:
+                return {}
             if self.world > 1:
                 total = torch.tensor(list(sums.values()), dtype=torch.float64).to(self.device, torch.float32)
                 dist.all_reduce(total)
@@ -502,7 +522,10 @@ class Trainer:
                     self.best = {"step": self.step, "n": int(n), **result}
         text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
         line = f"step {self.step}: {text} ({int(n)} puzzles, {time.perf_counter() - start:.1f} s)"
-        (bar.write if bar is not None and self.is_main else self.say)(line)
+        if bar is not None and self.is_main:
+            bar.write(line, file=bar.fp)
+        else:
+            self.say(line)
         return {"n": int(n), **result}
 
     def plain_recipe(self) -> dict[str, Any]:
@@ -600,6 +623,7 @@ class Trainer:
             "last_metrics": self.last_metrics,
             "first_step_seconds": self.first_step_seconds,
             "earlier_runs": self.earlier_runs,
+            "evaluation_owed": self.evaluation_owed,
             "bf16": self.bf16,
             "optimizer_values": values,
             "recipe": self.recipe.flat(),
@@ -635,6 +659,7 @@ class Trainer:
         self.last_metrics = state.get("last_metrics", self.last_metrics)
         self.first_step_seconds = state.get("first_step_seconds", self.first_step_seconds)
         self.earlier_runs = state.get("earlier_runs", self.earlier_runs)
+        self.evaluation_owed = state.get("evaluation_owed", False)
         if (state["data"]["eval"] or {}).get("fingerprint") != (self.data["eval"] or {}).get("fingerprint"):
             self.best = {}  # of other puzzles
         if (cycles := self.train.cycles_at(self.step)) is not None:
@@ -686,8 +711,8 @@ class Trainer:
         path = self.output_dir / "metrics.jsonl"
         if path.is_file():
             lines = []
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the line that a kill cut in half
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that a kill cut in half
                     row = json.loads(line)
                     # After the last step comes the final evaluation, which is made again.
                     again = step >= self.max_steps and row["step"] == step and any(k.startswith("eval/") for k in row)
@@ -700,6 +725,8 @@ class Trainer:
     # ---- the end ----------------------------------------------------------------------------------------------------
 
     trackers: list[Any] = []
+    signals: "Signals | None" = None
+    evaluation_owed = False  # an evaluation of this step was cut short by a signal
     last_metrics: dict[str, Any] = {}
     born = 0.0  # when the run began to set itself up
     first_step_seconds = 0.0
@@ -779,9 +806,19 @@ def _is_compiler_error(error: Exception) -> bool:
 
 
 def evaluate_model(
-    model: AirModel, puzzles: Any, *, batch_size: int, rank: int = 0, world: int = 1, dtype: torch.dtype | None = None
-) -> dict[str, float]:
-    """Sums over this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy."""
+    model: AirModel,
+    puzzles: Any,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    dtype: torch.dtype | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Sums over this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy.
+
+    `stop` is asked before every batch; None if it said yes.
+    """
     mine = puzzles.select(slice(rank, None, world))
     inputs, labels, n = mine.inputs, mine.labels, len(mine)
     keys = ("n", "exact_accuracy", "cell_accuracy", "valid_accuracy")
@@ -790,14 +827,19 @@ def evaluate_model(
     batch_size = min(batch_size, n)
     # A last batch of another size would make a compiled model compile again: fill it up, and do not count those.
     padded = np.resize(np.arange(n), -(-n // batch_size) * batch_size)
-    solution = model.solve(
-        torch.from_numpy(inputs[padded]).long(),
-        torch.from_numpy(mine.puzzle_ids[padded]).long(),
-        batch_size=batch_size,
-        dtype=dtype,
-        return_logits=False,
-    )
-    answers = solution.predictions[:n].cpu().numpy().astype(np.uint8)
+    pieces = []
+    for rows in padded.reshape(-1, batch_size):
+        if stop():
+            return None
+        solution = model.solve(
+            torch.from_numpy(inputs[rows]).long(),
+            torch.from_numpy(mine.puzzle_ids[rows]).long(),
+            batch_size=batch_size,
+            dtype=dtype,
+            return_logits=False,
+        )
+        pieces.append(solution.predictions)
+    answers = torch.cat(pieces)[:n].cpu().numpy().astype(np.uint8)
     known = labels != 0
     right = (answers == labels) & known
     valid = mine.task.verdicts(inputs, answers).valid
@@ -819,6 +861,25 @@ def write_model_folder(model: AirModel, config: AirConfig, folder: Path) -> None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world outside
+
+
+class Patient:
+    """A stream whose writes may fail: a log on a full disk, or a reader that has gone, is no reason to stop."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class Signals:
@@ -970,7 +1031,11 @@ def draw_curve(metrics: Path, target: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = []
+    for line in metrics.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # half a line, of a kill
+            rows.append(json.loads(line))
+    rows = [row for row in rows if isinstance(row, dict) and "step" in row]
 
     def series(key: str) -> tuple[list[int], list[float]]:
         points = [(row["step"], row[key]) for row in rows if key in row]
@@ -993,6 +1058,20 @@ def draw_curve(metrics: Path, target: Path) -> None:
     figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
     os.replace(temporary, target)
+
+
+def leave_curve(output_dir: Path) -> None:
+    """Write curve.png if there is anything to draw; a picture that cannot be made costs no finished run."""
+    try:
+        if (output_dir / "metrics.jsonl").is_file():
+            draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
+    except ImportError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        print(
+            f"WARNING: curve.png could not be drawn ({error}); the same command with --resume tries again.",
+            file=Patient(sys.stderr),
+        )
 
 
 def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
@@ -1057,39 +1136,6 @@ def run_training(
         return _run_training(recipe, output_dir, resume, overwrite, append_runs, data, start, first_process)
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder: both would sweep away each other's half-written checkpoints.
-
-    Raises:
-        RunError: another process, on this machine or on the same network disk, trains into it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    existed = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RunError(
-            f"Another process is training into {folder}. Wait for it, stop it (SIGTERM saves a checkpoint), or choose "
-            "another --output-dir."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        os.close(handle)
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()  # nothing came of it
-
-
 def _run_training(
     recipe: Recipe,
     output_dir: Path,
@@ -1106,17 +1152,19 @@ def _run_training(
                 f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
                 "choose another --output-dir."
             )
-        if first_process:
-            for name in ("checkpoints", "model", "model_last", "metrics.jsonl", "run.json", "curve.png"):
-                path = output_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     earlier = {}
     with contextlib.suppress(OSError, ValueError):
         earlier = json.loads((output_dir / "run.json").read_text())
+    earlier = earlier if isinstance(earlier, dict) else {}
     signals = Signals()
     train_set, eval_set = data or load_data(recipe)
     trainer = Trainer(recipe, output_dir, train_set, eval_set)
     trainer.born = start
+    if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
+        earlier = {}
+        for name in ("checkpoints", "model", "model_last", "tensorboard", "metrics.jsonl", "run.json", "curve.png"):
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.is_main:
@@ -1137,8 +1185,11 @@ def _run_training(
         done = earlier.get("status") == "finished" and earlier.get("steps") == trainer.step == trainer.max_steps
         if done and (output_dir / "model_last").is_dir() and (earlier.get("config") or {}) == trainer.plain_recipe():
             trainer.say(f"This run has finished already: {output_dir / 'run.json'}.")
-            if trainer.is_main and append_runs is not None:
-                append_runs_to(append_runs, [earlier])
+            if trainer.is_main:
+                if append_runs is not None:
+                    append_runs_to(append_runs, [earlier])
+                if not (output_dir / "curve.png").exists():
+                    leave_curve(output_dir)
             trainer.accelerator.wait_for_everyone()
             return earlier
     if trainer.is_main:
@@ -1153,6 +1204,9 @@ def _run_training(
         status = "stopped" if trainer.stop_reason else "finished"
         if status == "finished":
             evaluation = trainer.evaluate(final=True)
+            if trainer.evaluation_owed:
+                status, trainer.stop_reason = "stopped", "signal"
+        if status == "finished":
             try:
                 with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
                     trainer.save_model("model_last")
@@ -1181,11 +1235,9 @@ def _run_training(
     report = trainer.report(status, time.perf_counter() - start, evaluation)
     if trainer.is_main:
         write_json(output_dir / "run.json", report)
-        with contextlib.suppress(ImportError):
-            if (output_dir / "metrics.jsonl").is_file():
-                draw_curve(output_dir / "metrics.jsonl", output_dir / "curve.png")
         if append_runs is not None and status == "finished":
             append_runs_to(append_runs, [report])
+        leave_curve(output_dir)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -1247,8 +1299,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("AIR_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=Patient(sys.stderr))
+        return TAKEN if isinstance(error, FolderTaken) else 1
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()

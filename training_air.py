@@ -22,7 +22,7 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +125,8 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
         for name in ("max_steps", "epochs"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
         for name in ("easier_share", "halt_exploration_prob", "lr_min_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
@@ -273,12 +273,20 @@ def _yaml(text: str, where: Any) -> Any:
         ) from None
 
 
+# What other trainers call it, where spelling leads elsewhere.
+OTHER_NAMES = {
+    "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "steps": "max_steps", "num_steps": "max_steps",
+    "gradient_accumulation_steps": "accumulation", "num_train_epochs": "epochs",
+}  # fmt: skip
+
+
 def make_recipe(values: dict[str, Any]) -> Recipe:
     """Sort the keys of a recipe into model and training values, and check both."""
     known = [*TRAIN_FIELDS, *MODEL_FIELDS, "variant"]
     for key in values:
         if key not in known:
-            match = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            match = [OTHER_NAMES[key]] if key in OTHER_NAMES else []
+            match = match or difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f" Did you mean {match[0]!r}?" if match else ""
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     hints = {f.name: f.type for f in (*dataclasses.fields(AirConfig), *dataclasses.fields(TrainConfig))}
@@ -703,10 +711,64 @@ def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
     new = [json.loads(json.dumps(report, default=str)) for report in reports]
     new = [row for row in new if (row["name"], row["date"]) not in known]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a") as file:
-        for row in new:
-            file.write(json.dumps(portable(row)) + "\n")
+    lines = "".join(json.dumps(portable(row)) + "\n" for row in new)
+    with target.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # an editor may have left the last line open
+                lines = "\n" + lines
+        if new:
+            file.write(lines.encode())
     return len(new)
+
+
+class FolderTaken(ValueError):
+    """Another process trains into the folder. train_accelerate.py exits with status TAKEN then; a grid waits."""
+
+
+TAKEN = 75  # EX_TEMPFAIL of sysexits.h
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder: both would sweep away each other's half-written checkpoints.
+
+    Raises:
+        FolderTaken: another process, on this machine or on the same network disk, trains into it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise FolderTaken(
+            f"Another process is training into {folder}. Wait for it, stop it (SIGTERM saves a checkpoint), or choose "
+            "another --output-dir."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()  # nothing came of it
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process trains into the folder now."""
+    try:
+        with alone_in(folder) if folder.is_dir() else contextlib.nullcontext():
+            return False
+    except FolderTaken:
+        return True
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

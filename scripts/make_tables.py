@@ -397,7 +397,7 @@ def write(path: Path, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=ROOT / "results" / "runs.jsonl")
+    parser.add_argument("--runs", type=Path, help="run records; default: results/runs.jsonl")
     parser.add_argument("--published", type=Path, default=ROOT / "results" / "published.json")
     parser.add_argument("--file", type=Path, action="append", help="a file with markers; default: README.md")
     parser.add_argument("--tables", type=Path, default=ROOT / "results" / "TABLES.md", help="all tables in one file")
@@ -407,7 +407,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     files = arguments.file or [ROOT / "README.md"]
     try:
-        runs, published = read_runs(arguments.runs), json.loads(arguments.published.read_text())
+        if arguments.runs is not None and not arguments.runs.is_file():
+            raise ValueError(f"--runs {arguments.runs}: there is no such file. Nothing was written.")
+        runs, published = (
+            read_runs(arguments.runs or ROOT / "results" / "runs.jsonl"),
+            json.loads(arguments.published.read_text()),
+        )
         tables = {name: make(runs, published) for name, make in TABLES.items()}
         page = (
             "# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: "

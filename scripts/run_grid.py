@@ -8,8 +8,9 @@
     python scripts/run_grid.py --suite injection --task sudoku --dry-run                # only print the commands
 
 Run the same command again to go on with a half-done grid: finished runs are kept, others resume from their newest
-checkpoint. A failed run is tried again (--retries). Each run is a folder of train_accelerate.py under --output-dir,
-beside log.txt with its output. Local runs take one GPU each (or --gpus-per-run), and run one after another on a CPU.
+checkpoint. A failed run is tried again (--retries); one that another process still trains is waited for. Each run is a
+folder of train_accelerate.py under --output-dir, beside log.txt with its output. Local runs take one GPU each (or
+--gpus-per-run), and run one after another on a CPU.
 """
 
 import argparse
@@ -32,7 +33,14 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS
-from air_model.training_air import FREE_ON_RESUME, append_runs_to, read_recipe, recipe_differences
+from air_model.training_air import (
+    FREE_ON_RESUME,
+    TAKEN,
+    append_runs_to,
+    is_taken,
+    read_recipe,
+    recipe_differences,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +70,7 @@ class Run:
     processes: int = 1
     attempts: int = 0
     begun_at: int = 0  # steps done when its newest process started
+    not_before: float = 0.0  # time.monotonic() until which it is left alone
     process: subprocess.Popen | None = field(default=None, repr=False)
     job: Any = field(default=None, repr=False)
 
@@ -129,7 +138,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         key, _, values = text.partition("=")
         if not values:
             raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
-        axes[key] = values.split(",")
+        axes[key.strip().lstrip("-").replace("-", "_")] = values.split(",")
     if not axes:
         raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
     for name in axes.get("variant", []):
@@ -139,9 +148,14 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     if recipe is None:
         raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
     common = dict(text.partition("=")[::2] for text in arguments.overrides)
+    common = {key.strip().lstrip("-").replace("-", "_"): value for key, value in common.items()}
+    for key, instead in (("seed", "give --seeds 0-4"), ("run_name", "runs are named after their point of the grid")):
+        if key in axes or key in common:
+            raise ValueError(f"{key}= does not go with a grid: {instead}.")
     base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
     if arguments.mini:
-        common = {**MINI, "data": str(mini_data(arguments.task or "sudoku", base / "data")), **common}
+        small = {k: v for k, v in MINI.items() if not (k == "max_steps" and "epochs" in common)}
+        common = {**small, "data": str(mini_data(arguments.task or "sudoku", base / "data")), **common}
         common["easier_share"] = common.get("easier_share", 0.0)
     elif arguments.suite:
         common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
@@ -309,32 +323,41 @@ def run_grid(
     by_name = {run.name: run for run in runs}
     table = Table(runs, show)
 
-    def of(state: str) -> Iterator[Run]:
-        return (by_name[name] for name, value in states.items() if value == state)
+    def of(*wanted: str) -> Iterator[Run]:
+        return (by_name[name] for name, value in states.items() if value in wanted)
 
     try:
-        while any(state in ("waiting", "running") for state in states.values()):
+        while any(of("waiting", "taken", "running")):
             for run in list(of("running")):
                 status = launcher.ended(run)
                 if status is None:
                     continue
                 step = run.progress()[0]
+                if status == TAKEN and not run.finished():
+                    states[run.name], run.not_before = "taken", time.monotonic() + 15 * poll_seconds
+                    continue
                 # Stopped by its own time limit or by SIGTERM, with a checkpoint further on: no failure.
                 stopped = status == 0 and run.report().get("status") == "stopped" and step > run.begun_at
                 run.attempts += not stopped
-                if status == 0 and run.finished():
+                if run.finished():
                     states[run.name] = "finished"
                 else:
                     states[run.name] = "waiting" if stopped or run.attempts <= retries else "failed"
-            for run in list(of("waiting")):
+            for run in list(of("waiting", "taken")):
+                if run.finished():  # by a process that an earlier grid had left behind
+                    states[run.name] = "finished"
+                    continue
+                if time.monotonic() < run.not_before or is_taken(run.folder):
+                    states[run.name] = "taken"
+                    continue
                 run.begun_at = run.progress()[0]
                 if not launcher.start(run):
                     break
                 states[run.name] = "running"
             table.draw(states)
-            if "running" in states.values():
+            if any(of("running", "taken")):
                 time.sleep(poll_seconds)
-    except KeyboardInterrupt:
+    except BaseException:  # no child is left behind, whatever ended the grid
         print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
         launcher.stop(list(of("running")))
         raise
@@ -361,7 +384,7 @@ class Table:
             return
         width, height = shutil.get_terminal_size()
         # A line that wraps, or one beyond the top, could not be drawn over: the runs that move come first.
-        order = {"running": 0, "failed": 1, "waiting": 2, "finished": 3}
+        order = {"running": 0, "taken": 1, "failed": 2, "waiting": 3, "finished": 4}
         shown = (
             sorted(self.runs, key=lambda run: order[states[run.name]]) if len(self.runs) > height - 3 else self.runs
         )
@@ -421,7 +444,7 @@ def main(argv: list[str] | None = None) -> int:
             states = run_grid(runs, launcher, retries=arguments.retries)
         finally:
             signal.signal(signal.SIGTERM, before)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

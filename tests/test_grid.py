@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
 from air_model.scripts import run_grid as grid
+from air_model.training_air import alone_in
 
 
 def arguments(tmp_path: Path, **values) -> argparse.Namespace:
@@ -81,7 +82,16 @@ def test_any_grid_is_the_product_of_its_axes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"suite": None}, {"grid": ["lr"]}, {"grid": ["variant=LxH"], "suite": None}, {"overrides": ["lrr=1"]}]
+    "wrong",
+    [
+        {"suite": None},
+        {"grid": ["lr"]},
+        {"grid": ["variant=LxH"], "suite": None},
+        {"overrides": ["lrr=1"]},
+        {"overrides": ["seed=3"]},
+        {"grid": ["seed=0,1"]},
+        {"overrides": ["run-name=mine"]},
+    ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError):
@@ -110,6 +120,48 @@ def test_a_failure_is_retried_and_then_reported(tmp_path):
     states = grid.run_grid(runs, launcher, retries=1, poll_seconds=0, show=False)
     assert states[runs[0].name] == "finished" and states[runs[1].name] == "failed"
     assert launcher.started.count(runs[1].name) == 2
+
+
+def test_a_miniature_takes_epochs_as_its_budget(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, mini=True, overrides=["epochs=2"]))
+    assert runs[0].expected()["epochs"] == 2 and runs[0].expected()["max_steps"] is None
+
+
+def test_a_run_that_another_process_still_trains_is_waited_for_and_is_no_failure(tmp_path, monkeypatch):
+    run = grid.make_runs(arguments(tmp_path, seeds="0"))[0]
+    run.folder.mkdir(parents=True)
+    launcher, polls = Pretender(), []
+
+    def the_other_ends(seconds):
+        polls.append(seconds)
+        if len(polls) == 3:
+            finish(run)
+
+    monkeypatch.setattr(grid.time, "sleep", the_other_ends)
+    with alone_in(run.folder):
+        assert grid.run_grid([run], launcher, poll_seconds=0, show=False) == {run.name: "finished"}
+    assert launcher.started == [] and run.attempts == 0 and len(polls) == 3
+
+
+def test_a_run_whose_folder_was_taken_meanwhile_waits_without_an_attempt(tmp_path):
+    class Taken(Pretender):
+        def ended(self, run):
+            return grid.TAKEN if len(self.started) == 1 else super().ended(run)
+
+    run = grid.make_runs(arguments(tmp_path, seeds="0"))[0]
+    launcher = Taken()
+    assert grid.run_grid([run], launcher, retries=0, poll_seconds=0, show=False) == {run.name: "finished"}
+    assert launcher.started == [run.name] * 2
+
+
+def test_a_grid_that_fails_leaves_no_run_behind(tmp_path, capsys):
+    words = ["--suite", "level-token", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path), "--parallel", "2"]
+    folder = tmp_path / "level-token-sudoku"
+    folder.mkdir()
+    (folder / "L2x_H2x_add-seed0").write_text("in the way of the second run")
+    assert grid.main(words) == 1
+    assert "error: " in capsys.readouterr().err
+    assert not grid.is_taken(folder / "L2x_H2x-seed0")
 
 
 def test_reports_are_appended_once(tmp_path):

@@ -142,6 +142,13 @@ def test_the_command_writes_tables_and_charts_and_then_finds_them_up_to_date(tmp
     assert tables.main([*command, "--check"]) == 0
 
 
+def test_a_file_of_runs_that_is_not_there_empties_no_table(tmp_path, capsys):
+    page = tmp_path / "report.md"
+    page.write_text("<!-- table: injection -->\nfull\n<!-- /table -->\n")
+    assert tables.main(["--runs", str(tmp_path / "typo.jsonl"), "--file", str(page)]) == 1
+    assert "no such file" in capsys.readouterr().err and "full" in page.read_text()
+
+
 def test_checkpoints_are_listed_with_every_evaluation_beside_them(tmp_path):
     home = tmp_path / "air-small"
     home.mkdir()

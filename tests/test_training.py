@@ -95,6 +95,8 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
     "override, message",
     [
         ("batchsize=3", "'batch_size'"),
+        ("learning_rate=1", "'lr'"),
+        ("epochs=.inf", "finite"),
         ("hiden_size=3", "'hidden_size'"),
         ("lr=fast", "expected float"),
         ("hidden_size=4.5", "expected int"),
@@ -551,6 +553,103 @@ def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, m
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
+def evaluations(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "eval/exact_accuracy" in row]
+
+
+@pytest.mark.parametrize("nth, last", [(0, 6), (1, 12), (2, 12)])
+def test_sigterm_ends_an_evaluation_which_the_resumed_run_makes_up_for(recipe, tmp_path, monkeypatch, nth, last):
+    evaluate, calls = ta.evaluate_model, []
+
+    def signalled(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == nth + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta, "evaluate_model", signalled)
+        assert recipe("run", final_eval_limit=10) == 0
+    report = json.loads((tmp_path / "run/run.json").read_text())
+    assert (report["status"], report["steps"]) == ("stopped", last) and len(evaluations(tmp_path / "run")) == nth
+    assert recipe("run", "--resume", final_eval_limit=10) == 0 and recipe("whole", final_eval_limit=10) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "run")
+    best = [json.loads((tmp_path / name / "run.json").read_text())["metrics"]["best"] for name in ("whole", "run")]
+    assert best[0] == best[1]
+
+
+class FullDisk:
+    """A text stream on a disk without space."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flush = isatty = lambda self: False
+
+
+def test_a_log_on_a_full_disk_does_not_stop_the_run(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert recipe("run") == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
+
+
+def test_half_a_line_of_metrics_costs_that_line_alone(recipe, tmp_path, capsys):
+    words = ("--resume", "--append-runs", str(tmp_path / "runs.jsonl"))
+    assert recipe("run", *words) == 0
+    (tmp_path / "run/curve.png").unlink()
+    with (tmp_path / "run/metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": \xff{"step": 12}\n[]\n')
+    assert recipe("run", *words) == 0  # finished already, and its picture is drawn again
+    assert (tmp_path / "run/curve.png").is_file()
+    (tmp_path / "run/run.json").write_text("[]")
+    assert recipe("run", *words) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
+
+
+def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    run.record({"a": 1.0})
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    class Half:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:5])
+            self.file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args: Half(real(self, *args)))
+    run.record({"a": 2.0})
+    monkeypatch.undo()
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_recipe_that_cannot_run_costs_no_earlier_run(recipe, tmp_path, capsys):
+    assert recipe("run") == 0
+    assert recipe("run", "--overwrite", data=str(tmp_path / "nowhere")) == 1
+    assert (tmp_path / "run/run.json").is_file() and weights(tmp_path / "run")
+    assert recipe("run", "--overwrite", max_steps=4) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 4
+
+
+def test_records_are_appended_on_a_line_of_their_own(tmp_path):
+    target = tmp_path / "runs.jsonl"
+    target.write_text('{"name": "a", "date": "x"}')  # an editor left the last line open
+    assert parts.append_runs_to(target, [{"name": "b", "date": "y"}]) == 1
+    assert [json.loads(line)["name"] for line in target.read_text().splitlines()] == ["a", "b"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "missing"])
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, tmp_path, damage):
     assert recipe("run") == 0
@@ -891,7 +990,7 @@ def test_a_best_model_that_could_not_be_written_is_not_called_the_best(tmp_path,
 
 def test_two_runs_cannot_share_a_folder(recipe, tmp_path, capsys):
     with ta.alone_in(tmp_path / "a"):
-        assert recipe("a") == 1
+        assert recipe("a") == parts.TAKEN
     assert "Another process is training into" in capsys.readouterr().err
     assert recipe("a", max_steps=1) == 0
 
