@@ -213,22 +213,30 @@ def scale_of(run: dict[str, Any]) -> tuple:
     return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
 
 
-def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
-    """Own sweeps at other sizes: groups of runs that differ in variant and seed alone."""
+def small_sweeps(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What the experiment is -> variant -> its runs: groups of runs that differ in variant and seed alone."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for run in runs:
         if run["variant"] in VARIANTS and accuracy(run) is not None and not is_published_protocol(run):
             groups.setdefault(scale_of(run), []).append(run)
-    rows = []
-    for key, members in groups.items():
-        variants = [v for v in VARIANTS if any(r["variant"] == v for r in members)]
-        if len(variants) < 2:
+    sweeps: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (task, grid, _), members in groups.items():
+        mine = {v: [r for r in members if r["variant"] == v] for v in VARIANTS}
+        if sum(map(bool, mine.values())) < 2:
             continue
-        task, grid, _ = key
         config = members[0]["config"]
         what = f"{task} {grid[0]}x{grid[1]}, d {config.get('hidden_size', 512)}, {members[0]['steps']:,} steps"
-        for variant in variants:
-            mine = [r for r in members if r["variant"] == variant]
+        while what in sweeps:  # they differ in something that this name does not tell
+            what += " (another recipe)"
+        sweeps[what] = {variant: found for variant, found in mine.items() if found}
+    return sweeps
+
+
+def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Own sweeps at other sizes."""
+    rows = []
+    for what, variants in small_sweeps(runs).items():
+        for variant, mine in variants.items():
             values = [accuracy(r)[0] for r in mine]
             full = AirConfig.from_variant(variant)
             injections = [full.l_injection, full.h_injection, abs(full.l_injection - full.h_injection)]
@@ -354,7 +362,7 @@ def fill(text: str, tables: dict[str, str], name: str) -> str:
 
 
 def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path) -> list[Path]:
-    """One chart a suite and task, published bars beside ours; nothing is drawn where there is neither."""
+    """One chart a suite and task, published bars beside ours, and one an own sweep; none where there is nothing."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -386,6 +394,21 @@ def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Pa
             figure.savefig(target, dpi=130, metadata={"Software": None})
             plt.close(figure)
             written.append(target)
+    for what, variants in small_sweeps(runs).items():
+        figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+        for i, mine in enumerate(variants.values()):
+            values = [accuracy(r)[0] for r in mine]
+            axes.bar(i, statistics.mean(values), 0.6, color="#D55E00", label=None if i else "mean")
+            axes.plot([i] * len(values), values, "o", color="black", markersize=3, label=None if i else "a seed")
+        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+        axes.set(ylabel="exact accuracy, %", ylim=(0, 101), title=what)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        target = folder / f"sweep_{re.sub(r'[^a-z0-9]+', '_', what.replace(',', '').lower()).strip('_')}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=130, metadata={"Software": None})
+        plt.close(figure)
+        written.append(target)
     return written
 
 
