@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import functools
 import json
 import os
 import platform
@@ -956,10 +957,9 @@ def peak_memory(device: torch.device) -> int | None:
     return None
 
 
-def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """Commit, versions and hardware, for run.json."""
-    import accelerate
-    import transformers
+@functools.cache  # of the code that runs: a commit made while the run goes on is not its own
+def source_state() -> dict[str, Any]:
+    """The commit of this checkout, and whether it has no changes."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
@@ -967,13 +967,23 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         return None
 
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "commit_is_clean": git("status", "--porcelain", "--untracked-files=no") == "",
+    }
+
+
+def environment(device: torch.device, world: int) -> dict[str, Any]:
+    """Commit, versions and hardware, for run.json."""
+    import accelerate
+    import transformers
+
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         cpu = names[0] if names else cpu
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "commit_is_clean": git("status", "--porcelain", "--untracked-files=no") == "",
+        **source_state(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),

@@ -635,6 +635,20 @@ def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, 
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_names_the_commit_that_it_started_on(recipe, tmp_path, monkeypatch):
+    ta.source_state.cache_clear()
+    step, run = ta.Trainer.train_step, subprocess.run
+    before = run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
+
+    def commit_meanwhile(self):
+        monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: run(["echo", "another"], **kwargs))
+        step(self)
+
+    monkeypatch.setattr(ta.Trainer, "train_step", commit_meanwhile)
+    assert recipe("run", max_steps=1) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["commit"] == before
+
+
 def test_a_recipe_that_cannot_run_costs_no_earlier_run(recipe, tmp_path, capsys):
     assert recipe("run") == 0
     assert recipe("run", "--overwrite", data=str(tmp_path / "nowhere")) == 1
