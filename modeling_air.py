@@ -180,7 +180,7 @@ class AirLinear(nn.Linear):
         if self.packed is not None and not torch.compiler.is_compiling():
             if isinstance(self.packed, Tensor):
                 return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
-            return torch.ops.quantized.linear_dynamic(h.contiguous(), self.packed, reduce_range=True)
+            return _int8_product(h, self.packed)
         return F.linear(h, self.weight.to(h.dtype))
 
 
@@ -703,7 +703,7 @@ class AirModel(AirPreTrainedModel):
             hook: called after every update, after `freeze`. carry: start states, a row for each puzzle.
             dtype: of weights and states meanwhile; default float32 on CPU (bfloat16 products are hundreds of times
                 slower on processors without such instructions), bfloat16 on CUDA, else the weights'. torch.int8, on a
-                CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per tensor).
+                CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per position).
             return_logits: False saves B * S * V numbers. progress: show a bar.
             on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
                 return further rows to solve. queue: the rows to begin with, in order; default all.
@@ -760,16 +760,14 @@ class AirModel(AirPreTrainedModel):
         try:
             with self._weights_in(dtype, in_int8):
                 while len(rows) or len(waiting):
-                    if (room := batch_size - len(rows)) > 0 and len(waiting):
-                        fresh, waiting = waiting[:room], waiting[room:]
-                        new = start(fresh)
-                        slots = (
-                            new
-                            if slots is None
-                            else AirCarry(*(torch.cat(p) for p in zip(_states(slots), _states(new))))
-                        )
-                        rows = torch.cat([rows, fresh])
+                    fresh = waiting[: max(0, batch_size - len(rows))]
+                    count = len(rows) + len(fresh)
                     try:
+                        if len(fresh):
+                            new = _states(start(fresh))
+                            parts = new if slots is None else map(torch.cat, zip(_states(slots), new))
+                            slots, rows, waiting = AirCarry(*parts), torch.cat([rows, fresh]), waiting[len(fresh) :]
+                            new = parts = None
                         out = self(
                             input_ids[rows],
                             None if puzzle_ids is None else puzzle_ids[rows],
@@ -780,13 +778,13 @@ class AirModel(AirPreTrainedModel):
                             return_dict=True,
                         )
                     except (RuntimeError, MemoryError) as error:
-                        if not _is_out_of_memory(error) or len(rows) == 1:
+                        if not _is_out_of_memory(error) or count == 1:
                             raise
-                        batch_size = len(rows) // 2
-                        warnings.warn(f"Out of memory with {len(rows)} puzzles at a time: going on with {batch_size}.")
-                        # The second half waits again and starts anew; the first keeps its progress.
-                        waiting = torch.cat([rows[batch_size:], waiting])
-                        rows, slots = rows[:batch_size], AirCarry(*(z[:batch_size] for z in _states(slots)))
+                        batch_size = count // 2
+                        warnings.warn(f"Out of memory with {count} puzzles at a time: going on with {batch_size}.")
+                        # All start anew: to keep half of the states would keep the memory of all of them.
+                        waiting, rows = torch.cat([rows, waiting]), rows[:0]
+                        slots = new = parts = out = None
                         if device.type == "cuda":
                             torch.cuda.empty_cache()
                         continue
@@ -893,6 +891,17 @@ def _quantize(weight: Tensor) -> Any:
         warnings.simplefilter("ignore")  # torch announces another format of such tensors for a later release
         whole = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
     return torch.ops.quantized.linear_prepack(whole, None)
+
+
+def _int8_product(h: Tensor, packed: Any) -> Tensor:
+    """h (..., D) times the packed weight, with one scale per row of h: no row depends on those beside it."""
+    rows = h.reshape(-1, h.shape[-1])
+    scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    # torch takes one scale per tensor: rows of largest value 1, and a last one that fixes the range to -1 ... 1.
+    ends = rows.new_zeros(1, rows.shape[1])
+    ends[0, 0], ends[0, -1] = 1.0, -1.0
+    out = torch.ops.quantized.linear_dynamic(torch.cat([rows / scale, ends]), packed, reduce_range=True)
+    return (out[:-1] * scale).view(*h.shape[:-1], -1)
 
 
 def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:

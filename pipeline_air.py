@@ -488,11 +488,13 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
     # Of the puzzle itself, not of its place in the list: the same puzzle meets the same noise in any company.
     keys = torch.tensor([zlib.crc32(puzzle.tobytes()) for puzzle in puzzles], dtype=torch.int64)
 
+    shift = seed * 1_000_003 % 2**31  # any seed, in 64 bits
+
     def disturb(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
         if update.index:
             return None
         view = update.rows // n
-        key = keys.to(view.device)[update.rows % n] + (view << 32) + (update.steps.long() << 44) + seed * 1_000_003
+        key = keys.to(view.device)[update.rows % n] + (view << 32) + (update.steps.long() << 44) + shift
         strength = (noise * (view > 0)).to(z_h.dtype).view(-1, 1, 1)
         bell = normal_of(key, (2, *z_h.shape[1:])).to(z_h.dtype)
         return z_h + strength * bell[:, 0], z_l + strength * bell[:, 1]
@@ -580,6 +582,8 @@ class PuzzleSolvingPipeline(Pipeline):
         if isinstance(inputs, Mapping):  # a row of a data set, or a batch of them: one column holds the puzzles
             inputs = _puzzle_of(inputs)
             inputs = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
+        if isinstance(inputs, np.ndarray) and not inputs.ndim:
+            inputs = inputs.item()
         one = isinstance(inputs, str) or self._is_one_grid(inputs)
         if one or isinstance(inputs, (list, tuple, np.ndarray)):
             inputs = [inputs] if one else inputs
@@ -601,18 +605,24 @@ class PuzzleSolvingPipeline(Pipeline):
         except ValueError:  # grids of several sizes
             return False
         if len(shape) == 2:  # rows and columns, of another size as well; (S, S) are S puzzles of S tokens
-            return shape == (task.height, task.width) or shape[0] == shape[1] != task.seq_len
+            if shape == (task.height, task.width) or shape[0] == shape[1] != task.seq_len:
+                return True
+            return shape[1] != task.seq_len and math.isqrt(shape[1]) ** 2 != shape[1]  # no row is a puzzle by itself
         return len(shape) == 1 and shape != (0,)
 
     def _stream(self, inputs: Any, options: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
-        """Answers in order, `at_once` puzzles (default: a few batches) read ahead."""
+        """Answers in order, `at_once` puzzles read ahead; by default a few batches, then more at a time.
+
+        The first answers come soon, and later the drain of a batch at the end of each part counts for little.
+        """
         slots = options["batch_size"] or self.model.default_batch_size(self.device, torch.float32)
         at_once, done, waiting = at_once or 4 * slots, 0, []
+        most = max(at_once, 100 * slots)
         for puzzle in _rows(inputs):
             waiting.append(puzzle)
             if len(waiting) == at_once:
                 yield from self._solve(waiting, done + 1, options)
-                done, waiting = done + len(waiting), []
+                done, waiting, at_once = done + len(waiting), [], min(most, 4 * at_once)
         if waiting:
             yield from self._solve(waiting, done + 1, options)
 

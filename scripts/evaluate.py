@@ -207,9 +207,10 @@ def load_split(data: str, split: str, limit: int | None, models: list) -> Any:
         found = load_puzzles(data, split, limit=1).task
     except ValueError:
         found = task  # not a square grid, or a damaged row: the full reading says so
-    if all(takes_size(model.config, found) for model in models):
+    same_cells = (found.name, found.seq_len) == (task.name, task.seq_len)  # then the guess may have the wrong sides
+    if not same_cells and all(takes_size(model.config, found) for model in models):
         task = found
-    elif (found.name, found.seq_len) != (task.name, task.seq_len):
+    elif not same_cells:
         raise ValueError(f"{data} holds {found}, the model was made for {task}: choose the data or model that fits.")
     return load_puzzles(data, split, task=task, limit=limit)
 

@@ -237,6 +237,8 @@ def export(source: str, folder: Path, formats: list[str], check: str | None = No
         if "int8" in formats:
             export_int8(place / "model.onnx", place / "model_int8.onnx")
             steps["model_int8.onnx"] = onnx_step(place / "model_int8.onnx")
+            if "onnx" not in formats:
+                del steps["model.onnx"]  # only made on the way
         if "torch" in formats:
             program = export_torch(model)
             torch.export.save(program, place / "model.pt2")

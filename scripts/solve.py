@@ -18,6 +18,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -138,8 +139,9 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
     for block in blocks:
         lines = [line for line in block.split("\n") if line]
         # One puzzle a line, also of several sizes, or one drawn over several lines; what is neither is refused as a
-        # whole. A line of a drawn maze may look like a small maze, so other sizes count for Sudokus only.
-        each = not ours(block) and len(lines) > 1 and (ours(lines[0]) or all(map(_is_sudoku_of_any_size, lines)))
+        # whole. A line of a drawn maze may look like a small maze, but not every line has its own S and G.
+        each = len(lines) > 1 and any(map(all, (map(whole, lines) for whole in (_is_sudoku_of_any_size, _is_maze))))
+        each = not ours(block) and (len(lines) > 1 and ours(lines[0]) or each)
         puzzles += lines if each else [block]
     return puzzles
 
@@ -154,6 +156,14 @@ def _encodes(encode: Callable[[str], object], text: str) -> bool:
 
 def _is_sudoku_of_any_size(text: str) -> bool:
     return _encodes(lambda line: tasks_of([SudokuTask()], line), text)
+
+
+def _is_maze(text: str) -> bool:
+    return (
+        math.isqrt(len(text)) ** 2 == len(text)
+        and text.count("S") == text.count("G") == 1
+        and set(text) <= set("# SG")
+    )
 
 
 def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:

@@ -52,6 +52,14 @@ def test_the_json_has_what_design_promises(files):
     assert not list(files.glob("out.json.parts*"))
 
 
+def test_the_sides_of_a_model_hold_for_mazes_of_as_many_cells(tmp_path):
+    save_release(tiny_model(task="maze", grid_height=2, grid_width=8, position_embedding="rope2d"), tmp_path / "model")
+    maze = "S      #" + "#      G"  # 16 cells, which a guess would take for 4 x 4
+    (tmp_path / "test.csv").write_text(f"question,answer\n{maze},Soooooo##     oG\n")
+    puzzles = script.load_split(str(tmp_path / "test.csv"), "test", None, [load_model(tmp_path / "model", "cpu")])
+    assert (puzzles.task.height, puzzles.task.width) == (2, 8)
+
+
 def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     fields = {"task": "maze", "position_embedding": "rope2d", "head_relations": ["adjacent", "all"]}
     save_release(tiny_model(grid_height=3, **fields), tmp_path / "model")

@@ -75,6 +75,18 @@ def test_shapes_that_do_not_fit_are_refused(wrong):
         score(wrong, LABELS)
 
 
+def test_grids_that_are_not_square_need_their_sides_and_an_empty_evaluation_is_no_error(tmp_path, monkeypatch):
+    evaluate = pytest.importorskip("evaluate")
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    metric = evaluate.load(str(ROOT / "metrics" / "puzzle_accuracy"), cache_dir=str(tmp_path))
+    maze, path = [[3, 2, 2, 1, 1, 4]], [[3, 5, 5, 1, 1, 4]]
+    with pytest.raises(ValueError, match="pass height and width"):
+        metric.compute(predictions=path, references=path, inputs=maze, task="maze")
+    maze, path = [[3, 2, 4, 1, 1, 1]], [[3, 5, 4, 1, 1, 1]]
+    found = metric.compute(predictions=path, references=path, inputs=maze, task="maze", width=3)
+    assert found["valid_accuracy"] == 1.0
+
+
 def test_the_evaluate_module_gives_the_same_numbers_and_asks_the_rules(tmp_path, monkeypatch):
     evaluate = pytest.importorskip("evaluate")
     monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")

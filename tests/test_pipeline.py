@@ -100,6 +100,23 @@ def test_a_generator_is_not_read_to_its_end_at_once(pipe):
     assert len(drawn) <= 8
 
 
+def test_a_long_stream_is_read_in_growing_parts(pipe, monkeypatch):
+    parts = []
+    solve = pipe._solve
+    monkeypatch.setattr(pipe, "_solve", lambda puzzles, *rest: parts.append(len(puzzles)) or solve(puzzles, *rest))
+    assert len(list(pipe((PUZZLE for _ in range(200)), batch_size=1))) == 200
+    assert parts == [4, 16, 64, 100, 16]
+
+
+def test_a_grid_of_numbers_in_another_size_is_one_puzzle():
+    model = tiny_model(task="maze", grid_height=3, position_embedding="rope2d")
+    pipe = PuzzleSolvingPipeline(model=model, processor=AirProcessor.from_config(model.config))
+    grid = np.full((3, 5), 2)
+    grid[0, 0], grid[2, 4] = 3, 4
+    assert len(pipe(grid)["solution"]) == 15
+    assert pipe(np.array("S #  ## G"))["solution"] == pipe("S #  ## G")["solution"]
+
+
 def test_options_may_be_given_once_or_per_call(folder):
     pipe = transformers.pipeline("puzzle-solving", model=str(folder), device="cpu", attempts=2, max_act_steps=3)
     assert pipe(PUZZLE, halt="max")["act_steps"] == 6
@@ -368,3 +385,8 @@ def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):
     (tmp_path / "maze.txt").write_text("S #\n  #\n# G\n")
     assert solve_script.main(["--model", str(tmp_path / "maze"), str(tmp_path / "maze.txt"), "--halt", "max"]) == 0
     assert "│S #│" in capsys.readouterr().out
+
+
+def test_the_script_takes_mazes_of_another_size_one_a_line(tmp_path):
+    (tmp_path / "mazes.txt").write_text("S  # #  G  #### \nS  # # G   #### \n")
+    assert len(solve_script.read_puzzles(str(tmp_path / "mazes.txt"), [MazeTask(3)])) == 2

@@ -163,6 +163,34 @@ def test_every_kind_of_running_out_of_memory_halves_the_batch(monkeypatch, error
     assert stats["batch_size"] == 3 and 0 < stats["fill"] <= 1
 
 
+def test_running_out_of_memory_for_the_first_states_halves_the_batch_as_well(monkeypatch):
+    model = halting_model()
+    start = model.initial_carry
+
+    def small_device(batch_size, **kwargs):
+        if batch_size > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return start(batch_size, **kwargs)
+
+    wanted = model.solve(torch.from_numpy(puzzles_of(9)).long())
+    monkeypatch.setattr(model, "initial_carry", small_device)
+    with pytest.warns(UserWarning, match="Out of memory with 8 puzzles at a time: going on with 4"):
+        found = model.solve(torch.from_numpy(puzzles_of(9)).long(), batch_size=8)
+    assert torch.equal(found.predictions, wanted.predictions)
+
+
+def test_an_answer_in_int8_does_not_depend_on_its_neighbours():
+    model = halting_model(hidden_size=32)
+    inputs = torch.from_numpy(puzzles_of(9)).long()
+    alone, together = (model.solve(inputs, halt="q", dtype=torch.int8, batch_size=size) for size in (1, 9))
+    assert torch.equal(alone.logits, together.logits) and torch.equal(alone.act_steps, together.act_steps)
+
+
+def test_any_seed_makes_noise():
+    answers = solve_puzzles(tiny_model(), TASK, puzzles_of(2), attempts=2, noise=1.0, seed=2**50)
+    assert answers.attempts.tolist() == [2, 2]
+
+
 def test_attempts_work_where_progress_bars_are_switched_off():
     from transformers.utils import logging
 

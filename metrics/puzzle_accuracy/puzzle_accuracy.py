@@ -66,7 +66,7 @@ def _grids(name, rows):
     lengths = {len(row) for row in rows}
     if len(lengths) > 1:
         raise ValueError(f"{name} hold grids of different sizes, {sorted(lengths)} cells: score each size by itself.")
-    return np.asarray(rows, dtype=np.int64)
+    return np.asarray(rows, dtype=np.int64).reshape(len(rows), *lengths or (0,))
 
 
 def _rules(task, cells, height=None, width=None, box_height=None, box_width=None):
@@ -74,9 +74,10 @@ def _rules(task, cells, height=None, width=None, box_height=None, box_width=None
         from air_model.processing_air import make_task
     except ImportError as error:
         raise ImportError("The rules of the puzzles come with the package: pip install air-model.") from error
-    side = round(cells**0.5)
-    height = height or side
+    if height is None and width is None and round(cells**0.5) ** 2 != cells:
+        raise ValueError(f"inputs have {cells} cells, which is no square grid: pass height and width.")
+    height = height or (cells // width if width else round(cells**0.5))
     rules = make_task(task, height, width or cells // height, box_height, box_width)
     if rules.seq_len != cells:
-        raise ValueError(f"inputs have {cells} cells, which is no square grid: pass height and width.")
+        raise ValueError(f"inputs have {cells} cells, not {rules.height} x {rules.width}: check height and width.")
     return rules
