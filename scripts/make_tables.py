@@ -124,11 +124,20 @@ def is_published_protocol(run: dict[str, Any]) -> bool:
     return plain and run.get("steps") == run.get("max_steps") == reference["max_steps"]
 
 
+def share(percent: float) -> str:
+    """A percentage with one decimal, or as many as keep 99.97 from being 100."""
+    for digits in (1, 2, 3):
+        text = f"{percent:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or percent in (0.0, 100.0):
+            break
+    return text
+
+
 def summary(values: list[float]) -> str:
     """mean ± sample standard deviation; one value stands alone, none is an empty cell."""
     if not values:
         return ""
-    mean = f"{statistics.mean(values):.1f}"
+    mean = share(statistics.mean(values))
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
@@ -256,8 +265,8 @@ def runs_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
             f"`{run['name']}`", f"{run['task']} {run['grid'][0]}x{run['grid'][1]}", f"`{run['variant']}`", run["seed"],
             f"{run['steps']:,}", f"{run['wall_seconds'] / 60:.1f}", hardware.get("device", ""),
             "" if tflops is None else f"{tflops:.3g}",
-            "" if result is None else f"{result[0]:.1f}",
-            "" if best.get("exact_accuracy") is None else f"{100 * best['exact_accuracy']:.1f}",
+            "" if result is None else share(result[0]),
+            "" if best.get("exact_accuracy") is None else share(100 * best['exact_accuracy']),
             "" if result is None else f"{result[1] or best.get('n', 0):,}", run["date"][:10],
         ])  # fmt: skip
     header = [
@@ -295,7 +304,7 @@ def checkpoints_table(runs: list[dict[str, Any]], published: dict[str, Any], fol
             percent = [entry.get(k) for k in ("exact_accuracy", "valid_accuracy")]
             rows.append([
                 name, what, size, Path(str(settings.get("data", ""))).name, how,
-                f"{entry['n']:,}" if entry else "", *("" if p is None else f"{100 * p:.1f}" for p in percent),
+                f"{entry['n']:,}" if entry else "", *("" if p is None else share(100 * p) for p in percent),
                 "" if entry.get("mean_act_steps") is None else f"{entry['mean_act_steps']:.1f}", cost,
             ])  # fmt: skip
     header = [

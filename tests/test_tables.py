@@ -116,6 +116,12 @@ def test_a_full_evaluation_beside_the_run_replaces_its_subset():
     assert tables.accuracy(run) == (pytest.approx(55.0), 422786)
 
 
+def test_a_share_that_is_not_all_is_not_written_as_all():
+    assert [tables.share(x) for x in (100.0, 99.97, 99.996, 17.77, 0.02, 0.0)] == [
+        "100.0", "99.97", "99.996", "17.8", "0.02", "0.0",
+    ]  # fmt: skip
+
+
 def test_a_broken_line_is_named(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text(json.dumps(record()) + "\nnot json\n")
