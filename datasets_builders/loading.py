@@ -22,6 +22,7 @@ import numpy as np
 
 from air_model.processing_air import PAD, GridTask, make_task
 
+UNRATED = -1  # a row without a rating among rated ones; the metric knows the number as well
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
 COLUMNS = {"question": ("question", "q"), "answer": ("answer", "a"), "rating": ("rating",), "source": ("source",)}
 CHUNK = 50_000
@@ -273,14 +274,14 @@ def encode_many(texts: list[str], task: GridTask) -> tuple[np.ndarray, dict[int,
     return out, faults
 
 
-def parse_ratings(texts: list[str], faults: dict[int, str]) -> np.ndarray | None:
-    """Ratings int32 (N,), None if the column is missing or empty throughout."""
+def parse_ratings(texts: list[str], faults: dict[int, str], missing: int = 0) -> np.ndarray | None:
+    """Ratings int32 (N,), `missing` where a field is empty; None if the column is missing or empty throughout."""
     if not any(texts):
         return None
     out = np.zeros(len(texts), np.int32)
     for i, text in enumerate(texts):
         try:
-            out[i] = int(float(text)) if text else 0
+            out[i] = int(float(text)) if text else missing
         except (ValueError, OverflowError):
             faults.setdefault(i, f"the rating {text!r} is not a number")
     return out
@@ -315,7 +316,7 @@ def _load_csv(path: Path, task: str | GridTask | None, limit: int | None) -> Puz
         y, more = encode_many(answers, task)
         faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
         faults |= pair_faults(task, x, y, faults)
-        r = parse_ratings(rating, faults)
+        r = parse_ratings(rating, faults, missing=UNRATED)
         bad += [(first + i, first + i + 1, reason) for i, reason in sorted(faults.items())]
         inputs.append(x)
         labels.append(y)
@@ -328,7 +329,10 @@ def _load_csv(path: Path, task: str | GridTask | None, limit: int | None) -> Puz
         raise BadRows(str(path), bad, "Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out).")
     if not count:
         raise ValueError(f"{path} holds no puzzles below its header.")
-    rating = None if any(r is None for r in ratings) else np.concatenate(ratings)
+    rating = None
+    if any(r is not None for r in ratings):  # parts of a file without any count as unrated where others have one
+        parts = [np.full(len(x), UNRATED, np.int32) if r is None else r for x, r in zip(inputs, ratings)]
+        rating = np.concatenate(parts)
     return PuzzleSet(np.concatenate(inputs), np.concatenate(labels), task, rating, source=path.name)
 
 

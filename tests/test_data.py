@@ -319,6 +319,13 @@ def test_data_that_is_nowhere_gets_one_sentence(name, says):
         load_puzzles(name, "test")
 
 
+def test_a_row_without_a_rating_among_rated_ones_is_unrated(tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv", [("1...............", "1234341221434321", rating, "") for rating in (3, "", 5)]
+    )
+    assert load_puzzles(path, "train").rating.tolist() == [3, -1, 5]
+
+
 def test_a_missing_split_or_column_names_what_there_is(tmp_path):
     write_csv(tmp_path / "train_2.csv", sudoku_rows(2))
     with pytest.raises(FileNotFoundError, match="train_2.csv"):

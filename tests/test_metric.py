@@ -63,6 +63,13 @@ def test_buckets_cover_every_rating_once():
     ]
 
 
+def test_puzzles_without_a_rating_are_a_bucket_of_their_own():
+    rows = by_bucket(np.array([-1, 0, 7, -1]), np.array([True, False, True, False]), [0, 1, 10])
+    assert [(row["rating"], row["n"], row["exact_accuracy"]) for row in rows] == [
+        ("0", 1, 0.0), ("1-9", 1, 1.0), ("unrated", 2, 0.5),
+    ]  # fmt: skip
+
+
 def test_a_model_that_knows_what_it_knows_has_no_calibration_error():
     numbers = calibration(np.array([0.75] * 4 + [0.05] * 20), np.array([1, 1, 1, 0] + [1] + [0] * 19, bool))
     assert numbers["expected_calibration_error"] == pytest.approx(0.0)

@@ -113,16 +113,23 @@ def _cells(name: str, right: np.ndarray, counted: np.ndarray) -> dict[str, Any]:
 
 
 def by_bucket(rating: np.ndarray, exact: np.ndarray, edges: Sequence[int]) -> list[dict[str, Any]]:
-    """Exact accuracy per bucket of the rating, [edge, next edge); empty buckets are left out."""
-    rows = []
+    """Exact accuracy per bucket of the rating, [edge, next edge); empty buckets are left out.
+
+    Puzzles with the rating -1 have none: they come last, as "unrated".
+    """
+    rows, unrated = [], rating == -1
     for low, high in zip(edges, [*edges[1:], None]):
         inside = (rating >= low) if high is None else (rating >= low) & (rating < high)
         if low == edges[0]:
             inside |= rating < low
+        inside &= ~unrated
         if n := int(inside.sum()):
             label = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}-{high - 1}"
             hits = int(exact[inside].sum())
             rows.append({"rating": label, "n": n, "exact_accuracy": hits / n, "ci95": wilson(hits, n)})
+    if n := int(unrated.sum()):
+        hits = int(exact[unrated].sum())
+        rows.append({"rating": "unrated", "n": n, "exact_accuracy": hits / n, "ci95": wilson(hits, n)})
     return rows
 
 
