@@ -22,7 +22,7 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,18 @@ def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Pa
     import matplotlib.pyplot as plt
 
     written = []
+
+    def finish(figure: Any, variants: Collection[str], title: str, name: str) -> None:
+        axes = figure.axes[0]
+        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+        axes.set(ylabel="exact accuracy, %", ylim=(0, 101), title=title)
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # bars may reach to the top
+        axes.spines[["top", "right"]].set_visible(False)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / name, dpi=130, metadata={"Software": None})
+        plt.close(figure)
+        written.append(folder / name)
+
     for suite, variants in SUITES.items():
         for task in ("sudoku", "maze"):
             theirs = {v: published.get(suite, {}).get(v, {}).get(task) for v in variants}
@@ -394,30 +406,15 @@ def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Pa
                     axes.text(i + 0.2, 1, f"n={len(values)}", ha="center", fontsize=6, color="white")
             axes.bar(0, 0, color="#999999", label="published, n = 5")
             axes.bar(0, 0, color="#D55E00", label="ours")
-            axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
-            axes.set(ylabel="exact accuracy, %", ylim=(0, 100), title=f"{suite}, {task}")
-            axes.legend(frameon=False, fontsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
-            target = folder / f"{suite}_{task}.png"
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target, dpi=130, metadata={"Software": None})
-            plt.close(figure)
-            written.append(target)
+            finish(figure, variants, f"{suite}, {task}", f"{suite}_{task}.png")
     for what, variants in small_sweeps(runs).items():
         figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
         for i, mine in enumerate(variants.values()):
             values = [accuracy(r)[0] for r in mine]
             axes.bar(i, statistics.mean(values), 0.6, color="#D55E00", label=None if i else "mean")
             axes.plot([i] * len(values), values, "o", color="black", markersize=3, label=None if i else "a seed")
-        axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
-        axes.set(ylabel="exact accuracy, %", ylim=(0, 101), title=what)
-        axes.legend(frameon=False, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        target = folder / f"sweep_{re.sub(r'[^a-z0-9]+', '_', what.replace(',', '').lower()).strip('_')}.png"
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=130, metadata={"Software": None})
-        plt.close(figure)
-        written.append(target)
+        slug = re.sub(r"[^a-z0-9]+", "_", what.replace(",", "").lower()).strip("_")
+        finish(figure, variants, what, f"sweep_{slug}.png")
     return written
 
 
