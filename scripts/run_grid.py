@@ -358,8 +358,9 @@ def run_grid(
             if any(of("running", "taken")):
                 time.sleep(poll_seconds)
     except BaseException:  # no child is left behind, whatever ended the grid
-        print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
-        launcher.stop(list(of("running")))
+        if running := list(of("running")):
+            print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
+            launcher.stop(running)
         raise
     table.draw(states, last=True)
     return states
