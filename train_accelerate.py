@@ -150,6 +150,7 @@ class Trainer:
             seed=config.seed,
             augment=config.augment,
             easier_share=config.easier_share,
+            easier_most=config.easier_most,
             rank=self.rank,
             world=self.world,
             device=self._data_device(train_set),

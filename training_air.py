@@ -58,6 +58,7 @@ class TrainConfig:
     data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike
     augment: str = "symmetries"  # a fresh random symmetry for every copy (mazes: turned and re-labelled), or "none"
     easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
+    easier_most: float = 1.0  # the most of the open cells that such a copy shows: 0.2 keeps it near the hard ones
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test
     eval_limit: int = 512  # puzzles evaluated while training; 0 for all
@@ -127,7 +128,7 @@ class TrainConfig:
         for name in ("max_steps", "epochs"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
-        for name in ("easier_share", "halt_exploration_prob", "lr_min_ratio"):
+        for name in ("easier_share", "easier_most", "halt_exploration_prob", "lr_min_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
         for name in (
@@ -378,7 +379,7 @@ class PuzzleSampler:
     1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
     re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
     cells of the solution (of a maze: cells of the path), k uniform on {1, ..., open cells - 1} (for Sudokus the data
-    mixing of arXiv:2601.10679; for mazes our own).
+    mixing of arXiv:2601.10679; for mazes our own); `easier_most` below 1 cuts that range short (our own).
 
     Args:
         puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
@@ -394,13 +395,14 @@ class PuzzleSampler:
         seed: int,
         augment: str = "symmetries",
         easier_share: float = 0.0,
+        easier_most: float = 1.0,
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
         ignore_index: int = -100,
     ) -> None:
         self.task, self.seed, self.batch_size, self.ignore_index = puzzles.task, seed, batch_size, ignore_index
-        self.augment, self.easier_share = augment, easier_share
+        self.augment, self.easier_share, self.easier_most = augment, easier_share, easier_most
         self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.device = torch.device(device)
         inputs, labels = np.asarray(puzzles.inputs, np.uint8), np.asarray(puzzles.labels, np.uint8)
@@ -453,7 +455,7 @@ class PuzzleSampler:
             cells, tokens = sudoku_symmetries(self.task, uniform)
             inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
         if self.easier_share:
-            inputs = reveal(inputs, labels, uniform, self.easier_share)
+            inputs = reveal(inputs, labels, uniform, self.easier_share, self.easier_most)
         return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
 
 
@@ -476,13 +478,14 @@ def sudoku_symmetries(task: Any, uniform: Any) -> tuple[Tensor, Tensor]:
     return cells.flatten(1), torch.cat([fixed, digits], dim=1)
 
 
-def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float) -> Tensor:
-    """A `share` of the puzzles with k ~ U{1 .. open cells - 1} random open cells filled in from the labels, (B, S).
+def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, most: float = 1.0) -> Tensor:
+    """A `share` of the puzzles with k ~ U{1 .. most * (open cells - 1)} random open cells filled in, (B, S).
 
-    Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze.
+    Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze. k is 1
+    at least.
     """
     empty = (inputs != labels) & (labels != 0)
-    count = 1 + (uniform() * (empty.sum(1) - 1).clamp(min=0)).long()
+    count = 1 + (uniform() * ((empty.sum(1) - 1) * most).floor().clamp(min=0)).long()
     order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)

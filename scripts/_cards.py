@@ -238,8 +238,10 @@ def training_text(run: dict[str, Any] | None) -> str:
     lines = [f"- Data: {source}, {train.get('n', 0):,} puzzles"
              f" (fingerprint `{train.get('fingerprint', 'not recorded')}`)."]  # fmt: skip
     if config.get("augment"):
+        most = config.get("easier_most", 1.0)
         lines.append(
-            f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch."
+            f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch"
+            + ("." if most == 1.0 else f", which show at most {most:g} of the open cells.")
         )
     lines.append(
         f"- {run.get('steps', 0):,} optimizer steps in batches of {config.get('batch_size', '?')}, optimizer "

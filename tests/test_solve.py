@@ -202,7 +202,7 @@ def test_attempts_work_where_progress_bars_are_switched_off():
     assert answers.attempts.max() == 3
 
 
-def test_on_finish_may_add_rows_and_the_queue_says_which_come_first():
+def test_on_finish_may_add_rows_which_go_first_and_the_queue_says_the_order_of_the_others():
     model = halting_model()
     inputs = torch.from_numpy(puzzles_of(6)).long()
     order = []
@@ -212,7 +212,7 @@ def test_on_finish_may_add_rows_and_the_queue_says_which_come_first():
         return rows[rows < 3] + 3
 
     solution = model.solve(inputs, queue=torch.tensor([2, 0]), batch_size=1, on_finish=finish, return_rollout=True)
-    assert order == [2, 0, 5, 3]
+    assert order == [2, 5, 0, 3]  # further rows go before those that wait
     assert solution.act_steps.tolist() == [8, 0, 8, 8, 0, 8]
 
 

@@ -105,6 +105,7 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("variant=LxH", "'Lx_H'"),
         ("seed", "key=value"),
         ("easier_share=2", "between 0 and 1"),
+        ("easier_most=-1", "between 0 and 1"),
         ("cycles={5: [1, 1]}", "begin with step 0"),
         ("train_act_steps={5: 2}", "begin with step 0"),
         ("train_act_steps=0", "1 or more"),
@@ -213,6 +214,18 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert not (after & ~before).any() and (filled >= 1).all() and (filled < before.sum(1)).all()
     assert len(filled.unique()) > 4
     assert (batch.inputs == batch.labels)[~after].all()
+
+
+def test_easier_most_keeps_easier_copies_near_the_hard_ones():
+    puzzles = sudokus(24)
+    settings = {"seed": 0, "augment": "none", "easier_share": 1.0}
+    every = parts.PuzzleSampler(puzzles, 240, **settings).draw(1).inputs
+    near = parts.PuzzleSampler(puzzles, 240, **settings, easier_most=0.25).draw(1).inputs
+    index = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
+    blanks = (torch.from_numpy(puzzles.inputs)[index] == 1).sum(1)
+    shown = blanks - (near == 1).sum(1)
+    assert (shown >= 1).all() and (shown <= (0.25 * (blanks - 1)).floor().clamp(min=1)).all()
+    assert (shown < blanks - (every == 1).sum(1)).any() and len(shown.unique()) > 1
 
 
 def test_easier_mazes_show_some_but_not_all_of_the_path():

@@ -706,7 +706,7 @@ class AirModel(AirPreTrainedModel):
                 CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per position).
             return_logits: False saves B * S * V numbers. progress: show a bar.
             on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
-                return further rows to solve. queue: the rows to begin with, in order; default all.
+                return further rows to solve, which go first. queue: the rows to begin with, in order; default all.
 
         Returns:
             AirSolution, rows in the order of `input_ids`.
@@ -808,7 +808,8 @@ class AirModel(AirPreTrainedModel):
                     if on_finish is not None:
                         more = on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
                         if more is not None and len(more):
-                            waiting = torch.cat([waiting, more.to(device)])
+                            # They go first: a chain of attempts that starts late would run on in an empty batch.
+                            waiting = torch.cat([more.to(device), waiting])
                             announced += len(more)
                             bar.total = announced
                     rows, slots = rows[~done], AirCarry(*(z[~done] for z in _states(slots)))
