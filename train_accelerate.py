@@ -219,6 +219,7 @@ class Trainer:
             self.say(start_from(self.model, self.train.init_from))
             self.ema = self._new_ema()
             self.earlier_runs = earlier_runs(self.train.init_from)
+            self.step = self.train.start_step
 
     def _data_device(self, train_set: Any) -> torch.device:
         """The device, unless the puzzles would take more than a quarter of its free memory."""
@@ -381,12 +382,20 @@ class Trainer:
                     with self.pausing():
                         self._count(before, begin_step, begin, begin_seconds)
                         self.save()
+                        if not done:
+                            self.tell(self.seconds - begin_seconds)
                 if stop and not done:
                     self.stop_reason = "time limit" if late else "signal"
                     break
         finally:
             self.seconds = begin_seconds + time.perf_counter() - begin
             bar.close()
+
+    def tell(self, session_seconds: float) -> None:
+        """run.json of a run that goes on: whoever takes a checkpoint's weights learns how far they have come."""
+        if self.is_main:
+            with contextlib.suppress(OSError):  # a full disk stops no run
+                write_json(self.output_dir / "run.json", self.report("running", session_seconds))
 
     def _count(self, before: dict[str, float], begin_step: int, begin: float, begin_seconds: float) -> None:
         """Bring the clocks up to now."""

@@ -66,6 +66,7 @@ class TrainConfig:
     eval_batch_size: int = 0  # 0: batch_size of a process
 
     init_from: str = ""  # model folder or Hub id whose weights the run starts from (fine-tuning); "" starts fresh
+    start_step: int = 0  # the step that init_from has reached: schedule and puzzles go on there, the optimizer anew
 
     max_steps: int | None = None  # the budget, in optimizer steps ...
     epochs: float | None = None  # ... or in passes over the base puzzles; give one of the two
@@ -138,6 +139,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value} must be a number of 0 or more.")
+        if self.start_step and not (self.init_from and 0 < self.start_step < (self.max_steps or math.inf)):
+            raise ValueError(
+                f"start_step={self.start_step} must lie between 0 and max_steps={self.max_steps}, and needs "
+                "init_from: the weights that have come so far."
+            )
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")

@@ -97,6 +97,7 @@ def published_recipe(task: str, variant: str) -> dict[str, Any]:
     name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(task)
     if name is None or variant not in VARIANTS:
         return {}
+    name = f"hrm_{task}" if variant == "HRM" else name  # its own optimizer has another update scale
     recipe = read_recipe(name, [f"variant={variant}"])
     model = {k: v for k, v in recipe.model.items() if k != "variant"}
     grid = {"sudoku": 9, "maze": 30}[task]
@@ -215,10 +216,9 @@ def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any
 
 
 def scale_of(run: dict[str, Any]) -> tuple:
-    """What two runs must share to stand in one table: everything but variant, seed and names."""
-    config = {
-        k: v for k, v in run["config"].items() if k not in ("variant", "seed", "run_name", *VARIANTS[run["variant"]])
-    }
+    """What two runs must share to stand in one table: everything but variant, seed, names and what a variant fixes."""
+    own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
+    config = {k: v for k, v in run["config"].items() if k not in own}
     return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
 
 
@@ -454,7 +454,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    wanted[arguments.tables] = page
+    # The tables' links are the README's; this page lies elsewhere.
+    up = os.path.relpath(ROOT, arguments.tables.resolve().parent)
+    wanted[arguments.tables] = page.replace("](checkpoints/", f"]({up}/checkpoints/")
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     if arguments.check:

@@ -8,12 +8,14 @@
 
 The first call starts training in a process session of its own and waits; further calls find it still running, wait
 again, and copy out. Training resumes by itself from its newest checkpoint under --work-dir. When it is done the same
-call evaluates it on the dev rows and writes one parcel: bf16 weights in shards under 16 MB, run.json, evaluations,
-curves, at most 8 files. A later session on another machine goes on from a parcel with init_from=PARCEL.
+call evaluates it on the dev rows. Every call leaves one parcel: bf16 weights in shards under 16 MB, run.json, the
+evaluations so far, curves, at most 8 files. On another machine `--go-on PARCEL` takes the weights of a parcel and
+counts on from its step; the optimizer, which a parcel has no room for, starts anew.
 """  # noqa: E501
 
 import argparse
 import datetime
+import difflib
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,8 +109,26 @@ def state_of(name: str) -> str:
     return "open"
 
 
+ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard": "maze_hard"}
+
+
+def analysis_row(name: str, data: str) -> str:
+    """The row of issue 9's last step: the analyses of a checkpoint that an earlier row made."""
+    output = Path("results") / f"analysis_{name.removeprefix('air-').replace('-', '_')}"
+    done = (ROOT / output).is_dir()
+    state = "done" if done else "open" if (ROOT / "checkpoints" / name).is_dir() else "open, waits for the checkpoint"
+    command = f"python scripts/analyze.py report --model checkpoints/{name} --data .data/{data} --limit 1000"
+    goal = "which state commits, does freezing harm, which one is local"
+    return f"| analysis-{name} | {goal} | `{command} --output-dir {output}` | 5 | {state} |"
+
+
 def command_of(name: str) -> str:
     return f'python scripts/run_queue.py {name} --data-root .data --output-dir "$OUT" --minutes 9'
+
+
+def made() -> str:
+    count = sum(state_of(name) != "open" for name in QUEUE)
+    return str(count) if count else "None"
 
 
 def write_queue() -> Path:
@@ -116,9 +137,13 @@ def write_queue() -> Path:
         "# Runs that wait for an H100 or H200",
         "",
         "Written by `python scripts/run_queue.py --write`. Minutes are computed (PERF.md of the project's notes), not",
-        "measured. On the machine: `pip install adam-atan2-pytorch` (or carry its wheel) and the real puzzles as",
-        "`.data/sudoku_extreme/{train_1000,dev_1175}.csv.gz` and `.data/maze_hard/{train_1000,dev_500}.csv.gz`.",
-        "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout.",
+        f"measured. {made()} of these {len(QUEUE)} runs were made so far: each is one command from running on a GPU.",
+        "",
+        "Two ignored folders travel to the machine: `.data`, which holds the real puzzles as",
+        "`sudoku_extreme/{train_1000,dev_1175}.csv.gz` and `maze_hard/{train_1000,dev_500}.csv.gz`, and `.wheels`,",
+        "filled by `pip download --no-deps -d .wheels adam-atan2-pytorch`: the runs find the wheel by themselves.",
+        "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout. A run that",
+        "one lease does not finish goes on in the next one: `--go-on PARCEL`, which counts on from its step.",
         "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`.",
         "",
         "| run | goal | command | minutes | state |",
@@ -126,11 +151,7 @@ def write_queue() -> Path:
     ]
     for name, item in QUEUE.items():
         lines.append(f"| {name} | {item.goal} | `{command_of(name)}` | {item.minutes:g} | {state_of(name)} |")
-    lines += [
-        "",
-        "Afterwards, of the checkpoints of rows 1 and 4: `python scripts/analyze.py report --model checkpoints/NAME "
-        "--data .data/… --limit 1000 --output-dir results/NAME`.",
-    ]
+    lines += [analysis_row(name, data) for name, data in ANALYSES.items()]
     path = ROOT / "results" / "QUEUE.md"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -138,20 +159,46 @@ def write_queue() -> Path:
 
 def alive(pid_file: Path) -> bool:
     try:
-        os.kill(int(pid_file.read_text()), 0)
+        pid = int(pid_file.read_text())
+        os.kill(pid, 0)
     except (OSError, ValueError):
         return False
-    return True
+    try:  # where nobody reaps it, a dead process stays as a zombie, which signals still find
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     """Detached, so that it outlives the command that starts it."""
     item = QUEUE[name]
     overrides = [*item.overrides, *(REHEARSAL if args.rehearse else []), *args.overrides]
+    if args.go_on:
+        steps = read_record(args.go_on / "run.json").get("steps") or 0
+        overrides += [f"init_from={args.go_on}", f"start_step={steps}"]
+    asked = work / "asked.json"
+    if asked.is_file() and json.loads(asked.read_text()) != overrides:
+        raise ValueError(
+            f"{work} holds a run with {' '.join(json.loads(asked.read_text())) or 'no overrides'}; this call asks for "
+            f"{' '.join(overrides) or 'none'}. Give the same ones, or another --work-dir."
+        )
+    if status_of(work / "run") == "finished" or alive(work / "pid"):
+        return
+    asked.write_text(json.dumps(overrides))
     command = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", item.recipe, "--resume"]
     command += ["--output-dir", str(work / "run"), f"data={args.data_root / item.data}", *overrides]
-    log = (work / "train.log").open("a")
-    process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    log = (work / "train.log").open("w")  # what an earlier try said is no answer to why this one stopped
+    # A wheel of plain Python is imported as it lies: the machine may have no registry to install it from.
+    wheels = [str(path) for path in sorted((ROOT / ".wheels").glob("*.whl"))]
+    path = os.pathsep.join([*wheels, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     (work / "pid").write_text(str(process.pid))
     print(f"started: {' '.join(command)}", flush=True)
 
@@ -181,22 +228,35 @@ def wait(work: Path, seconds: float) -> None:
             pass
 
 
-def evaluate_all(name: str, args: argparse.Namespace, work: Path) -> None:
-    """The evaluations of a row, each once; a killed one goes on at the next call."""
-    from air_model.scripts import evaluate
+def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: float, brought: Callable) -> bool:
+    """The evaluations of a row, each once, as long as there is time; `brought()` after each. True when all are done.
 
+    One that is cut off goes on at the next call, from the rows that it has answered.
+    """
     item, data = QUEUE[name], str(args.data_root / QUEUE[name].data)
     small = ["--limit", "2"] if args.rehearse else []
     common = ["--model", str(work / "run" / "model"), "--data", data, "--split", "dev", *small]
-    for label, options in item.evaluations.items():
-        output = work / "evaluations" / f"{label}.json"
-        if not output.exists():
-            output.parent.mkdir(exist_ok=True)
-            if evaluate.main([*common, *options, "--by-rating", "--output", str(output)]):
-                raise SystemExit(f"evaluation {label} failed; call again to repeat it")
-    if item.curve and not (work / "evaluations" / "curve.png").exists():
+    jobs = {label: [*options, "--by-rating"] for label, options in item.evaluations.items()}
+    if item.curve:
         options = ["--max-act-steps", "8", "--attempts", "2"] if args.rehearse else item.curve
-        evaluate.main([*common, *options, "--curve", str(work / "evaluations" / "curve.png")])
+        jobs["curve"] = [*options, "--curve", str(work / "evaluations" / "curve.png")]
+    for label, options in jobs.items():
+        output = work / "evaluations" / f"{label}.json"
+        if output.exists():
+            continue
+        left = deadline - time.monotonic()
+        if left < 5:
+            return False
+        output.parent.mkdir(exist_ok=True)
+        command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *common, *options, "--output", str(output)]
+        try:
+            subprocess.run(command, check=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            return False
+        except subprocess.CalledProcessError:
+            raise ValueError(f"The evaluation {label} failed, see above; call again to repeat it.") from None
+        brought()
+    return True
 
 
 def newest_weights(run: Path) -> Path | None:
@@ -207,8 +267,23 @@ def newest_weights(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def write_parcel(work: Path, target: Path) -> None:
-    """bf16 weights in shards, run.json, all evaluations in one file, curves: at most 8 files."""
+def read_record(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}: give the folder that a run of the queue wrote.")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): bring the parcel back once more.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a record: bring the parcel back once more.")
+    return found
+
+
+def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
+    """bf16 weights in shards, run.json, all evaluations in one file, curves: at most 8 files.
+
+    A finished run without a place under checkpoints/ brings its numbers alone: eight files are all that travel.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -219,20 +294,23 @@ def write_parcel(work: Path, target: Path) -> None:
     if source is None:
         print("nothing to copy out yet: no checkpoint was written")
         return
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    run = read_record(work / "run" / "run.json")
     if (source / "config.json").is_file():
-        model = AirModel.from_pretrained(source, dtype=torch.bfloat16)
+        model = AirModel.from_pretrained(source, dtype=torch.bfloat16) if with_weights else None
     else:
-        model = AirModel(AirConfig.from_dict(json.loads((work / "run" / "run.json").read_text())["model_config"]))
+        model = AirModel(AirConfig.from_dict(run["model_config"]))
         weights = source / "ema.safetensors"
         state = load_file(source / "model.safetensors") | (load_file(weights) if weights.is_file() else {})
         model.load_state_dict(state)
         model.to(torch.bfloat16)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    model.save_pretrained(target, max_shard_size="15MB")
-    for extra in target.glob("*.py"):
-        extra.unlink()
-    shutil.copyfile(work / "run" / "run.json", target / "run.json")
+        run["steps"] = int(source.name.rsplit("_", 1)[1])  # of these weights, whatever the record says by now
+    if model is not None:
+        model.save_pretrained(target, max_shard_size="15MB")
+        for extra in target.glob("*.py"):
+            extra.unlink()
+    (target / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((work / "evaluations").glob("*.json"))}
     if evaluations:
         (target / "evaluations.json").write_text(json.dumps(evaluations))
@@ -244,25 +322,63 @@ def write_parcel(work: Path, target: Path) -> None:
     assert len(sizes) <= 8 and max(sizes.values()) < 16e6, sizes
 
 
-def collect(name: str, parcel: Path) -> None:
-    """A finished parcel into checkpoints/ (with its card), its numbers into results/."""
+def check_parcel(name: str, run: dict, evaluations: dict) -> None:
+    """Whether a parcel is of this row, whole, and no rehearsal.
+
+    Raises:
+        ValueError: what differs.
+    """
+    from air_model.training_air import read_recipe
+
     item = QUEUE[name]
-    if not (parcel / "run.json").is_file():
-        raise FileNotFoundError(f"{parcel} holds no run.json: --collect takes the folder that a run wrote.")
-    run = json.loads((parcel / "run.json").read_text())
+    wanted = read_recipe(item.recipe, ["data=x", *item.overrides])
+    wanted = {**wanted.flat(), "variant": wanted.model["variant"]}
+    found = {"variant": run.get("variant"), **(run.get("config") or {})}
+    keys = ("variant", "task", "seed", "max_steps", "batch_size", "hidden_size", "num_hidden_layers", "optimizer")
+    other = [f"{key}={found.get(key)!r} instead of {wanted[key]!r}" for key in keys if found.get(key) != wanted[key]]
+    if other:
+        raise ValueError(f"The parcel is not of {name}: {', '.join(other)}. Nothing was taken.")
+    for label in item.evaluations:
+        evaluation = evaluations.get(label)
+        if not isinstance(evaluation, dict) or not {"n", "exact_accuracy"} <= set(evaluation):
+            raise ValueError(f"evaluations.json has no {label!r}: repeat {name}'s command, which goes on evaluating.")
+        if (limit := (evaluation.get("settings") or {}).get("limit")) is not None:
+            raise ValueError(f"The evaluation {label} is of {limit} puzzles, not of all dev rows. Nothing was taken.")
+
+
+def collect(name: str, parcel: Path) -> None:
+    """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing."""
+    item, run = QUEUE[name], read_record(parcel / "run.json")
     if run.get("status") != "finished":
-        raise ValueError(f"The run is {run.get('status')}: go on with it (init_from={parcel}), then collect.")
-    evaluations = json.loads((parcel / "evaluations.json").read_text())
-    results = ROOT / "results" / "queue"
-    results.mkdir(parents=True, exist_ok=True)
-    headline = {**evaluations["max-16"], "run": name}
-    (results / f"{name}.json").write_text(json.dumps(headline, indent=1) + "\n")
-    with (ROOT / "results" / "runs.jsonl").open("a") as file:
-        collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        file.write(json.dumps({**run, "evaluation": headline, "collected": collected}) + "\n")
+        raise ValueError(f"The run is {run.get('status')}: go on with it (--go-on {parcel}), then collect.")
+    evaluations = read_record(parcel / "evaluations.json")
+    check_parcel(name, run, evaluations)
+    thought = evaluations.pop("curve", None)
     if item.checkpoint:
         ship(parcel, ROOT / "checkpoints" / item.checkpoint, evaluations)
+    results = ROOT / "results" / "queue"
+    results.mkdir(parents=True, exist_ok=True)
+    if thought is not None:
+        (results / f"{name}-curve.json").write_text(json.dumps(thought, indent=1) + "\n")
+        if (parcel / "thought.png").is_file():
+            shutil.copyfile(parcel / "thought.png", results / f"{name}-curve.png")
+    headline = {**evaluations["max-16"], "run": name}
+    (results / f"{name}.json").write_text(json.dumps(headline, indent=1) + "\n")
+    record(run, headline)
     write_queue()
+
+
+def record(run: dict, headline: dict) -> None:
+    """The run into results/runs.jsonl, once."""
+    path = ROOT / "results" / "runs.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        known = json.loads(line)
+        if {k: v for k, v in known.items() if k not in ("evaluation", "collected")} == run:
+            print(f"{path.name} holds this run already.")
+            return
+    with path.open("a") as file:
+        collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        file.write(json.dumps({**run, "evaluation": headline, "collected": collected}) + "\n")
 
 
 def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
@@ -297,33 +413,53 @@ def refresh() -> None:
 
 
 def run_item(name: str, args: argparse.Namespace) -> int:
-    work = args.work_dir / name
+    item, folder = QUEUE[name], f"{name}-rehearsal" if args.rehearse else name
+    work, target = args.work_dir / folder, args.output_dir / folder
     work.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + args.minutes * 60
-    if status_of(work / "run") != "finished" and not alive(work / "pid"):
-        start_training(name, args, work)
     # The last minute is for copying out.
-    wait(work, deadline - time.monotonic() - (0 if args.rehearse else 60))
+    deadline = time.monotonic() + args.minutes * 60 - (0 if args.rehearse else 60)
+    start_training(name, args, work)
+    wait(work, deadline - time.monotonic())
     status = status_of(work / "run")
     if not alive(work / "pid") and status != "finished":
         print((work / "train.log").read_text()[-2000:])
-        print(f"{name} stopped ({status}); the same command goes on from its newest checkpoint.", file=sys.stderr)
+        held = newest_weights(work / "run") is not None
+        then = "the same command goes on from its newest checkpoint" if held else "mend what it says, and call again"
+        print(f"{name} stopped ({status}); {then}.", file=sys.stderr)
         return 1
-    if status == "finished":
-        evaluate_all(name, args, work)
-    write_parcel(work, args.output_dir / name)
-    print(f"{name}: {'done' if status == 'finished' else 'still training; repeat the command'}")
+
+    def bring() -> None:
+        write_parcel(work, target, with_weights=bool(item.checkpoint))
+
+    bring()  # before the evaluations: a call that is cut off in one has brought the weights
+    if status != "finished":
+        print(f"{name}: still training; repeat the command")
+    elif not evaluate_all(name, args, work, deadline, bring):
+        print(f"{name}: trained, still evaluating; repeat the command")
+    else:
+        print(f"{name}: done")
     return 0
+
+
+def row_name(text: str) -> str:
+    if text not in QUEUE:
+        near = difflib.get_close_matches(text, QUEUE, 1)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no row of the queue"
+            + (f"; did you mean {near[0]!r}?" if near else ": `python scripts/run_queue.py` lists them.")
+        )
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", choices=[*QUEUE], metavar="RUN", help="a row of the queue")
+    parser.add_argument("name", nargs="?", type=row_name, metavar="RUN", help="a row of the queue")
     parser.add_argument("--data-root", type=Path, default=Path(".data"), help="holds sudoku_extreme/ and maze_hard/")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/queue"), help="stays on the machine")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/parcels"), help="what to bring back")
     parser.add_argument("--minutes", type=float, default=9.0, help="return after this long, finished or not")
     parser.add_argument("--rehearse", action="store_true", help="the same, with a tiny model and 20 steps")
+    parser.add_argument("--go-on", type=Path, metavar="PARCEL", help="weights and step of a run on an earlier machine")
     parser.add_argument("--collect", type=Path, metavar="PARCEL", help="take a finished parcel into the repository")
     parser.add_argument("--write", action="store_true", help="write results/QUEUE.md")
     parser.add_argument("--refresh", action="store_true", help="today's code and card into every shipped checkpoint")
@@ -334,6 +470,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"wrote {write_queue().relative_to(ROOT)}")
         elif args.refresh:
             refresh()
+        elif args.name is None and args.collect:
+            raise ValueError(f"Name the row that {args.collect} is of: run_queue.py RUN --collect {args.collect}.")
         elif args.name is None:
             for name, item in QUEUE.items():
                 print(f"{name:26} {item.minutes:4g} min  {state_of(name)}")

@@ -1,6 +1,8 @@
 """The queue of GPU runs: its page is generated, its rows fit the recipes, its parcels fit the machine's limits."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_an_unfinished_run_ships_its_averaged_weights_in_bfloat16(tmp_path):
 def test_only_finished_runs_are_collected(tmp_path, capsys):
     run_queue.write_parcel(work_folder(tmp_path, "stopped"), tmp_path / "parcel")
     assert run_queue.main(["sudoku-published", "--collect", str(tmp_path / "parcel")]) == 1
-    assert "init_from" in capsys.readouterr().err
+    assert "--go-on" in capsys.readouterr().err
     assert run_queue.main(["sudoku-published", "--collect", str(tmp_path / "nowhere")]) == 1
     assert "holds no run.json" in capsys.readouterr().err
 
@@ -63,3 +65,124 @@ def test_shipped_checkpoints_fit_the_repository():
     files = [path for path in (ROOT / "checkpoints").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 50e6
     assert all(path.stat().st_size < 16e6 for path in files if path.suffix == ".safetensors")
+
+
+@pytest.fixture
+def tiny_row(tmp_path, monkeypatch):
+    """A repository of its own with one row, and a finished parcel of it: (root, parcel)."""
+    model = tiny_model()
+    size = {"hidden_size": model.config.hidden_size, "num_hidden_layers": model.config.num_hidden_layers}
+    overrides = ("max_steps=5", "batch_size=4", *(f"{key}={value}" for key, value in size.items()))
+    item = run_queue.Item(
+        "a test",
+        "sudoku_extreme",
+        "x",
+        1,
+        overrides,
+        "air-tiny",
+        {"max-16": ("--halt", "max")},
+        curve=("--attempts", "2"),
+    )
+    root = tmp_path / "root"
+    (root / "results").mkdir(parents=True)
+    monkeypatch.setattr(run_queue, "ROOT", root)
+    monkeypatch.setattr(run_queue, "QUEUE", {"tiny": item})
+    parcel = tmp_path / "parcel"
+    model.save_pretrained(parcel)
+    recipe = read_recipe("sudoku_extreme", ["data=x", *overrides])
+    run = {"status": "finished", "task": "sudoku", "variant": "Lx_H", "seed": 0, "steps": 5, "max_steps": 5}
+    (parcel / "run.json").write_text(json.dumps({**run, "config": recipe.flat()}))
+    measured = {"n": 2, "exact_accuracy": 0.5, "date": "2026-11-25", "settings": {"limit": None, "halt": "max"}}
+    (parcel / "evaluations.json").write_text(json.dumps({"max-16": measured, "curve": {"curves": {}}}))
+    (parcel / "thought.png").write_bytes(b"png")
+    return root, parcel
+
+
+def kept(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_a_parcel_is_collected_with_its_curve_and_only_once(tiny_row):
+    root, parcel = tiny_row
+    for _ in range(2):
+        assert run_queue.main(["tiny", "--collect", str(parcel)]) == 0
+        assert len((root / "results" / "runs.jsonl").read_text().splitlines()) == 1
+    assert {"results/queue/tiny.json", "results/queue/tiny-curve.json", "results/queue/tiny-curve.png"} <= set(
+        kept(root)
+    )
+    assert (root / "checkpoints" / "air-tiny" / "model.safetensors").is_file()
+    assert "done: 50.0% exact of 2" in (root / "results" / "QUEUE.md").read_text()
+
+
+def damage(parcel, how):
+    if how == "truncated weights":
+        (parcel / "model.safetensors").write_bytes((parcel / "model.safetensors").read_bytes()[:-100])
+    elif how == "no evaluations":
+        (parcel / "evaluations.json").unlink()
+    elif how == "broken evaluations":
+        (parcel / "evaluations.json").write_text('{"max-16": {')
+    elif how == "empty evaluations":
+        (parcel / "evaluations.json").write_text("{}")
+    else:
+        record = json.loads((parcel / "run.json").read_text())
+        evaluations = json.loads((parcel / "evaluations.json").read_text())
+        if how == "a rehearsal":
+            evaluations["max-16"]["settings"]["limit"] = 2
+        elif how == "another seed":
+            record["config"]["seed"] = 3
+        else:
+            record["config"]["variant"] = "HRM"
+        (parcel / "run.json").write_text(json.dumps(record))
+        (parcel / "evaluations.json").write_text(json.dumps(evaluations))
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ("truncated weights", "safetensors"),
+        ("no evaluations", "holds no evaluations.json"),
+        ("broken evaluations", "is no JSON"),
+        ("empty evaluations", "has no 'max-16'"),
+        ("a rehearsal", "not of all dev rows"),
+        ("another seed", "seed=3 instead of 0"),
+        ("another variant", "variant='HRM' instead of 'Lx_H'"),
+    ],
+)
+def test_a_parcel_that_is_not_whole_or_not_of_the_row_leaves_nothing_behind(tiny_row, capsys, how, says):
+    root, parcel = tiny_row
+    damage(parcel, how)
+    assert run_queue.main(["tiny", "--collect", str(parcel)]) == 1
+    assert says in capsys.readouterr().err
+    assert kept(root) == []
+
+
+def test_a_call_for_another_run_in_the_same_folder_is_refused(tiny_row, tmp_path, capsys):
+    work = tmp_path / "w" / "tiny"
+    work.mkdir(parents=True)
+    (work / "asked.json").write_text('["seed=0"]')
+    assert run_queue.main(["tiny", "seed=7", "--work-dir", str(tmp_path / "w")]) == 1
+    assert "another --work-dir" in capsys.readouterr().err
+
+
+def test_a_zombie_is_no_running_training(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    (tmp_path / "pid").write_text(str(pid))
+    while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        pass
+    try:
+        assert not run_queue.alive(tmp_path / "pid")
+    finally:
+        os.waitpid(pid, 0)
+
+
+def test_a_mistyped_row_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        run_queue.main(["sudoku-publshed"])
+    assert "did you mean 'sudoku-published'?" in capsys.readouterr().err
+
+
+def test_the_record_of_an_unfinished_parcel_says_how_far_its_weights_have_come(tmp_path):
+    run_queue.write_parcel(work_folder(tmp_path, "running"), tmp_path / "parcel")
+    assert json.loads((tmp_path / "parcel" / "run.json").read_text())["steps"] == 7

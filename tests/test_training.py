@@ -106,6 +106,7 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("seed", "key=value"),
         ("easier_share=2", "between 0 and 1"),
         ("easier_most=-1", "between 0 and 1"),
+        ("start_step=3", "needs init_from"),
         ("cycles={5: [1, 1]}", "begin with step 0"),
         ("train_act_steps={5: 2}", "begin with step 0"),
         ("train_act_steps=0", "1 or more"),
@@ -214,6 +215,26 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert not (after & ~before).any() and (filled >= 1).all() and (filled < before.sum(1)).all()
     assert len(filled.unique()) > 4
     assert (batch.inputs == batch.labels)[~after].all()
+
+
+def test_start_step_counts_on_where_an_earlier_machine_stopped(tmp_path, recipe):
+    assert recipe("first", max_steps=4, eval_every=0) == 0
+    source = str(tmp_path / "first" / "model_last")
+    assert recipe("second", init_from=source, start_step=4, max_steps=10, log_every=1, eval_every=0) == 0
+    record = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert record["steps"] == 10 and record["earlier_runs"][0]["steps"] == 4
+    logged = [json.loads(line)["step"] for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert min(logged) == 5
+
+
+def test_the_record_of_a_running_training_says_how_far_its_checkpoints_are(tmp_path, recipe, monkeypatch):
+    told = []
+    real = ta.Trainer.tell
+    monkeypatch.setattr(ta.Trainer, "tell", lambda self, seconds: (real(self, seconds), told.append(
+        json.loads((self.output_dir / "run.json").read_text()))))  # fmt: skip
+    assert recipe("run", max_steps=10, save_every=4) == 0
+    assert [(record["status"], record["steps"]) for record in told] == [("running", 4), ("running", 8)]
+    assert all(record["wall_seconds"] > 0 for record in told)
 
 
 def test_easier_most_keeps_easier_copies_near_the_hard_ones():
