@@ -17,7 +17,9 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
+import sys
 import time
 import types
 import typing
@@ -705,6 +707,12 @@ def portable(value: Any) -> Any:
     if isinstance(value, list):
         return [portable(v) for v in value]
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def command_line() -> str:
+    """What this process was started with, absolute paths cut to their last part."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(["python", *("=".join(map(portable, word.split("=", 1))) for word in words)])
 
 
 def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:

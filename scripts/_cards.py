@@ -4,7 +4,7 @@ No number here is typed by hand. What was not measured is said to be not measure
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from air_model.configuration_air import AirConfig
@@ -74,8 +74,12 @@ def protocol(evaluation: dict[str, Any], run: dict[str, Any] | None) -> dict[str
 
 
 def data_name(evaluation: dict[str, Any]) -> str:
+    """The data set by its name: the folder that it lay in on some machine tells a reader nothing."""
     data = setting(evaluation, "data", "dataset")
-    return str(data) if data else "unnamed data"
+    if not data or data in HUB_DATASETS:
+        return str(data) if data else "unnamed data"
+    name = PurePath(str(data)).name
+    return {"sudoku_extreme": "Sudoku-Extreme", "maze_hard": "Maze-30x30-Hard"}.get(name, name)
 
 
 def during_training(run: dict[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
@@ -178,6 +182,12 @@ def measured_text(evaluations: list[tuple[str, dict[str, Any]]], run: dict[str, 
         row = [where, data, f"{evaluation['n']:,}", *values, ", ".join(how)]
         row += ["" if steps is None else f"{steps:.2f}", str(facts.get("training_seed", ""))]
         lines.append("| " + " | ".join(row) + " |")
+    for name, evaluation in evaluations:
+        if rows := [row for row in evaluation.get("by_rating") or [] if row.get("n")]:
+            lines += ["", f"By rating (`{name}`):", "", "| rating | n | exact |", "|---|---|---|"]
+            for row in rows:
+                exact = with_interval({"exact": row["exact_accuracy"], "exact_ci95": row.get("ci95")}, "exact")
+                lines.append(f"| {row['rating']} | {row['n']:,} | {exact} |")
     lines += [
         "",
         "Exact: the whole grid equals the label. Valid: the rules of the puzzle accept the answer, whatever the label;"
@@ -205,6 +215,17 @@ def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
     )
 
 
+def sizes_text(config: AirConfig) -> str:
+    """Which grids it computes: its own size, and where no weight belongs to a cell others as well."""
+    from air_model.pipeline_air import takes_size
+    from air_model.processing_air import make_task
+
+    own = f"grids of {config.grid_height} x {config.grid_width} cells"
+    if config.task == "maze" and takes_size(config, make_task("maze", config.grid_height + 1, config.grid_width + 1)):
+        return f"{own} (and, less surely, of other sizes: see what was measured)"
+    return own
+
+
 def limits_text(config: AirConfig, evaluations: list[tuple[str, dict[str, Any]]], run: dict[str, Any] | None) -> str:
     """What is known to fail, from the evaluations; what is not known is said to be unknown."""
     lines = []
@@ -212,7 +233,9 @@ def limits_text(config: AirConfig, evaluations: list[tuple[str, dict[str, Any]]]
     if train.get("n"):
         lines.append(f"- Trained on {train['n']:,} puzzles; other distributions of difficulty were not part of it.")
     for name, evaluation in evaluations:
-        wrong = 1 - evaluation["exact_accuracy"]
+        # A maze has many shortest paths: an answer that is another one than the label's is no failure.
+        by_rules = config.task == "maze" and evaluation.get("valid_accuracy") is not None
+        wrong = 1 - evaluation["valid_accuracy" if by_rules else "exact_accuracy"]
         how = protocol(evaluation, run).get("protocol", "protocol not recorded")
         where = f"{data_name(evaluation)} ({how}; {name})"
         lines.append(f"- Fails on {percent(wrong)} of the {evaluation['n']:,} puzzles of {where}.")
@@ -223,7 +246,7 @@ def limits_text(config: AirConfig, evaluations: list[tuple[str, dict[str, Any]]]
     if not evaluations:
         lines.append("- Where it fails was not measured.")
     lines.append(
-        f"- It takes {config.grid_height} x {config.grid_width} grids of this task only, and it always answers: a"
+        f"- It takes {sizes_text(config)} of this task only, and it always answers: a"
         " wrong answer looks like a right one. Let the rules decide (`valid`), not the confidence."
     )
     return "\n".join(lines)
@@ -242,6 +265,14 @@ def training_text(run: dict[str, Any] | None) -> str:
         lines.append(
             f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch"
             + ("." if most == 1.0 else f", which show at most {most:g} of the open cells.")
+        )
+    earlier, before = run.get("earlier_runs") or [], config.get("start_step") or 0
+    if earlier:
+        parts = ", ".join(f"`{part.get('name')}` ({part.get('steps') or 0:,} steps)" for part in earlier)
+        total = sum(part.get("steps") or 0 for part in earlier) + run.get("steps", 0) - before
+        lines.append(
+            f"- It went on from the weights of earlier runs: {parts}; {total:,} steps in all. What follows, and the"
+            " data above, are of the last run."
         )
     lines.append(
         f"- {run.get('steps', 0):,} optimizer steps in batches of {config.get('batch_size', '?')}, optimizer "
@@ -306,7 +337,7 @@ def model_card(
         "measured": measured_text(evaluations, run),
         "architecture": architecture_text(config, counts),
         "puzzles": f"{size} {task}",
-        "size": size,
+        "sizes": sizes_text(config),
         "limits": limits_text(config, evaluations, run),
         "training": training_text(run),
         "cost": cost_text(run),

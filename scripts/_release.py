@@ -340,7 +340,8 @@ def model_figures(source: Path, config: AirConfig, folder: Path) -> list[tuple[s
     """(file name, caption) of pictures made from this checkpoint: a roll-out, and the run's learning curve."""
     pictures = []
     (folder / "figures").mkdir(exist_ok=True)
-    curve = next((p for p in (source / "curve.png", source.parent / "curve.png") if p.is_file()), None)
+    places = (source / "curve.png", source.parent / "curve.png", source / "figures" / "curve.png")
+    curve = next((path for path in places if path.is_file()), None)
     example = example_puzzle(config)
     if example is not None:
         import torch

@@ -370,6 +370,9 @@ def collect(name: str, parcel: Path) -> None:
 
 def record(run: dict, headline: dict) -> None:
     """The run into results/runs.jsonl, once."""
+    from air_model.training_air import portable
+
+    run = portable(run)
     path = ROOT / "results" / "runs.jsonl"
     for line in path.read_text().splitlines() if path.is_file() else []:
         known = json.loads(line)
@@ -407,8 +410,6 @@ def refresh() -> None:
             evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((target / "results").glob("*.json"))}
             with tempfile.TemporaryDirectory() as temporary:
                 source = shutil.copytree(target, Path(temporary) / "model")
-                if (source / "figures" / "curve.png").is_file():  # where a run leaves it
-                    (source / "figures" / "curve.png").rename(source / "curve.png")
                 ship(source, target, evaluations)
 
 

@@ -11,6 +11,7 @@ All computing is `solve_puzzles` on `AirModel.solve`; the updates come out throu
 """
 
 import json
+import math
 import queue
 import re
 import threading
@@ -359,8 +360,14 @@ def find_checkpoints(sources: str | None = None) -> list[Checkpoint]:
     if not found:
         config = AirConfig(task="sudoku", grid_height=6, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
         return [Checkpoint("untrained-6x6", None, config)]
-    # The best answers first, and among equals the larger puzzle: that is what a visitor meets.
-    return _with_unique_keys(sorted(found, key=lambda c: (-round(c.accuracy or 0, 1), -c.config.seq_len)))
+    # What a visitor meets: a puzzle of real size if a model solves most of them, then the best answers, then the size.
+    return _with_unique_keys(sorted(found, key=_first_met))
+
+
+def _first_met(checkpoint: Checkpoint) -> tuple:
+    accuracy, config = checkpoint.accuracy or 0.0, checkpoint.config
+    is_real = config.seq_len >= {"sudoku": 81, "maze": 900}.get(config.task, math.inf)
+    return (not (is_real and accuracy >= 0.5), -round(accuracy, 1), -config.seq_len)
 
 
 def _named(name: str) -> Checkpoint:

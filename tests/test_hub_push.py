@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from localhub import OTHER, READER, WRITER, Fault, LocalHub
 from safetensors.torch import save_file
 
+from air_model.configuration_air import AirConfig
 from air_model.pipeline_air import save_release
 from air_model.scripts import _hub, push_to_hub
 
@@ -513,3 +514,16 @@ def test_help_shows_copy_paste_examples(capsys):
 
 
 assert os.environ.get("HF_HUB_OFFLINE") == "1"  # nothing here may reach the real Hub by accident
+
+
+def test_a_card_names_earlier_runs_other_sizes_and_valid_failures_of_mazes():
+    from air_model.scripts._cards import limits_text, training_text
+
+    run = {"steps": 10, "config": {"augment": "none"}, "earlier_runs": [{"name": "first", "steps": 1500}]}
+    assert "`first` (1,500 steps); 1,510 steps in all" in training_text(run)
+    run["config"]["start_step"] = 4
+    assert "1,506 steps in all" in training_text(run)
+    config = AirConfig(task="maze", grid_height=12, vocab_size=6, position_embedding="rope2d", prefix_length=1)
+    text = limits_text(config, [("x.json", {"n": 10, "exact_accuracy": 0.5, "valid_accuracy": 0.9})], None)
+    assert "Fails on 10.00 %" in text and "of other sizes" in text
+    assert "of other sizes" not in limits_text(AirConfig(task="sudoku", grid_height=9), [], None)

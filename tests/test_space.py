@@ -474,3 +474,14 @@ def test_requirements_agree_with_the_package():
 
 def test_importing_the_page_leaves_no_files_behind():
     assert not list(Path(app.__file__).parent.glob("*.pyi"))
+
+
+def test_a_real_sized_puzzle_that_is_mostly_solved_comes_before_small_ones():
+    from air_model.configuration_air import AirConfig
+    from air_model.spaces_demo.engine import Checkpoint, _first_met
+
+    maze = Checkpoint("maze", None, AirConfig(task="maze", grid_height=12, vocab_size=6), 0.96)
+    poor = Checkpoint("poor", None, AirConfig(task="sudoku", grid_height=9), 0.2)
+    good = Checkpoint("good", None, AirConfig(task="sudoku", grid_height=9), 0.6)
+    assert sorted([poor, maze], key=_first_met) == [maze, poor]
+    assert sorted([poor, maze, good], key=_first_met) == [good, maze, poor]

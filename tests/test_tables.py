@@ -187,3 +187,22 @@ def test_an_evaluation_with_another_budget_of_steps_says_so(tmp_path):
         (tmp_path / "m" / f"{most}.json").write_text(json.dumps(evaluation))
     table = tables.checkpoints_table([], PUBLISHED, tmp_path)
     assert table.count("adaptive halting") == 2 and table.count("adaptive halting, 64 at most") == 1
+
+
+def test_hrm_by_its_own_recipe_counts_and_shares_a_table_with_the_others():
+    own = record("HRM")
+    own["config"] = {**own["config"], "atan2_scale": 1.0}
+    assert tables.is_published_protocol(own)
+    short = [record("Lx_H"), own]
+    for run in short:
+        run.update(steps=10, max_steps=10, config={**run["config"], "max_steps": 10})
+    (sweep,) = tables.small_sweeps(short).values()
+    assert set(sweep) == {"Lx_H", "HRM"}
+
+
+def test_the_page_of_tables_links_from_where_it_lies():
+    import re
+
+    page = ROOT / "results" / "TABLES.md"
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert links and all((page.parent / link).exists() for link in links if "://" not in link)
