@@ -113,7 +113,7 @@ ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard": "maze_hard"
 
 
 def analysis_row(name: str, data: str) -> str:
-    """The row of issue 9's last step: the analyses of a checkpoint that an earlier row made."""
+    """A row for the analyses of a checkpoint that an earlier row made."""
     output = Path("results") / f"analysis_{name.removeprefix('air-').replace('-', '_')}"
     done = (ROOT / output).is_dir()
     state = "done" if done else "open" if (ROOT / "checkpoints" / name).is_dir() else "open, waits for the checkpoint"
@@ -169,6 +169,23 @@ def alive(pid_file: Path) -> bool:
         return True
 
 
+def differences(recipe: str, overrides: list[str], folder: Path) -> list[str]:
+    """What the run of a folder has otherwise than the recipe with these overrides; [] where no run has begun."""
+    from air_model.training_air import FREE_ON_RESUME, read_recipe
+
+    if not (folder / "run.json").is_file():
+        return []
+    run, wanted = read_record(folder / "run.json"), read_recipe(recipe, ["data=x", *overrides])
+    found, wanted = {"variant": run.get("variant"), **(run.get("config") or {})}, wanted.flat()
+    keys = ["variant", "task", "seed", "max_steps", "batch_size", "hidden_size", "num_hidden_layers", "optimizer"]
+    keys += [word.split("=", 1)[0] for word in overrides]
+    return [
+        f"{key}={found.get(key)!r} instead of {wanted[key]!r}"
+        for key in dict.fromkeys(keys)
+        if key not in FREE_ON_RESUME and found.get(key) != wanted[key]
+    ]
+
+
 def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     """Detached, so that it outlives the command that starts it."""
     item = QUEUE[name]
@@ -176,17 +193,20 @@ def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     if args.go_on:
         steps = read_record(args.go_on / "run.json").get("steps") or 0
         overrides += [f"init_from={args.go_on}", f"start_step={steps}"]
-    asked = work / "asked.json"
-    if asked.is_file() and json.loads(asked.read_text()) != overrides:
+    if other := differences(item.recipe, overrides, work / "run"):
         raise ValueError(
-            f"{work} holds a run with {' '.join(json.loads(asked.read_text())) or 'no overrides'}; this call asks for "
-            f"{' '.join(overrides) or 'none'}. Give the same ones, or another --work-dir."
+            f"{work} holds another run: {', '.join(other)}. Ask for the same one, or give another --work-dir."
         )
     if status_of(work / "run") == "finished" or alive(work / "pid"):
         return
-    asked.write_text(json.dumps(overrides))
     command = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", item.recipe, "--resume"]
-    command += ["--output-dir", str(work / "run"), f"data={args.data_root / item.data}", *overrides]
+    command += [
+        "--output-dir",
+        str(work / "run"),
+        f"data={args.data_root / item.data}",
+        f"run_name={name}",
+        *overrides,
+    ]
     log = (work / "train.log").open("w")  # what an earlier try said is no answer to why this one stopped
     # A wheel of plain Python is imported as it lies: the machine may have no registry to install it from.
     wheels = [str(path) for path in sorted((ROOT / ".wheels").glob("*.whl"))]
@@ -322,21 +342,14 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
     assert len(sizes) <= 8 and max(sizes.values()) < 16e6, sizes
 
 
-def check_parcel(name: str, run: dict, evaluations: dict) -> None:
+def check_parcel(name: str, parcel: Path, evaluations: dict) -> None:
     """Whether a parcel is of this row, whole, and no rehearsal.
 
     Raises:
         ValueError: what differs.
     """
-    from air_model.training_air import read_recipe
-
     item = QUEUE[name]
-    wanted = read_recipe(item.recipe, ["data=x", *item.overrides])
-    wanted = {**wanted.flat(), "variant": wanted.model["variant"]}
-    found = {"variant": run.get("variant"), **(run.get("config") or {})}
-    keys = ("variant", "task", "seed", "max_steps", "batch_size", "hidden_size", "num_hidden_layers", "optimizer")
-    other = [f"{key}={found.get(key)!r} instead of {wanted[key]!r}" for key in keys if found.get(key) != wanted[key]]
-    if other:
+    if other := differences(item.recipe, [*item.overrides], parcel):
         raise ValueError(f"The parcel is not of {name}: {', '.join(other)}. Nothing was taken.")
     for label in item.evaluations:
         evaluation = evaluations.get(label)
@@ -348,11 +361,13 @@ def check_parcel(name: str, run: dict, evaluations: dict) -> None:
 
 def collect(name: str, parcel: Path) -> None:
     """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing."""
+    from air_model.training_air import append_runs_to
+
     item, run = QUEUE[name], read_record(parcel / "run.json")
     if run.get("status") != "finished":
         raise ValueError(f"The run is {run.get('status')}: go on with it (--go-on {parcel}), then collect.")
     evaluations = read_record(parcel / "evaluations.json")
-    check_parcel(name, run, evaluations)
+    check_parcel(name, parcel, evaluations)
     thought = evaluations.pop("curve", None)
     if item.checkpoint:
         ship(parcel, ROOT / "checkpoints" / item.checkpoint, evaluations)
@@ -364,24 +379,9 @@ def collect(name: str, parcel: Path) -> None:
             shutil.copyfile(parcel / "thought.png", results / f"{name}-curve.png")
     headline = {**evaluations["max-16"], "run": name}
     (results / f"{name}.json").write_text(json.dumps(headline, indent=1) + "\n")
-    record(run, headline)
+    collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    append_runs_to(ROOT / "results" / "runs.jsonl", [{**run, "evaluation": headline, "collected": collected}])
     write_queue()
-
-
-def record(run: dict, headline: dict) -> None:
-    """The run into results/runs.jsonl, once."""
-    from air_model.training_air import portable
-
-    run = portable(run)
-    path = ROOT / "results" / "runs.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        known = json.loads(line)
-        if {k: v for k, v in known.items() if k not in ("evaluation", "collected")} == run:
-            print(f"{path.name} holds this run already.")
-            return
-    with path.open("a") as file:
-        collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        file.write(json.dumps({**run, "evaluation": headline, "collected": collected}) + "\n")
 
 
 def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def tiny_row(tmp_path, monkeypatch):
     model.save_pretrained(parcel)
     recipe = read_recipe("sudoku_extreme", ["data=x", *overrides])
     run = {"status": "finished", "task": "sudoku", "variant": "Lx_H", "seed": 0, "steps": 5, "max_steps": 5}
+    run |= {"name": "tiny", "date": "2026-11-25"}
     (parcel / "run.json").write_text(json.dumps({**run, "config": recipe.flat()}))
     measured = {"n": 2, "exact_accuracy": 0.5, "date": "2026-11-25", "settings": {"limit": None, "halt": "max"}}
     (parcel / "evaluations.json").write_text(json.dumps({"max-16": measured, "curve": {"curves": {}}}))
@@ -157,11 +159,11 @@ def test_a_parcel_that_is_not_whole_or_not_of_the_row_leaves_nothing_behind(tiny
 
 
 def test_a_call_for_another_run_in_the_same_folder_is_refused(tiny_row, tmp_path, capsys):
-    work = tmp_path / "w" / "tiny"
+    work = tmp_path / "w" / "tiny" / "run"
     work.mkdir(parents=True)
-    (work / "asked.json").write_text('["seed=0"]')
+    shutil.copyfile(tiny_row[1] / "run.json", work / "run.json")
     assert run_queue.main(["tiny", "seed=7", "--work-dir", str(tmp_path / "w")]) == 1
-    assert "another --work-dir" in capsys.readouterr().err
+    assert "seed=0 instead of 7" in (said := capsys.readouterr().err) and "another --work-dir" in said
 
 
 def test_a_zombie_is_no_running_training(tmp_path):
