@@ -37,7 +37,7 @@ import torch
 
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import load_model, solve_puzzles
+from air_model.pipeline_air import device_of, load_model, solve_puzzles
 from air_model.processing_air import GridTask, task_from_config
 from air_model.train_accelerate import environment
 from air_model.training_air import forward_flops, write_json
@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(args.device)
         self.clock: Callable[[], float] = time.process_time if args.cpu_time else time.perf_counter
         if args.model:
             self.model = load_model(args.model, self.device)
@@ -270,7 +270,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--cpu-time", action="store_true", help="measure CPU seconds of this process, not the wall clock")
     add("--output", type=Path)
     args = parser.parse_intermixed_args(argv)
-    bench = Bench(args)
+    if word := next((word for word in args.overrides if "=" not in word), None):
+        parser.error(f"{word!r} is no key=value.")
+    try:
+        bench = Bench(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     rows = bench.halting() if args.halting else bench.batches() + bench.one_puzzle()
     if args.onnx:
         rows += bench.exported()

@@ -807,7 +807,8 @@ def load_model(
             model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
     except Exception as error:  # safetensors, the Hub's client and transformers have no common error
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise ValueError(f"{source} cannot be loaded as an AIR model: {reason}") from error
+        where = "" if folder.exists() else " There is no folder of that name here either."
+        raise ValueError(f"{source} cannot be loaded as an AIR model: {reason}{where}") from error
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"{source} cannot be loaded as an AIR model: its weights lack {', '.join(lacking[:3])}.")
     return model.to(device).eval()
