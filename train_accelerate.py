@@ -76,8 +76,10 @@ from air_model.training_air import (
     read_tensors,
     recipe_differences,
     save_tensors,
+    slow_products,
     step_metrics,
     training_flops,
+    use_onednn,
     write_json,
 )
 
@@ -166,10 +168,12 @@ class Trainer:
         if config.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(self.device).train()
-        if self.bf16 and self.device.type == "cpu" and self.config.num_stack_positions <= 256:
+        if self.bf16 and self.device.type == "cpu" and self.config.num_stack_positions <= 200:
             # torch's fused attention trains slowly in bf16 on CPUs: over 82 positions plain products take a quarter of
-            # its time, over 145 two fifths, over 901 twice as long (results/LOG.md).
+            # its time, over 145 two fifths, over 197 as long, over 226 a third longer (results/LOG.md).
             self.model.set_attn_implementation("eager")
+        if self.device.type == "cpu" and not self.bf16 and slow_products():
+            use_onednn(self.model)
         self.optimizers = build_optimizers(
             self.model,
             config.optimizer,

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -35,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.modeling_air import AirCarry
+from air_model.modeling_air import AirCarry, AirLinear
 from air_model.optim_air import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -629,6 +630,50 @@ def compile_mode(asked: str, device_type: str, flops: float) -> str:
     return "default" if device_type == "cuda" or (device_type == "cpu" and flops >= WORTH_COMPILING) else "off"
 
 
+def slow_products() -> bool:
+    """Whether torch's float32 products are slow here: they are MKL's, and this x86 processor is not Intel's."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    maker = platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        maker = next((line for line in lines if line.startswith("vendor_id")), maker)
+    return platform.machine() in ("x86_64", "AMD64") and "Intel" not in maker
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Train the linear layers of 64 and more on both sides with oneDNN's products; it is slower in narrower ones."""
+    for module in model.modules():
+        if isinstance(module, AirLinear) and min(module.weight.shape) >= 64:
+            module.product = onednn_linear
+
+
+@torch.library.custom_op("air::onednn_linear", mutates_args=())
+def onednn_linear(h: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear(h, weight)` in float32 by oneDNN, forward and backward: (..., in), (out, in) -> (..., out).
+
+    On AMD processors it is about twice as fast as MKL's product, which torch takes (results/LOG.md).
+    """
+    return torch.ops.mkldnn._linear_pointwise(h, weight, None, "none", [], "")
+
+
+@onednn_linear.register_fake
+def _(h: Tensor, weight: Tensor) -> Tensor:
+    return h.new_empty(*h.shape[:-1], len(weight))
+
+
+def _onednn_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    h, weight = ctx.saved_tensors
+    rows, seen = grad.flatten(0, -2), h.flatten(0, -2)
+    # Narrow weights have few outputs to share out and long sums, where oneDNN is slower than MKL (results/LOG.md).
+    of_weight = onednn_linear(rows.t(), seen.t()) if min(weight.shape) >= 256 else rows.t() @ seen
+    return onednn_linear(grad, weight.t()), of_weight
+
+
+onednn_linear.register_autograd(
+    _onednn_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
+
+
 # Dense bf16 peak of common cards, TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "4090": 165, "5090": 209, "3090": 71}
 
@@ -642,18 +687,22 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def matmul_tflops(
-    device: torch.device, dtype: torch.dtype, seconds: float = 0.3, clock: Callable[[], float] = time.perf_counter
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float = 0.3,
+    clock: Callable[[], float] = time.perf_counter,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> float:
-    """This machine's own rate in a large matrix product, TFLOP/s: what a training step could reach at best."""
+    """This machine's own rate in a large square matrix product, TFLOP/s; where torch's is slow, steps exceed it."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    a @ b
+    product(a, b)
     best, begin = 0.0, clock()
     while clock() - begin < seconds:
         sync()
         start = clock()
-        a @ b
+        product(a, b)
         sync()
         best = max(best, 2 * n**3 / (clock() - start))
     return best / 1e12

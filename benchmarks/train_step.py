@@ -173,6 +173,8 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
         "seconds_to_first_step": first,
     }
     row["matmul_tflops"] = product
+    if device.type == "cpu" and not trainer.bf16 and parts.slow_products():
+        row["onednn_tflops"] = parts.matmul_tflops(device, dtype, clock=clock, product=parts.onednn_linear)
     for name, values in times.items():
         best = statistics.median(values)
         row[name] = {
@@ -218,7 +220,8 @@ def show(row: dict[str, Any]) -> None:
     if row.get("out_of_memory"):
         print(f"batch {row['batch_size']:5d}: out of memory")
         return
-    print(f"large matrix product: {row['matmul_tflops']:.3f} TFLOP/s")
+    onednn = f", oneDNN's {row['onednn_tflops']:.3f}" if "onednn_tflops" in row else ""
+    print(f"large matrix product: {row['matmul_tflops']:.3f} TFLOP/s{onednn}")
     for name in ("ours", "public, eager", "public, compiled"):
         if name in row:
             r = row[name]

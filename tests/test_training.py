@@ -392,6 +392,36 @@ def test_a_cpu_compiles_long_runs_only_and_does_what_the_recipe_says_otherwise()
     assert (parts.compile_mode("off", "cuda", 1e18), parts.compile_mode("default", "cpu", 1)) == ("off", "default")
 
 
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("width", [5, 256])
+def test_onednns_product_has_the_values_and_gradients_of_torchs(width):
+    torch.manual_seed(0)
+    h, weight = torch.randn(2, 3, width, requires_grad=True), torch.randn(width + 1, width, requires_grad=True)
+    for ours, plain in zip(*(
+        (out := product(h, weight), *torch.autograd.grad((out**2).sum(), (h, weight)))
+        for product in (parts.onednn_linear, torch.nn.functional.linear)
+    )):  # fmt: skip
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-2)
+
+
+@needs_onednn
+def test_training_with_onednns_products_equals_training_with_torchs_within_rounding(tmp_path, monkeypatch):
+    runs = []
+    for slow in (False, True):
+        monkeypatch.setattr(ta, "slow_products", lambda slow=slow: slow)
+        runs.append(trainer(tmp_path, hidden_size=64, intermediate_size=64, lr=1e-3))
+        for _ in range(5):
+            runs[-1].train_step()
+    products = [module.product for module in runs[1].model.modules() if hasattr(module, "product")]
+    assert products.count(parts.onednn_linear) == 4  # of the block; the head has too few outputs
+    assert not any(module.__dict__.get("product") for module in runs[0].model.modules())
+    for a, b in zip(*(run.model.parameters() for run in runs)):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_compiled_training_equals_eager_training_within_rounding(tmp_path):
     runs = [trainer(tmp_path, compile=mode) for mode in ("off", "default")]
