@@ -111,6 +111,21 @@ def test_continuous_batching_keeps_the_batch_full():
     assert solution.stats["slot_steps"] == int(solution.act_steps.sum())
 
 
+def test_sudokus_with_few_clues_start_first_so_that_none_runs_on_alone():
+    inputs = torch.from_numpy(puzzles_of(40)).long()
+    inputs[-1] = 1  # no clue at all
+    steps = torch.where((inputs == 1).all(1), 8, 1)
+    left = steps.clone()
+
+    def halt(rows, predictions):
+        left[rows] -= 1
+        return left[rows] == 0
+
+    solution = halting_model().solve(inputs, halt=halt, batch_size=4)
+    assert solution.act_steps.tolist() == steps.tolist()
+    assert solution.stats["passes"] == 12  # 47 steps in four slots; 17 with the longest one last
+
+
 @pytest.mark.parametrize("halt", ["max", "q"])
 def test_the_engines_own_batch_stays_full(halt):
     answers = solve_puzzles(halting_model(), None, puzzles_of(1300), halt=halt)

@@ -707,7 +707,7 @@ class AirModel(AirPreTrainedModel):
                 CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per position).
             return_logits: False saves B * S * V numbers. progress: show a bar.
             on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
-                return further rows to solve, which go first. queue: the rows to begin with, in order; default all.
+                return further rows to solve, which go first. queue: the rows to begin with; default all.
 
         Returns:
             AirSolution, rows in the order of `input_ids`.
@@ -753,6 +753,9 @@ class AirModel(AirPreTrainedModel):
             return AirCarry(z_h=carry.z_h[at].to(device, dtype), z_l=carry.z_l[at].to(device, dtype), steps=steps)
 
         waiting = torch.arange(total, device=device) if queue is None else queue.to(device)
+        if halt != "max" and config.task == "sudoku":
+            # Few clues mean many steps: begun first, such puzzles do not run on in an empty batch at the end.
+            waiting = waiting[(input_ids[waiting] == 1).sum(1).argsort(descending=True, stable=True)]
         rows, slots, slot_steps, passes, capacity = waiting[:0], None, 0, 0, 0
         announced = len(waiting)  # not read from the bar: transformers' bar has no total where bars are switched off
         bar = logging.tqdm(total=announced, unit="puzzle", disable=not progress)
