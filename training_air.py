@@ -34,9 +34,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.modeling_air import AirCarry, AirLinear
+from air_model.modeling_air import AirCarry, AirLinear, AirModel
 from air_model.optim_air import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -68,7 +69,8 @@ class TrainConfig:
     final_eval_limit: int | None = None  # puzzles of the evaluation at the end; None: eval_limit, 0: all
     eval_batch_size: int = 0  # 0: batch_size of a process
 
-    init_from: str = ""  # model folder or Hub id whose weights the run starts from (fine-tuning); "" starts fresh
+    # Model folder or Hub id whose weights the run starts from (fine-tuning); one of half the width is widened.
+    init_from: str = ""
     start_step: int = 0  # the step that init_from has reached: schedule and puzzles go on there, the optimizer anew
 
     max_steps: int | None = None  # the budget, in optimizer steps ...
@@ -742,6 +744,63 @@ def earlier_runs(source: str) -> list[dict[str, Any]]:
             run = json.loads(file.read_text())
             return [*run.get("earlier_runs", []), {k: run.get(k) for k in ("name", "steps", "wall_seconds")}]
     return []
+
+
+def widened(model: AirModel, noise: float = 0.01, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of a model twice as wide (hidden, intermediate and head size) that computes the same, plus `noise`.
+
+    Every unit of a state, a SwiGLU and a head's values is there twice, and what reads it is shared out between the two
+    at random, so that they learn apart (Net2WiderNet, arXiv:1511.05641). Queries and keys keep their frequencies and
+    get new ones between them that weigh nothing at first. `noise` is relative to each matrix.
+    """
+    generator, heads = torch.Generator().manual_seed(seed), model.config.num_attention_heads
+
+    def shared(weight: Tensor) -> Tensor:  # (out, in) -> (out, 2 in)
+        part = 0.2 + 0.6 * torch.rand(weight.shape, generator=generator)
+        return torch.cat([part * weight, (1 - part) * weight], dim=-1)
+
+    def twice(weight: Tensor) -> Tensor:  # (out, ...) -> (2 out, ...)
+        return torch.cat([weight, weight])
+
+    wide = {}
+    for name, weight in model.state_dict().items():
+        weight, kind = weight.float().cpu(), name.split(".")[-2] if "." in name else name
+        if ".mlp_t." in name or name == "q_head.bias":
+            wide[name] = weight.clone()
+        elif kind == "qkv_proj":
+            d, size = weight.shape[1], weight.shape[0] // 3 // heads
+            query, key, value = weight.view(3, heads, size, d)
+            old = torch.zeros(2 * size, dtype=torch.bool)
+            old[::2] = True  # frequency j of the narrow head is frequency 2 j of the wide one
+            parts = []
+            # A wide head divides by the root of 2 more.
+            for one, of_new in ((query * 2**0.5, noise), (key, 1.0)):
+                fresh = torch.randn(heads, 2 * size, 2 * d, generator=generator) * (0.3 * of_new * one.std() / 2**0.5)
+                fresh[:, old] = shared(one)
+                parts.append(fresh)
+            parts.append(torch.cat([shared(value), shared(value)], dim=1))
+            wide[name] = torch.stack(parts).flatten(0, 2)
+        elif kind == "o_proj":
+            wide[name] = twice(shared(weight.view(len(weight), heads, -1)).flatten(1))
+        elif kind == "gate_up_proj":
+            gate, up = weight.chunk(2)
+            wide[name] = torch.cat([shared(gate), shared(gate), shared(up), shared(up)])
+        elif kind in ("down_proj", "input_proj"):
+            wide[name] = twice(shared(weight))
+        elif kind in ("lm_head", "q_head"):
+            wide[name] = shared(weight)
+        elif kind == "puzzle_embedding":
+            config = model.config
+            cells = F.pad(weight, (0, config.prefix_length * config.hidden_size - weight.shape[1]))
+            cells = cells.view(len(weight), config.prefix_length, -1)
+            wide[name] = (torch.cat([cells, cells], dim=2) / 2**0.5).flatten(1)
+        elif weight.dim() == 2:  # embeddings, which are scaled by the root of the width
+            wide[name] = torch.cat([weight, weight], dim=1) / 2**0.5
+        else:
+            wide[name] = twice(weight)
+        if kind.endswith("_proj"):
+            wide[name] += noise * weight.std() / 2**0.5 * torch.randn(wide[name].shape, generator=generator)
+    return wide
 
 
 def all_seconds(run: dict[str, Any]) -> float:

@@ -433,6 +433,39 @@ def test_compiled_training_equals_eager_training_within_rounding(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"position_embedding": "rope2d", "head_relations": ["row", "all"], "cell_embedding": True},
+        {"position_embedding": "learned", "shared_block": False, "input_operator": "tanh_linear"},
+        {"level_token": "prepend_keep", "position_embedding": "rope"},
+        {"token_mixer": "mlp", "position_embedding": "none", "level_token": "add"},
+    ],
+)
+def test_a_widened_model_computes_what_the_narrow_one_did(tmp_path, values):
+    narrow = trainer(tmp_path, **values).model
+    with torch.no_grad():
+        for parameter in narrow.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    wide = trainer(tmp_path, **values, hidden_size=32, intermediate_size=64).model
+    weights = parts.widened(narrow, noise=0.0)
+    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in wide.state_dict().items()}
+    wide.load_state_dict(weights)
+    inputs = torch.from_numpy(sudokus(4).inputs).long()
+    old, new = (model.solve(inputs, max_act_steps=2) for model in (narrow, wide))
+    torch.testing.assert_close(old.logits, new.logits, rtol=1e-3, atol=1e-3)
+    assert (narrow.lm_head.weight[:, 0] / wide.lm_head.weight[:, 0]).std() > 0.1  # shared out unevenly
+
+
+def test_a_run_may_start_from_a_model_of_half_its_width(recipe, tmp_path, capsys):
+    assert recipe("narrow", max_steps=2) == 0
+    source = str(tmp_path / "narrow" / "model_last")
+    assert recipe("wide", init_from=source, hidden_size=32, intermediate_size=64, max_steps=2) == 0
+    assert "widened from 16 to 32" in capsys.readouterr().err
+    assert recipe("wider", init_from=source, hidden_size=64, intermediate_size=128, max_steps=2) == 1
+    assert "twice its hidden_size" in capsys.readouterr().err
+
+
 # ---- a run and its files
 
 
