@@ -134,12 +134,13 @@ class TrainConfig:
         for name in ("max_steps", "epochs"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
-        for name in ("easier_share", "easier_most", "halt_exploration_prob", "lr_min_ratio"):
+        for name in ("easier_share", "easier_most", "halt_exploration_prob", "lr_min_ratio", "tail_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
         for name in (
             "lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema",
-            "grad_clip", "max_minutes", "final_eval_limit",
+            "grad_clip", "max_minutes", "final_eval_limit", "eval_batch_size", "puzzle_weight_decay",
+            "muon_weight_decay", "atan2_scale", "seed", "data_seed",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -268,7 +269,7 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
         if overrides.get(mine) is not None and other not in overrides:
             values.pop(other, None)
     # A variant named on the command line brings its whole row: the file's cycles are not those of TRM, say.
-    for key in VARIANTS.get(overrides.get("variant"), {}):
+    for key in VARIANTS.get(str(overrides.get("variant")), {}):
         values.pop(key, None)
     return make_recipe({**values, **overrides})
 

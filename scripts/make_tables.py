@@ -76,6 +76,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
             if run["status"] == "finished":
                 for field in ("task", "variant", "seed", "steps", "grid", "name", "date", "wall_seconds"):
                     run[field]  # what the tables read
+                newest.pop(key, None)  # so that the last line is also the last of all
                 newest[key] = run
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is not a run record of train_accelerate.py ({error}).") from error

@@ -141,7 +141,7 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
         # One puzzle a line, also of several sizes, or one drawn over several lines; what is neither is refused as a
         # whole. A line of a drawn maze may look like a small maze, but not every line has its own S and G.
         each = len(lines) > 1 and any(map(all, (map(whole, lines) for whole in (_is_sudoku_of_any_size, _is_maze))))
-        each = not ours(block) and (len(lines) > 1 and ours(lines[0]) or each)
+        each = not ours(block) and (len(lines) > 1 and any(map(ours, lines)) or each)
         puzzles += lines if each else [block]
     return puzzles
 

@@ -110,3 +110,10 @@ def test_the_evaluate_module_gives_the_same_numbers_and_asks_the_rules(tmp_path,
     )
     assert found["exact_accuracy"] == 0.5 and found["valid_accuracy"] == 0.5
     assert [row["rating"] for row in found["by_rating"]] == ["0", "20-49"]
+
+
+def test_cells_that_are_all_right_or_all_wrong_leave_an_interval():
+    labels = np.full((6, 4), 2, np.uint8)
+    for predictions, inside in ((labels, (0.5, 1.0)), (labels + 1, (0.0, 0.5))):
+        low, high = score(predictions, labels)["cell_accuracy_ci95"]
+        assert inside[0] <= low < high <= inside[1]

@@ -13,7 +13,7 @@ from conftest import tiny_model
 
 from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
 from air_model.pipeline_air import in_size, takes_size
-from air_model.processing_air import MazeTask
+from air_model.processing_air import MazeTask, SudokuTask
 from air_model.scripts import solve as solve_script
 
 PUZZLE = "1...2...3...4..."
@@ -390,3 +390,8 @@ def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):
 def test_the_script_takes_mazes_of_another_size_one_a_line(tmp_path):
     (tmp_path / "mazes.txt").write_text("S  # #  G  #### \nS  # # G   #### \n")
     assert len(solve_script.read_puzzles(str(tmp_path / "mazes.txt"), [MazeTask(3)])) == 2
+
+
+def test_a_fault_in_the_first_line_of_a_file_costs_that_line_alone(tmp_path):
+    (tmp_path / "list.txt").write_text("x1..............\n1...............\n")
+    assert len(solve_script.read_puzzles(str(tmp_path / "list.txt"), [SudokuTask(4)])) == 2

@@ -409,3 +409,18 @@ def test_a_contradicting_puzzle_is_refused_with_its_cell_and_number():
     with pytest.raises(ValueError, match="Puzzle 2: .*row 1, column 1 and row 1, column 2 both hold 1"):
         solve_puzzles(tiny_model(), None, [good, bad])
     assert task_from_config(tiny_model().config) == TASK
+
+
+def test_one_puzzle_and_a_generator_are_lists_and_noise_may_be_numpys():
+    model, texts = halting_model(), [TASK.decode(grid) for grid in puzzles_of(2)]
+    asked = [solve_puzzles(model, None, puzzles).tokens for puzzles in (texts, (text for text in texts), texts[0])]
+    assert np.array_equal(asked[0], asked[1]) and np.array_equal(asked[0][:1], asked[2])
+    solve_puzzles(model, None, texts, attempts=2, noise=np.float32(0.1))
+    with pytest.raises(ValueError, match="Puzzle 1: "):
+        solve_puzzles(model, None, (text for text in ["11..............", texts[0]]))
+
+
+def test_a_roll_out_of_models_with_other_updates_is_refused():
+    models = [halting_model(), halting_model(l_cycles=3)]
+    with pytest.raises(ValueError, match="same updates"):
+        solve_puzzles(models, None, puzzles_of(2), return_rollout=True)

@@ -109,6 +109,9 @@ def test_the_newest_of_two_equal_runs_counts(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text("".join(json.dumps(record(exact=e)) + "\n" for e in (0.5, 0.7)))
     assert [tables.accuracy(run)[0] for run in tables.read_runs(path)] == [70.0]
+    runs = [record(exact=0.5), record(exact=0.6, log_every=1, eval_limit=100), record(exact=0.7)]
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    assert tables.ours(tables.read_runs(path), "Lx_H", "sudoku") == [70.0]
 
 
 def test_a_full_evaluation_beside_the_run_replaces_its_subset():

@@ -123,6 +123,10 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("train_size=-5", "1 or more"),
         ("max_minutes=-1", "0 or more"),
         ("head_relations=row", "expected list"),
+        ("eval_batch_size=-4", "0 or more"),
+        ("tail_share=nan", "between 0 and 1"),
+        ("atan2_scale=-1", "0 or more"),
+        ("variant=[a]", "variant"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):

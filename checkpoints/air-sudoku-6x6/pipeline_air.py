@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import os
 import shutil
 import tempfile
@@ -86,6 +87,7 @@ def encode_puzzles(task: GridTask, puzzles: Any, check: bool = True, first: int 
         puzzles = puzzles.detach().cpu().numpy()
     if isinstance(puzzles, np.ndarray) and puzzles.dtype == np.uint8 and not check:
         return puzzles
+    puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
     rows = []
     for number, puzzle in enumerate(puzzles, start=first):
         try:
@@ -299,8 +301,14 @@ def solve_puzzles(
         raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
     if selection not in ("auto", "q", "vote"):
         raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
-    if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
+    if not (isinstance(noise, numbers.Real) and math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
+    updates = {(tuple(one.config.schedule), max_act_steps or one.config.halt_max_steps) for one in models}
+    if return_rollout and len(updates) > 1:
+        raise ValueError(
+            "return_rollout needs models that make the same updates; these differ in l_cycles, h_cycles or "
+            "halt_max_steps. Ask them one after another, or leave the roll-out out."
+        )
     views = symmetric_views(task, attempts if symmetries else 1, seed)
     if attempts > len(views.cells):
         if noise == 0:

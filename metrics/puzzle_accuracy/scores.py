@@ -32,6 +32,8 @@ def ratio_interval(parts: np.ndarray, wholes: np.ndarray, z: float = Z95) -> lis
     if n < 2:
         return [0.0, 1.0]
     ratio = float(parts.sum() / wholes.sum())
+    if ratio in (0.0, 1.0):  # all alike: no spread to go by, so as if a puzzle were one trial
+        return wilson(round(n * ratio), n, z)
     spread = math.sqrt(n / (n - 1) * float(((parts - ratio * wholes) ** 2).sum()))
     half = z * spread / float(wholes.sum())
     return [max(0.0, ratio - half), min(1.0, ratio + half)]
