@@ -71,6 +71,7 @@ from air_model.training_air import (
     matmul_tflops,
     model_config,
     peak_tflops,
+    processor,
     read_recipe,
     read_state,
     read_tensors,
@@ -1002,10 +1003,6 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
     import accelerate
     import transformers
 
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        cpu = names[0] if names else cpu
     return {
         **source_state(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -1016,7 +1013,7 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
             "accelerate": accelerate.__version__,
         },
         "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
             "processes": world,
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),

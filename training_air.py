@@ -633,14 +633,21 @@ def compile_mode(asked: str, device_type: str, flops: float) -> str:
     return "default" if device_type == "cuda" or (device_type == "cpu" and flops >= WORTH_COMPILING) else "off"
 
 
+def processor(field: str = "model name") -> str:
+    """What Linux says of its first processor ("model name", "vendor_id"); elsewhere the platform's own words."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def slow_products() -> bool:
     """Whether torch's float32 products are slow here: they are MKL's, and this x86 processor is not Intel's."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
-    maker = platform.processor()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        maker = next((line for line in lines if line.startswith("vendor_id")), maker)
-    return platform.machine() in ("x86_64", "AMD64") and "Intel" not in maker
+    return platform.machine() in ("x86_64", "AMD64") and "Intel" not in processor("vendor_id")
 
 
 def use_onednn(model: nn.Module) -> None:

@@ -35,6 +35,7 @@ from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
 from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
 from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
+from air_model.training_air import processor  # noqa: E402
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
 
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": "python benchmarks/data.py " + " ".join(argv if argv is not None else sys.argv[1:]),
         "commit": git.stdout.strip(),
         "date": date.today().isoformat(),
-        "hardware": f"{_cpu()}, {os.cpu_count()} cores visible, {args.threads} threads used",
+        "hardware": f"{processor()}, {os.cpu_count()} cores visible, {args.threads} threads used",
         "load_before": round(load, 2),
         "python": platform.python_version(),
     }
@@ -204,14 +205,6 @@ def main(argv: list[str] | None = None) -> int:
         temporary.write_text(json.dumps(old, indent=2) + "\n")
         os.replace(temporary, args.output)
     return 0
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ clicked on one page, whose own memory is read too.
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from air_model import AirConfig, AirModel
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
 from air_model.spaces_demo.examples import levels, new_puzzle
+from air_model.training_air import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,7 +115,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "torch": torch.__version__,
         "commit": commit.stdout.strip(),
         "load_average": round(os.getloadavg()[0], 2),
