@@ -350,6 +350,9 @@ class Trainer:
         from tqdm import tqdm
 
         config, self.signals = self.train, signals
+        if self.step < self.max_steps and self.agree(signals.received):  # before the first step, which may compile
+            self.stop_reason = "signal"
+            return
         begin, begin_step, begin_seconds = time.perf_counter(), self.step, self.seconds
         before, self.pause = dict(self.speed), 0.0
         bar = tqdm(
@@ -918,9 +921,9 @@ class Signals:
         self.received = False
         self.before: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def install(self, *numbers: int) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 self.before[number] = signal.signal(number, self)
 
     def restore(self) -> None:
@@ -1117,6 +1120,9 @@ def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
     if config.train_size is not None and config.train_size < len(train_set):
         rows = np.random.default_rng(config.data_seed).permutation(len(train_set))[: config.train_size]
         train_set = train_set.select(np.sort(rows))
+    elif config.train_size is not None and config.train_size > len(train_set):
+        print(f"train_size={config.train_size}, but {config.data} has {len(train_set)} training rows: all are used.",
+              file=sys.stderr)  # fmt: skip
     if config.eval_data is None and Path(config.data).is_file():
         print(
             f"{config.data} is one file: nothing is held out to evaluate on. Give eval_data=... for that.",
@@ -1163,8 +1169,16 @@ def run_training(
     first_process = os.environ.get("RANK", "0") == "0"
     if append_runs is not None and first_process:
         Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
+    signals = Signals()
     with alone_in(output_dir) if first_process else contextlib.nullcontext():
-        return _run_training(recipe, output_dir, resume, overwrite, append_runs, data, start, first_process)
+        try:
+            # From the start and to the very end; Ctrl-C only once there is something to save.
+            signals.install(signal.SIGTERM)
+            return _run_training(
+                recipe, output_dir, resume, overwrite, append_runs, data, start, first_process, signals
+            )
+        finally:
+            signals.restore()
 
 
 def _run_training(
@@ -1176,6 +1190,7 @@ def _run_training(
     data: tuple[Any, Any | None] | None,
     start: float,
     first_process: bool,
+    signals: Signals,
 ) -> dict[str, Any]:
     if (output_dir / "run.json").exists() and not resume:
         if not overwrite:
@@ -1187,7 +1202,6 @@ def _run_training(
     with contextlib.suppress(OSError, ValueError):
         earlier = json.loads((output_dir / "run.json").read_text())
     earlier = earlier if isinstance(earlier, dict) else {}
-    signals = Signals()
     train_set, eval_set = data or load_data(recipe)
     trainer = Trainer(recipe, output_dir, train_set, eval_set)
     trainer.born = start
@@ -1227,7 +1241,7 @@ def _run_training(
         trainer._forget_after(trainer.step)
         trainer.trackers = make_trackers(recipe.train.trackers, output_dir, recipe.flat(), recipe.train.run_name)
         write_json(output_dir / "run.json", trainer.report("running", 0.0))
-    signals.install()
+    signals.install(signal.SIGINT)
     end_with_launcher()
     evaluation: dict[str, float] = {}
     try:
@@ -1256,7 +1270,6 @@ def _run_training(
             write_json(output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
         raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
     finally:
-        signals.restore()
         if trainer.is_main:
             for tracker in trainer.trackers:
                 try:

@@ -153,6 +153,8 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if self.run_name in (".", "..") or set(self.run_name) & set("/\\"):
+            raise ValueError(f"run_name={self.run_name!r} names a folder of logs: leave / and \\ out.")
         if self.train_size is not None and self.train_size < 1:
             raise ValueError(f"train_size={self.train_size} must be 1 or more, or null for all puzzles.")
         if self.cycles is not None:

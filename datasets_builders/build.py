@@ -232,7 +232,7 @@ def rule_faults(
         start = np.argmax(inputs[rows] == task.START, axis=-1)
         stuck = task.distances(inputs[rows])[np.arange(len(rows)), start] < 0
         for i in rows[stuck]:
-            faults[int(i)] = _fault_of(task.check_puzzle, inputs[i])
+            faults[int(i)] = _fault_of(task.check_solvable, inputs[i])
         rows = rows[~stuck]
         for i in rows[~task.verdicts(inputs[rows], labels[rows]).valid]:
             faults[int(i)] = "the answer is not a shortest path: " + task.verdict(inputs[i], labels[i]).message
@@ -244,7 +244,7 @@ def _fault_of(check: Callable, grid: np.ndarray) -> str:
         check(grid)
     except ValueError as error:
         return str(error)
-    raise AssertionError("the vectorised rules and check_puzzle disagree")
+    raise AssertionError("the vectorised rules and the check of one puzzle disagree")
 
 
 def _count_rows(path: Path, min_rating: int | None) -> np.ndarray:

@@ -48,7 +48,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
     add("--attempts", type=int, default=1, help="symmetric views of each puzzle, the puzzle itself first")
     add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
-    add("--selection", choices=["auto", "q", "vote"], default="auto", help="which attempt's answer stands")
+    add(
+        "--selection",
+        choices=["auto", "q", "vote"],
+        default="auto",
+        help="which attempt's answer stands: auto, the first "
+        "that the rules accept; vote, the most frequent (of little use for mazes: views bring other shortest paths)",
+    )
     add("--seed", type=int, default=0, help="of views and noise")
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
     add("--dtype", choices=["float32", "bfloat16", "int8"], help="default: bfloat16 on a GPU; float32 on a CPU")

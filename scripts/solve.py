@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from air_model.pipeline_air import (
+    PUZZLE_KEYS,
     Answers,
     describe,
     load_model,
@@ -122,8 +123,8 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
     if not text.strip("\r\n"):
         raise ValueError(f"{'standard input' if word == '-' else word} holds no puzzle.")
     head = [name.strip().lower() for name in next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])]
-    if "question" in head:
-        at = head.index("question")
+    if column := next((name for name in PUZZLE_KEYS if name in head), None):
+        at = head.index(column)
         rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
         if not rows:
             raise ValueError(f"{word} holds no puzzle, only a line of column names.")

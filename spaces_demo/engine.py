@@ -185,7 +185,7 @@ class Engine:
             except ValueError as reason:
                 error = self._better(error, reason, checkpoint, text)
                 continue
-            checkpoint.task.check_puzzle(tokens)
+            checkpoint.task.check_solvable(tokens)
             if checkpoint.vacant and not vacant:
                 raise ValueError(checkpoint.missing)
             return checkpoint, tokens

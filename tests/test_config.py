@@ -63,6 +63,8 @@ def test_trm_carries_gradient_through_its_whole_last_cycle():
         ({"h_cycles": 0}, "must be 1 or more"),
         ({"hidden_size": "512"}, "hidden_size"),
         ({"l_injection": float("nan")}, "finite"),
+        ({"rope_theta": 0}, "rope_theta=0 must be above 0"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps=inf must be above 0, and finite"),
     ],
 )
 def test_what_cannot_work_says_what_to_change(fields, message):

@@ -218,6 +218,15 @@ def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
     assert found["valid"] is False and found["solved"] is False and found["message"] != "Solved."
 
 
+def test_a_maze_without_a_path_is_answered_as_not_valid_beside_the_others():
+    pipe = PuzzleSolvingPipeline(tiny_model(task="maze", grid_height=3), device="cpu")
+    found = pipe(["S     G  ", "S###   G "], attempts=2)
+    assert found[1]["valid"] is False and found[1]["solved"] is False
+    assert MazeTask(3).verdict("S###   G ", "S###   G ").message == (
+        "No path leads from S (row 1, column 1) to G (row 3, column 2)."
+    )
+
+
 def test_a_bfloat16_checkpoint_is_computed_in_float32_on_a_cpu(tmp_path):
     save_release(tiny_model().bfloat16(), tmp_path / "half")
     pipe = transformers.pipeline("puzzle-solving", model=str(tmp_path / "half"), device="cpu")
@@ -312,11 +321,13 @@ def test_the_script_reads_text_files_csv_and_standard_input(folder, tmp_path, ca
     (tmp_path / "drawn.txt").write_text("1 . | . .\n2 . | . .\n----+----\n3 . | . .\n4 . | . .\n")
     (tmp_path / "lines.txt").write_text(f"{PUZZLE}\n{OTHER}\n")
     (tmp_path / "table.csv").write_text(f"source,question,answer\nx,{PUZZLE},\n")
+    (tmp_path / "column.csv").write_text(f"puzzle\n{OTHER}\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO(PUZZLE + "\n"))
-    words = [OTHER, *(str(tmp_path / name) for name in ("drawn.txt", "lines.txt", "table.csv")), "-"]
+    files = ("drawn.txt", "lines.txt", "table.csv", "column.csv")
+    words = [OTHER, *(str(tmp_path / name) for name in files), "-"]
     assert solve_script.main(["--model", str(folder), "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [f["puzzle"] for f in found] == [OTHER, PUZZLE, PUZZLE, OTHER, PUZZLE, PUZZLE]
+    assert [f["puzzle"] for f in found] == [OTHER, PUZZLE, PUZZLE, OTHER, PUZZLE, OTHER, PUZZLE]
     assert set(found[0]) == KEYS | {"puzzle"}
 
 

@@ -256,7 +256,6 @@ def test_ambiguous_maze_texts_are_refused(text, says):
     [
         ("   G", "exactly one S, found 0"),
         ("SG G", "exactly one G, found 2: row 1, column 2 and row 2, column 2"),
-        ("S##G", r"No path leads from S \(row 1, column 1\) to G \(row 2, column 2\)"),
         ("SoGG", "exactly one G"),
         ("SoG#", "row 1, column 2 holds a path mark"),
     ],
@@ -264,6 +263,13 @@ def test_ambiguous_maze_texts_are_refused(text, says):
 def test_ill_formed_mazes_name_the_cell(text, says):
     with pytest.raises(ValueError, match=says):
         MazeTask(2, 2).check_puzzle(text)
+
+
+def test_a_maze_without_a_path_is_wellformed_but_not_solvable():
+    MazeTask(2, 2).check_puzzle("S##G")
+    with pytest.raises(ValueError, match=r"No path leads from S \(row 1, column 1\) to G \(row 2, column 2\)"):
+        MazeTask(2, 2).check_solvable("S##G")
+    assert "No path leads" in MazeTask(2, 2).verdict("S##G", "S## ").message
 
 
 @pytest.mark.parametrize(

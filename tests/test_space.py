@@ -311,7 +311,7 @@ def test_a_model_without_attention_says_so():
 def test_every_difficulty_gives_a_wellformed_puzzle(shape):
     task, rng = make_task(*shape), np.random.default_rng(0)
     for level in levels(task):
-        task.check_puzzle(new_puzzle(task, level, rng))
+        task.check_solvable(new_puzzle(task, level, rng))
 
 
 def test_harder_examples_have_fewer_clues_and_longer_paths():

@@ -127,6 +127,7 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("tail_share=nan", "between 0 and 1"),
         ("atan2_scale=-1", "0 or more"),
         ("variant=[a]", "variant"),
+        ("run_name=../x", "names a folder of logs"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):
@@ -652,6 +653,31 @@ def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, m
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
     assert recipe("run", "--resume") == 0 and recipe("whole") == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_sigterm_in_the_set_up_ends_cleanly_before_the_first_step(recipe, tmp_path, monkeypatch):
+    load = ta.load_data
+
+    def load_and_signal(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta, "load_data", load_and_signal)
+        assert recipe("run") == 0
+    report = json.loads((tmp_path / "run/run.json").read_text())
+    assert (report["status"], report["steps"]) == ("stopped", 0)
+    assert recipe("run", "--resume") == 0 and recipe("whole") == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_sigterm_after_the_last_step_does_not_cost_the_record(recipe, tmp_path, monkeypatch):
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ta, "leave_curve", signalled)
+    assert recipe("run", "--append-runs", str(tmp_path / "runs.jsonl")) == 0
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["status"] == "finished"
 
 
 def evaluations(folder: Path) -> list[dict]:

@@ -274,7 +274,8 @@ def solve_puzzles(
             attempt on; a function of puzzle, attempt and seed alone.
         selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
             q_halt, then the most frequent answer (mazes: the shortest path that joins S and G, then the most
-            frequent). "q" and "vote" run all attempts and do not ask the rules.
+            frequent). "q" and "vote" run all attempts and do not ask the rules;
+            a vote suits Sudokus, with one solution each: other views of a maze bring other shortest paths.
         symmetries: False repeats the puzzle as given (with noise, or for several models).
         puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
         return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.

@@ -204,6 +204,13 @@ class GridTask:
         if len(pads := np.flatnonzero(tokens == PAD)):
             raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell of a puzzle needs a value.")
 
+    def check_solvable(self, puzzle: Any) -> None:
+        """`check_puzzle`, and ValueError where it shows at once that a well-formed puzzle has no answer.
+
+        For who makes puzzles (data sets, the page's editor). Solving takes such a puzzle: its answer is never valid.
+        """
+        self.check_puzzle(puzzle)
+
     def verdict(self, puzzle: Any, answer: Any) -> Verdict:
         """Judge one answer by the rules (not by a stored label). Raises ValueError when the puzzle is ill-formed."""
         puzzle, answer = self.as_tokens(puzzle), self.as_tokens(answer)
@@ -545,10 +552,16 @@ class MazeTask(GridTask):
                 raise ValueError(f"A maze needs exactly one {letter}, found {len(found)}{where}.")
         if len(marks := np.flatnonzero(tokens == self.PATH)):
             raise ValueError(f"{self.cell(marks[0])} holds a path mark o: that belongs to an answer, not to a puzzle.")
-        start = self._first(tokens == self.START)
-        if self.distances(tokens[None])[0, start] < 0:
-            goal = self._first(tokens == self.GOAL)
-            raise ValueError(f"No path leads from S ({self.cell(start)}) to G ({self.cell(goal)}).")
+
+    def check_solvable(self, puzzle: Any) -> None:
+        super().check_solvable(puzzle)
+        tokens = self.as_tokens(puzzle)
+        if self.distances(tokens[None])[0, self._first(tokens == self.START)] < 0:
+            raise ValueError(self._no_path(tokens))
+
+    def _no_path(self, puzzle: np.ndarray) -> str:
+        start, goal = (self.cell(self._first(puzzle == token)) for token in (self.START, self.GOAL))
+        return f"No path leads from S ({start}) to G ({goal})."
 
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         return puzzles != self.SPACE
@@ -568,12 +581,14 @@ class MazeTask(GridTask):
 
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         marks = answer == self.PATH
+        distance = self.distances(puzzle[None])[0]
+        start, goal = self._first(puzzle == self.START), self._first(puzzle == self.GOAL)
+        if distance[start] < 0:
+            return self._no_path(puzzle)
         if not consistent:
             i = self._first((puzzle != answer) & ~((puzzle == self.SPACE) & marks))
             given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
             return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
-        distance = self.distances(puzzle[None])[0]
-        start, goal = self._first(puzzle == self.START), self._first(puzzle == self.GOAL)
         walked = _flood(self._grid((marks | (puzzle == self.START) | (puzzle == self.GOAL))[None]),
                         self._grid((puzzle == self.START)[None]))[0]  # fmt: skip
         if walked[goal] < 0:
