@@ -1,6 +1,9 @@
 """Fixtures that several test files share: tiny models, golden folders, the optional folder of real puzzles."""
 
+import importlib.util
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 # One thread: with several, rounding depends on the size of a batch, and tests compare results bit for bit. Processes
@@ -11,13 +14,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest
-import torch
+ROOT = Path(__file__).resolve().parent.parent
+if importlib.util.find_spec("air_model") is None:
+    # A bare machine with an accelerator has nothing installed. A folder whose `air_model` is this checkout will do,
+    # for the processes that tests start as well.
+    beside = tempfile.TemporaryDirectory(prefix="air-tests-")
+    (Path(beside.name) / "air_model").symlink_to(ROOT)
+    sys.path.insert(0, beside.name)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [beside.name, os.environ.get("PYTHONPATH")]))
 
-from air_model import AirConfig, AirModel
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from air_model import AirConfig, AirModel  # noqa: E402
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED = ROOT.parent / "shared"  # real puzzles and published results; not part of the repository
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared folder with real puzzles")

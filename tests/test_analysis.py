@@ -430,6 +430,7 @@ def test_variant_names_are_recognised_by_their_rule():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("fields", [{}, MAZE])
 def test_studies_on_a_gpu_agree_with_those_on_the_cpu(fields):
     slow, fast = (study_of(lively(**fields).to(device), dtype=torch.float32) for device in ("cpu", "cuda"))
