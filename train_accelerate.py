@@ -21,6 +21,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -385,7 +386,14 @@ class Trainer:
                     self.log(bar, (self.step - begin_step) / max(1e-9, self.speed["seconds"] - before["seconds"]))
                 if config.eval_every and self.step % config.eval_every == 0 and not done:
                     with self.pausing():
-                        self.evaluate(bar)
+                        try:
+                            self.evaluate(bar)
+                        except Exception:
+                            # The steps since the last checkpoint are good. Other processes may wait in a collective.
+                            if self.world == 1:
+                                self.evaluation_owed = True
+                                self.save()
+                            raise
                 late = bool(config.max_minutes) and time.perf_counter() - begin > 60 * config.max_minutes
                 stop = self.agree(signals.received or late, every=1 if self.evaluation_owed else config.log_every)
                 if self.step % config.save_every == 0 or done or stop:
@@ -566,6 +574,16 @@ class Trainer:
             os.replace(target, old)
         os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
+
+    def tidy_models(self) -> None:
+        """Put right what a kill left while a model folder was written: the one before, and no parts of a new one."""
+        for name in ("model", "model_last"):
+            target, old = self.output_dir / name, self.output_dir / f".{name}.old"
+            if old.is_dir() and not target.exists():
+                os.replace(old, target)
+        for left in self.output_dir.glob(".*model*"):  # `..model.tmp.tmp-…` is save_release's own
+            if re.match(r"\.+model(_last)?\.(tmp|old)", left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -1214,6 +1232,7 @@ def _run_training(
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.is_main:
         trainer.store.sweep()
+        trainer.tidy_models()
     resumed = resume and trainer.resume()
     if resume and not resumed:
         trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")

@@ -180,6 +180,7 @@ class Evaluation:
             rating=puzzles.rating,
             edges=MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES,
         )
+        labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         exact = ((table["tokens"] == labels) | (labels == 0)).all(-1)
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
         seconds = float(table["seconds"])
@@ -189,7 +190,7 @@ class Evaluation:
             "mean_attempts": float(table["attempts"].mean()),
             "puzzles_per_second": len(puzzles) / seconds if seconds else None,
             "seconds": seconds,
-            "calibration": calibration(confidence, exact),
+            "calibration": calibration(confidence[labelled], exact[labelled]),
         }
 
     def clear(self) -> None:

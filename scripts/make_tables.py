@@ -157,11 +157,32 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
-    """Exact accuracies in percent of the full runs of a variant, one a seed: the newest."""
+def full_runs(runs: list[dict[str, Any]], variant: str, task: str) -> list[tuple[float, int]]:
+    """`accuracy` of the full runs of a variant, one a seed: the newest."""
     found = [r for r in runs if r["variant"] == variant and r["task"] == task and is_published_protocol(r)]
-    by_seed = {r["seed"]: value[0] for r in found if (value := accuracy(r)) is not None}
+    by_seed = {r["seed"]: value for r in found if (value := accuracy(r)) is not None}
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
+    """Exact accuracies in percent of the full runs of a variant, one a seed."""
+    return [percent for percent, _ in full_runs(runs, variant, task)]
+
+
+def evaluated_on(counts: Iterable[int]) -> str:
+    """How many puzzles stand behind the accuracies of several runs: '1,175' or '512 to 1,175'."""
+    counts = sorted(set(counts))
+    return " to ".join(f"{n:,}" for n in counts[:: max(1, len(counts) - 1)])
+
+
+def with_counts(table: str, runs: list[dict[str, Any]], variants: Iterable[str], tasks: Iterable[str]) -> str:
+    """The table, and below it on how many puzzles our runs were evaluated: a run may have looked at a part only."""
+    lines = []
+    for task in tasks:
+        counts = {n for variant in variants for _, n in full_runs(runs, variant, task)}
+        if counts:
+            lines.append(f"Ours, {task}: each run evaluated on {evaluated_on(counts)} puzzles.")
+    return "\n\n".join([table, *lines])
 
 
 def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
@@ -202,7 +223,7 @@ def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> st
         "Maze, ours",
         "n",
     ]
-    return markdown(header, rows)
+    return with_counts(markdown(header, rows), runs, SUITES["injection"], ("sudoku", "maze"))
 
 
 def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
@@ -214,7 +235,8 @@ def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any
             entry = published["injection"].get(variant, {}).get("sudoku")
         rows.append([f"`{variant}`", RULES[variant], published_text(entry), summary(values), len(values) or ""])
     head = "level token" if suite == "level-token" else "what is injected"
-    return markdown(["variant", head, "Sudoku, published", "Sudoku, ours", "n"], rows, left=2)
+    table = markdown(["variant", head, "Sudoku, published", "Sudoku, ours", "n"], rows, left=2)
+    return with_counts(table, runs, SUITES[suite], ("sudoku",))
 
 
 def scale_of(run: dict[str, Any]) -> tuple:
@@ -248,10 +270,11 @@ def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
     rows = []
     for what, variants in small_sweeps(runs).items():
         for variant, mine in variants.items():
-            values = [accuracy(r)[0] for r in mine]
+            values, counts = zip(*map(accuracy, mine))
+            puzzles = evaluated_on(counts)
             full = AirConfig.from_variant(variant)
             injections = [full.l_injection, full.h_injection, abs(full.l_injection - full.h_injection)]
-            rows.append([what, f"`{variant}`", *injections, summary(values), len(values), f"{accuracy(mine[0])[1]:,}"])
+            rows.append([what, f"`{variant}`", *injections, summary(values), len(values), puzzles])
     header = ["experiment", "variant", "n_L", "n_H", "Δ", "exact, %", "n (seeds)", "puzzles"]
     return markdown(header, rows, left=2) if rows else ""
 

@@ -52,6 +52,15 @@ def test_the_json_has_what_design_promises(files):
     assert not list(files.glob("out.json.parts*"))
 
 
+def test_puzzles_without_a_label_are_not_in_the_calibration(tmp_path):
+    puzzles = puzzle_set(5)
+    labels = puzzles.labels.copy()
+    labels[2] = 0  # PAD
+    evaluation = Evaluation([halting_model()], PuzzleSet(puzzles.inputs, labels, TASK), tmp_path, progress=False)
+    evaluation.run()
+    assert sum(row["n"] for row in evaluation.result()["calibration"]["bins"]) == evaluation.result()["n"] == 4
+
+
 def test_the_sides_of_a_model_hold_for_mazes_of_as_many_cells(tmp_path):
     save_release(tiny_model(task="maze", grid_height=2, grid_width=8, position_embedding="rope2d"), tmp_path / "model")
     maze = "S      #" + "#      G"  # 16 cells, which a guess would take for 4 x 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from air_model.metrics.puzzle_accuracy.scores import by_bucket, calibration, score, wilson
+from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, by_bucket, calibration, score, wilson
 
 LABELS = np.array([[2, 3, 4], [4, 3, 2], [2, 4, 3], [3, 0, -100]])
 
@@ -68,6 +68,11 @@ def test_puzzles_without_a_rating_are_a_bucket_of_their_own():
     assert [(row["rating"], row["n"], row["exact_accuracy"]) for row in rows] == [
         ("0", 1, 0.0), ("1-9", 1, 1.0), ("unrated", 2, 0.5),
     ]  # fmt: skip
+
+
+def test_short_mazes_are_told_apart_by_their_paths():
+    rows = by_bucket(np.array([3, 18, 25, 55, 110, 130]), np.ones(6, bool), MAZE_EDGES)
+    assert [row["rating"] for row in rows] == ["0-9", "10-19", "20-29", "40-59", "110-111", "120+"]
 
 
 def test_a_model_that_knows_what_it_knows_has_no_calibration_error():

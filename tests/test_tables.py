@@ -37,6 +37,16 @@ def test_the_injection_table_sets_ours_beside_the_published_values():
     assert "*59.1*" in table and "*51.5*" in table  # the published group means
 
 
+def test_a_table_says_on_how_many_puzzles_our_runs_were_evaluated():
+    runs = [record(), record(seed=1), record("L_H2x", task="maze")]
+    runs[1]["data"]["eval"]["n"] = 2048
+    table = tables.injection_table(runs, PUBLISHED)
+    assert table.endswith("Ours, sudoku: each run evaluated on 1,000 to 2,048 puzzles.\n\n"
+                          "Ours, maze: each run evaluated on 1,000 puzzles.")  # fmt: skip
+    assert tables.evaluated_on([5, 5]) == "5" and tables.evaluated_on([7, 5, 6]) == "5 to 7"
+    assert "evaluated on" not in tables.injection_table([], PUBLISHED)
+
+
 def test_without_runs_our_cells_are_empty():
     for name, make in tables.TABLES.items():
         assert "None" not in make([], PUBLISHED) and "nan" not in make([], PUBLISHED), name

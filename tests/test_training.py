@@ -839,6 +839,34 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_says_how_to_go_on(recip
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
+def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monkeypatch, capsys):
+    assert recipe("plain") == 0
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta, "evaluate_model", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            recipe("run", save_every=100)
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint_6").is_dir()
+    capsys.readouterr()
+    assert recipe("run", "--resume", save_every=100) == 0
+    assert "step 6: exact_accuracy" in capsys.readouterr().err  # made up for
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "run"))
+
+
+def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert recipe("run", max_steps=6) == 0
+    os.replace(run / "model", run / ".model.old")  # killed between the two renames
+    for left in (".model.tmp", "..model.tmp-abc", ".model_last.old"):
+        (run / left).mkdir()
+    assert ta.main(["--recipe", str(tmp_path / "tiny.yaml"), "--output-dir", str(run), "--resume"]) == 0
+    assert not [path.name for path in run.glob(".*model*")]
+    assert (run / "model" / "config.json").is_file()
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(recipe, tmp_path, monkeypatch, capsys):
     step = ta.Trainer.train_step
 

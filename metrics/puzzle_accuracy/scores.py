@@ -9,7 +9,7 @@ import numpy as np
 Z95 = 1.959963984540054
 IGNORED = (-100, 0)  # the loss's ignore_index, and PAD: label cells that do not count
 SUDOKU_EDGES = (0, 1, 10, 20, 50)  # guesses of the tdoku solver
-MAZE_EDGES = (0, 110, 112, 115, 120)  # moves of a shortest path
+MAZE_EDGES = (0, 10, 20, 30, 40, 60, 80, 110, 112, 115, 120)  # moves of a shortest path; Maze-Hard begins at 110
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> list[float]:
