@@ -453,7 +453,9 @@ class AirModel(AirPreTrainedModel):
     def encode(self, input_ids: Tensor, puzzle_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The encoded puzzle x (B, T, D) that the updates inject; zero at a kept level token."""
         config = self.config
-        cells = self.embed_tokens.weight.to(dtype)[input_ids.long()]  # (B, S, D)
+        # Gathered in the weights' precision: thousands of blank cells share a row, and its gradient must not be a sum
+        # in bfloat16 (on CUDA the gradient of an index would also add up one cell after another).
+        cells = self.embed_tokens(input_ids.long()).to(dtype)  # (B, S, D)
         if config.cell_embedding:
             index = torch.arange(config.seq_len, device=input_ids.device)
             row, column = index // config.grid_width, index % config.grid_width
@@ -762,7 +764,7 @@ class AirModel(AirPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            with self._weights_in(dtype, in_int8):
+            with self._weights_in(dtype, in_int8), _attention_without_plans(device):
                 while len(rows) or len(waiting):
                     fresh = waiting[: max(0, batch_size - len(rows))]
                     count = len(rows) + len(fresh)
@@ -782,7 +784,7 @@ class AirModel(AirPreTrainedModel):
                             return_dict=True,
                         )
                     except (RuntimeError, MemoryError) as error:
-                        if not _is_out_of_memory(error) or count == 1:
+                        if not is_out_of_memory(error) or count == 1:
                             raise
                         batch_size = count // 2
                         warnings.warn(f"Out of memory with {count} puzzles at a time: going on with {batch_size}.")
@@ -848,7 +850,14 @@ class AirModel(AirPreTrainedModel):
 
     @contextlib.contextmanager
     def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:
-        """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed."""
+        """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed.
+
+        Compiled blocks keep their weights and cast by themselves: not every torch notices another dtype behind
+        `weight.data` (2.11 runs the graph of the old one).
+        """
+        if any(module._compiled_call_impl is not None for module in self.modules()):
+            yield
+            return
         pack = _quantize if in_int8 else _pack
         linears = [module for module in self.modules() if isinstance(module, AirLinear)]
         kept = [linear.weight.data for linear in linears]
@@ -875,6 +884,19 @@ class AirModel(AirPreTrainedModel):
         finally:
             for module in modules:
                 module.observer = None
+
+
+@contextlib.contextmanager
+def _attention_without_plans(device: torch.device) -> Iterator[None]:
+    """cuDNN plans its attention anew for every number of puzzles, and halting changes that number in every step."""
+    before = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+    if before:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        if before:
+            torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def _pack(weight: Tensor) -> Tensor | None:
@@ -913,7 +935,7 @@ def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:
     return carry.z_h, carry.z_l, carry.steps
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """CPU and MPS allocators, cuBLAS and older releases of torch raise a plain RuntimeError that says so."""
     text = str(error).lower()
     said = any(words in text for words in ("out of memory", "allocate memory", "alloc_failed"))

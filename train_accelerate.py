@@ -45,7 +45,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from air_model.configuration_air import AirConfig
-from air_model.modeling_air import AirModel
+from air_model.modeling_air import AirModel, is_out_of_memory
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor, make_task
@@ -175,6 +175,9 @@ class Trainer:
             # torch's fused attention trains slowly in bf16 on CPUs: over 82 positions plain products take a quarter of
             # its time, over 145 two fifths, over 197 as long, over 226 a third longer (results/LOG.md).
             self.model.set_attn_implementation("eager")
+        if self.device.type == "cuda" and self.config.head_relations:
+            # A mask goes to cuDNN as a bias, which nobody has tried on these shapes; the kernel after it is known.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         if self.device.type == "cpu" and not self.bf16 and slow_products():
             use_onednn(self.model)
         self.optimizers = build_optimizers(
@@ -240,10 +243,13 @@ class Trainer:
     def _compile(self) -> list[nn.Module]:
         """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
         whole_run = training_flops(self.config, self.train.batch_size) * self.max_steps
-        mode = compile_mode(self.train.compile, self.device.type, whole_run)
+        mode = self.compile_mode = compile_mode(self.train.compile, self.device.type, whole_run)
         if mode == "off":
             return []
         stacks = [self.model.stack] if self.config.shared_block else [self.model.l_stack, self.model.h_stack]
+        # DDP would cut the blocks' graph where its buckets end, to send gradients early; but all updates share these
+        # weights, whose gradients are complete at the very end only.
+        torch._dynamo.config.optimize_ddp = False
         for stack in stacks:
             stack.compile(mode=mode, dynamic=False)
         return stacks
@@ -515,7 +521,7 @@ class Trainer:
                 return {}
             limit = self.train.final_eval_limit
         start = time.perf_counter()
-        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), self.uncaptured():
             sums = evaluate_model(
                 self.model,
                 self.eval_set.select(slice(limit or None)),
@@ -556,6 +562,11 @@ class Trainer:
         else:
             self.say(line)
         return {"n": int(n), **result}
+
+    def uncaptured(self) -> contextlib.AbstractContextManager:
+        """Eager blocks where the compiled ones are CUDA graphs: solving keeps states that a graph would overwrite."""
+        captured = self.stacks and self.compile_mode in ("reduce-overhead", "max-autotune")
+        return torch.compiler.set_stance("force_eager") if captured else contextlib.nullcontext()
 
     def plain_recipe(self) -> dict[str, Any]:
         """The recipe as run.json holds it."""
@@ -1359,10 +1370,18 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=arguments.overwrite,
             append_runs=arguments.append_runs,
         )
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("AIR_TRACEBACK"):
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        known = not isinstance(error, (RuntimeError, MemoryError)) or is_out_of_memory(error)
+        if os.environ.get("AIR_TRACEBACK") or not known:
             raise
-        print(f"error: {error}", file=Patient(sys.stderr))
+        advice = ""
+        if isinstance(error, (RuntimeError, MemoryError)):
+            advice = (
+                f" Out of memory. accumulation=2 computes the same batch in two parts, activation_checkpointing=true "
+                f"keeps less of each; else a smaller batch_size, or eval_batch_size where an evaluation needed it. "
+                f"What {arguments.output_dir / 'checkpoints'} holds goes on with --resume."
+            )
+        print(f"error: {str(error).splitlines()[0] if advice else error}{advice}", file=Patient(sys.stderr))
         return TAKEN if isinstance(error, FolderTaken) else 1
     finally:
         if dist.is_available() and dist.is_initialized():

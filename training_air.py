@@ -529,11 +529,11 @@ class Slots:
             torch.where(column, fresh.labels, self.puzzles.labels),
             torch.where(halted, fresh.ids, self.puzzles.ids),
         )
-        start = model.initial_carry(len(halted), halted.device)
+        start = model.initial_carry(len(halted), halted.device, self.carry.z_h.dtype)
         z_h, z_l, steps = self.carry.z_h, self.carry.z_l, self.carry.steps
         self.carry = AirCarry(
-            z_h=torch.where(column[:, None], start.z_h.to(z_h.dtype), z_h),
-            z_l=torch.where(column[:, None], start.z_l.to(z_l.dtype), z_l),
+            z_h=torch.where(column[:, None], start.z_h, z_h),
+            z_l=torch.where(column[:, None], start.z_l, z_l),
             steps=torch.where(halted, torch.zeros_like(steps), steps),
         )
 
@@ -686,8 +686,11 @@ onednn_linear.register_autograd(
 )
 
 
-# Dense bf16 peak of common cards, TFLOP/s, from the makers' data sheets.
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "4090": 165, "5090": 209, "3090": 71}
+# Dense bf16 peak of common cards, TFLOP/s, from the makers' data sheets; the first that is in a card's name counts.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "4090": 165,
+    "5090": 209, "3090": 71,
+}  # fmt: skip
 
 
 def peak_tflops(device: torch.device) -> float | None:

@@ -51,6 +51,7 @@ def puzzles_for(recipe: parts.Recipe, n: int = 1000) -> PuzzleSet:
 
 
 def build(arguments: argparse.Namespace, batch_size: int, **more: Any) -> Trainer:
+    torch._dynamo.reset()  # or the graphs of earlier sizes count towards the limit, after which nothing is compiled
     values = {**dict(text.partition("=")[::2] for text in arguments.overrides), **more, "batch_size": batch_size}
     recipe = parts.read_recipe(
         arguments.recipe, [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items()]
@@ -77,13 +78,15 @@ def seconds(
 
 def busy_seconds(step: Callable[[], Any], repeats: int = 3) -> float:
     """Seconds of a step in which the GPU computes; the rest of the step is overhead of the host."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(repeats):
             step()
         torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in trace.key_averages()) / 1e6 / repeats
+    events = [e for e in trace.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(event.self_device_time_total for event in events) / 1e6 / repeats
 
 
 def public_step(folder: Path, trainer: Trainer, compiled: bool) -> Callable[[], None]:
@@ -146,6 +149,9 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
         trainer.train_step()
         synchronize(device)
         first = time.perf_counter() - begin
+        trainer.train_step()
+        # Before the public code and the large product, which need memory of their own.
+        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
         steps = {"ours": trainer.train_step}
         if arguments.public:
             steps["public, eager"] = public_step(arguments.public, trainer, compiled=False)
@@ -184,7 +190,7 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
     if busy is not None:
         row["gpu_busy_ms"] = busy * 1e3
         row["host_overhead"] = row["ours"]["ms"] / (busy * 1e3) - 1
-        row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        row["peak_memory_gib"] = memory / 2**30
     else:
         row["peak_memory_gib"] = peak_of_process()
     return row

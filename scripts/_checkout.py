@@ -1,4 +1,8 @@
-"""Make the checkout around this file importable as `air_model`, installed or not; it wins over an installed one."""
+"""Make the checkout around this file importable as `air_model`, installed or not; it wins over an installed one.
+
+Wheels of plain Python under `.wheels` are imported as they lie, where nothing is installed in their place: a lent
+machine may have no registry.
+"""
 
 import importlib.util
 import sys
@@ -20,3 +24,4 @@ def use_checkout() -> None:
 
 
 use_checkout()
+sys.path += [str(path) for path in sorted((ROOT / ".wheels").glob("*-none-any.whl"))]

@@ -20,8 +20,9 @@ if importlib.util.find_spec("air_model") is None:
     # for the processes that tests start as well.
     beside = tempfile.TemporaryDirectory(prefix="air-tests-")
     (Path(beside.name) / "air_model").symlink_to(ROOT)
-    sys.path.insert(0, beside.name)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [beside.name, os.environ.get("PYTHONPATH")]))
+    found = [beside.name, *map(str, sorted((ROOT / ".wheels").glob("*-none-any.whl")))]
+    sys.path[:0] = found
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*found, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -417,6 +417,31 @@ def test_a_forward_compiles_into_one_graph(name):
         torch.testing.assert_close(compiled(inputs).logits, model(inputs).logits)
 
 
+def test_the_gradient_of_a_token_is_no_sum_in_bfloat16():
+    model = tiny_model().train()
+    inputs, labels = tiny_batch(64)
+    model(inputs, labels=labels, dtype=torch.bfloat16).loss.backward()
+    grad = model.embed_tokens.weight.grad
+    assert not torch.equal(grad, grad.bfloat16().float())  # a float32 sum has bits that bfloat16 has not
+
+
+def test_compiled_blocks_keep_their_weights_while_they_solve():
+    # Not every torch notices another dtype behind `weight.data`: 2.11 ran the graph of the old one.
+    inputs, _ = tiny_batch()
+    dtypes = {}
+    for compiled in (False, True):
+        model = tiny_model()
+        if compiled:
+            model.stack.compile(backend="eager")
+        weight = model.stack.layers[0].mlp.down_proj.weight
+
+        def look(*_, weight=weight, compiled=compiled):
+            dtypes[compiled] = weight.dtype
+
+        model.solve(inputs, max_act_steps=1, dtype=torch.bfloat16, hook=look)
+    assert dtypes == {False: torch.bfloat16, True: torch.float32}
+
+
 def test_building_and_running_need_no_installed_package(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})

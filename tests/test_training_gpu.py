@@ -20,13 +20,13 @@ def puzzles(n: int = 64) -> PuzzleSet:
     return PuzzleSet(np.where(rng.random(labels.shape) < 0.5, 1, labels).astype(np.uint8), labels, TASK)
 
 
-def trainer(tmp_path, **values) -> ta.Trainer:
+def trainer(tmp_path, evaluation: PuzzleSet | None = None, **values) -> ta.Trainer:
     base = {
         "data": "given", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "batch_size": 64,
         "max_steps": 200, "warmup_steps": 10, "lr": 1e-3, "trackers": "none", "compile": "off", "ema": 0.99,
         "optimizer": "adamw", "weight_decay": 0.0, "easier_share": 0.5,
     }  # fmt: skip
-    return ta.Trainer(parts.make_recipe({**base, **values}), tmp_path, puzzles(), None)
+    return ta.Trainer(parts.make_recipe({**base, **values}), tmp_path, puzzles(), evaluation)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_adamw"])
@@ -51,6 +51,40 @@ def test_compiled_blocks_train_as_eager_ones_up_to_rounding(tmp_path, mode):
             run.train_step()
         losses.append(run.totals[parts.LOSSES.index("loss") + 1 + len(parts.HALTED_METRICS)] / 10)
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("mode", ["off", "default", "reduce-overhead"])
+def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(tmp_path, mode):
+    values = {"compile": mode, "gradient_scope": "last_updates", "ema": 0.9}
+    plain, watched = (trainer(tmp_path / name, puzzles(32), **values) for name in ("a", "b"))
+    for run in (plain, watched):
+        for step in range(6):
+            run.train_step()
+            if run is watched and step == 2:
+                assert run.evaluate()["n"] == 32
+    for a, b in zip(plain.model.parameters(), watched.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("heads", [4, 16])  # of 32 and of 8 numbers
+@pytest.mark.parametrize("mode", ["off", "default"])
+def test_heads_that_see_a_row_or_a_box_train_as_on_the_cpu(tmp_path, heads, mode):
+    values = {"head_relations": ["row", "column", "box", "all"], "position_embedding": "rope2d", "batch_size": 16}
+    values |= {"num_attention_heads": heads, "prefix_length": 1, "mixed_precision": "no"}
+    run = trainer(tmp_path, compile=mode, **values)
+    inputs, labels = (torch.from_numpy(part[:16]).long() for part in (puzzles().inputs, puzzles().labels))
+    twin = ta.AirModel(run.config)
+    twin.load_state_dict({name: value.cpu() for name, value in run.model.state_dict().items()})
+    losses = [
+        model(inputs.to(place), labels=labels.to(place)).loss for model, place in ((run.model, "cuda"), (twin, "cpu"))
+    ]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0].cpu(), losses[1], rtol=1e-3, atol=1e-3)
+    for a, b in zip(run.model.parameters(), twin.parameters()):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad.cpu(), b.grad, rtol=2e-2, atol=1e-3)
+    trainer(tmp_path, compile=mode, **{**values, "mixed_precision": "bf16"}).train_step()
 
 
 def test_states_are_bfloat16_and_weights_float32(tmp_path):
