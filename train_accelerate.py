@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -214,7 +215,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.seconds = 0.0  # of training, over all sessions of the run
         # Optimizer steps, their seconds without evaluations and saving, and their operations: over all sessions too.
-        self.speed = {"steps": 0, "seconds": 0.0, "flops": 0.0}
+        self.speed = {"steps": 0, "seconds": 0.0, "flops": 0.0, "puzzles": 0}
         self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
         self.pause = 0.0  # seconds of this session that were no training steps
         self.stop_reason = ""
@@ -475,13 +476,18 @@ class Trainer:
         values["lr"] = self.optimizers.main[0].param_groups[0]["lr"]
         self.totals.zero_()
         self.since_log = 0
+        if "puzzles" in self.speed:  # a checkpoint of an earlier release did not count them
+            self.speed["puzzles"] += int(count)
         self.last_metrics = values
         self.record({f"train/{name}": value for name, value in values.items()})
         exact = values["exact_accuracy"]
         bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, "
-            f"{values['puzzles_per_second']:.0f} puzzles/s"
+            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, {self.rate():.0f} puzzles/s"
         )
+
+    def rate(self) -> float:
+        """Puzzles finished per second of training, over the run."""
+        return self.speed.get("puzzles", 0) / max(1e-9, self.speed["seconds"])
 
     def record(self, values: dict[str, Any]) -> None:
         if not self.is_main:
@@ -805,7 +811,8 @@ class Trainer:
             "earlier_runs": self.earlier_runs,
             "seconds_to_first_step": round(self.first_step_seconds, 2),
             "steps_per_second": self.speed["steps"] / seconds,
-            "puzzles_per_second": self.last_metrics.get("puzzles_per_second"),
+            # Of the whole run: slots finish in bursts, so the last few steps say little.
+            "puzzles_per_second": self.speed["puzzles"] / seconds if "puzzles" in self.speed else None,
             "tflops": tflops,
             "tflops_peak_of_device": peak,
             "share_of_peak": None if peak is None else tflops / (peak * self.world),
@@ -982,8 +989,8 @@ def drop_fsdp() -> bool:
     return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
 
 
-def refuse_lonely_process(world: int) -> None:
-    """`accelerate launch --cpu --num_processes 2` starts ONE process and says nothing: refuse to train alone then."""
+def refuse_lonely_process(world: int, script: str = "train_accelerate.py") -> None:
+    """`accelerate launch --cpu --num_processes 2` starts ONE process and says nothing: refuse to work alone then."""
     if world > 1:
         return
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -997,8 +1004,8 @@ def refuse_lonely_process(world: int) -> None:
         asked = f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}"
     if asked:
         raise RunError(
-            f"More processes were asked for ({asked}), but only this one was started, so it would train alone. Start "
-            "CPU processes with `torchrun --nproc_per_node N train_accelerate.py ...`, several GPUs with `accelerate "
+            f"More processes were asked for ({asked}), but only this one was started, so it would work alone. Start "
+            f"CPU processes with `torchrun --nproc_per_node N {script} ...`, several GPUs with `accelerate "
             "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
         )
 
@@ -1053,7 +1060,15 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
     }
 
 
-def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name: str) -> list[Any]:
+def lasting_id(output_dir: Path) -> str:
+    """The id under which every session of a run reports to W&B."""
+    path = output_dir / ".wandb_id"
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex[:12])
+    return path.read_text()
+
+
+def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name: str, step: int = 0) -> list[Any]:
     """Accelerate's trackers: "auto" is tensorboard where it is installed; none is required or asks for an account."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
@@ -1071,10 +1086,15 @@ def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name
         raise RunError(f"The tracker {missing[0]} is not installed. Run `pip install {missing[0]}`, or trackers=none.")
     trackers = []
     for kind in classes.values():
-        # Trackers with a folder name it after the run; the others have a project, and the run's name within it.
-        if kind.requires_logging_directory:
-            tracker = kind(run_name or "tensorboard", logging_dir=output_dir)
-        elif str(kind.name) in ("wandb", "trackio"):
+        # One folder whatever the run's name, so that nothing of the run's own is in its way; the others have a
+        # project, and the run's name within it. What a resumed run does again must not be there twice.
+        if str(kind.name) == "tensorboard":
+            tracker = kind("tensorboard", logging_dir=output_dir, purge_step=step + 1 if step else None)
+        elif kind.requires_logging_directory:
+            tracker = kind(run_name or "air", logging_dir=output_dir / "trackers")
+        elif str(kind.name) == "wandb":
+            tracker = kind("air", name=run_name or output_dir.name, resume="allow", id=lasting_id(output_dir))
+        elif str(kind.name) == "trackio":
             tracker = kind("air", name=run_name or output_dir.name, resume="allow")
         else:
             tracker = kind("air")
@@ -1236,7 +1256,17 @@ def _run_training(
     trainer.born = start
     if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
         earlier = {}
-        for name in ("checkpoints", "model", "model_last", "tensorboard", "metrics.jsonl", "run.json", "curve.png"):
+        for name in (
+            "checkpoints",
+            "model",
+            "model_last",
+            "tensorboard",
+            "trackers",
+            ".wandb_id",
+            "metrics.jsonl",
+            "run.json",
+            "curve.png",
+        ):
             path = output_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
@@ -1269,7 +1299,9 @@ def _run_training(
             return earlier
     if trainer.is_main:
         trainer._forget_after(trainer.step)
-        trainer.trackers = make_trackers(recipe.train.trackers, output_dir, recipe.flat(), recipe.train.run_name)
+        trainer.trackers = make_trackers(
+            recipe.train.trackers, output_dir, recipe.flat(), recipe.train.run_name, trainer.step
+        )
         write_json(output_dir / "run.json", trainer.report("running", 0.0))
     signals.install(signal.SIGINT)
     end_with_launcher()

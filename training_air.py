@@ -291,7 +291,9 @@ def _yaml(text: str, where: Any) -> Any:
 # What other trainers call it, where spelling leads elsewhere.
 OTHER_NAMES = {
     "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "steps": "max_steps", "num_steps": "max_steps",
-    "gradient_accumulation_steps": "accumulation", "num_train_epochs": "epochs",
+    "gradient_accumulation_steps": "accumulation", "num_train_epochs": "epochs", "save_steps": "save_every",
+    "eval_steps": "eval_every", "logging_steps": "log_every", "report_to": "trackers",
+    "per_device_train_batch_size": "batch_size", "global_batch_size": "batch_size", "bf16": "mixed_precision",
 }  # fmt: skip
 
 
@@ -300,9 +302,9 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     known = [*TRAIN_FIELDS, *MODEL_FIELDS, "variant"]
     for key in values:
         if key not in known:
-            match = [OTHER_NAMES[key]] if key in OTHER_NAMES else []
-            match = match or difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f" Did you mean {match[0]!r}?" if match else ""
+            names = {name.lower(): name for name in known} | OTHER_NAMES
+            match = difflib.get_close_matches(str(key).lower(), names, n=1, cutoff=0.5)
+            hint = f" Did you mean {names[match[0]]!r}?" if match else ""
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     hints = {f.name: f.type for f in (*dataclasses.fields(AirConfig), *dataclasses.fields(TrainConfig))}
     hints["variant"] = str

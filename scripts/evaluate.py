@@ -189,6 +189,9 @@ def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
     """(rank, number of processes, device, a barrier); Accelerate when launched as several processes."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked == 1:
+        from air_model.train_accelerate import refuse_lonely_process
+
+        refuse_lonely_process(1, "scripts/evaluate.py")
         return 0, 1, device_of(device), lambda: None
     from accelerate import PartialState
 
@@ -213,11 +216,16 @@ def load_split(data: str, split: str, limit: int | None, models: list) -> Any:
         found = load_puzzles(data, split, limit=1).task
     except ValueError:
         found = task  # not a square grid, or a damaged row: the full reading says so
-    same_cells = (found.name, found.seq_len) == (task.name, task.seq_len)  # then the guess may have the wrong sides
-    if not same_cells and all(takes_size(model.config, found) for model in models):
-        task = found
-    elif not same_cells:
-        raise ValueError(f"{data} holds {found}, the model was made for {task}: choose the data or model that fits.")
+    # Where the number of cells is the model's, its sides count: the guess may have the wrong ones.
+    same_cells = (found.name, found.seq_len) == (task.name, task.seq_len)
+    task = task if same_cells else found
+    for model in models:
+        own = task_from_config(model.config)
+        if own != task and not takes_size(model.config, task):
+            raise ValueError(
+                f"{data} holds {task}, and {model.name_or_path or 'the model'} was made for {own}: choose the data or "
+                "the model that fits."
+            )
     return load_puzzles(data, split, task=task, limit=limit)
 
 

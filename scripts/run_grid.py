@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -32,7 +33,7 @@ from typing import Any
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.configuration_air import VARIANTS
+from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.training_air import (
     FREE_ON_RESUME,
     TAKEN,
@@ -79,7 +80,7 @@ class Run:
         start = [python]
         if self.processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
-        return [*start, *script, "--resume", *(f"{k}={v}" for k, v in self.overrides.items())]
+        return [*start, *script, "--resume", *self.words()]
 
     def report(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
@@ -93,13 +94,25 @@ class Run:
             report["config"], self.expected(), FREE_ON_RESUME
         )
 
+    def words(self) -> list[str]:
+        """The overrides as the command line has them."""
+        return [f"{k}={v}" for k, v in self.overrides.items()]
+
     def expected(self) -> dict[str, Any]:
         """The recipe of this run as run.json will hold it.
 
         Raises:
             ValueError, FileNotFoundError: the recipe or an override cannot be read.
         """
-        return read_recipe(self.recipe, [f"{k}={v}" for k, v in self.overrides.items()]).flat()
+        return read_recipe(self.recipe, self.words()).flat()
+
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError where the recipe or the model that it asks for cannot be."""
+        model = dict(read_recipe(self.recipe, self.words()).model)
+        variant, side = model.pop("variant"), {"maze": 30}.get(model.get("task"), 9)
+        if "grid_height" in model or not {"grid_width", "box_height", "box_width"} & set(model):
+            AirConfig.from_variant(variant, **{"grid_height": side, **model})
+        # Else its sides belong to a grid that only the data names.
 
     def progress(self) -> tuple[int, float | None]:
         """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl and run.json."""
@@ -126,6 +139,23 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def split_values(text: str) -> list[str]:
+    """'1,2' -> ['1', '2']; a comma within brackets or quotes belongs to its value: '[row,all],null'."""
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
 def make_runs(arguments: argparse.Namespace) -> list[Run]:
     """Every run of the grid, in the order in which they start: all variants of a seed before the next seed."""
     for name, least in (("gpus_per_run", 0), ("parallel", 1), ("retries", 0), ("hours", 1), ("cpus_per_run", 1)):
@@ -138,7 +168,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         key, _, values = text.partition("=")
         if not values:
             raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
-        axes[key.strip().lstrip("-").replace("-", "_")] = values.split(",")
+        axes[key.strip().lstrip("-").replace("-", "_")] = split_values(values)
     if not axes:
         raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
     for name in axes.get("variant", []):
@@ -155,7 +185,9 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
     if arguments.mini:
         small = {k: v for k, v in MINI.items() if not (k == "max_steps" and "epochs" in common)}
-        common = {**small, "data": str(mini_data(arguments.task or "sudoku", base / "data")), **common}
+        if not getattr(arguments, "dry_run", False):
+            mini_data(arguments.task or "sudoku", base / "data")
+        common = {**small, "data": str(base / "data"), **common}
         common["easier_share"] = common.get("easier_share", 0.0)
     elif arguments.suite:
         common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
@@ -164,10 +196,10 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         for values in itertools.product(*axes.values()):
             point = dict(zip(axes, values))
             name = "-".join(v if k == "variant" else f"{k}={v}" for k, v in point.items())
-            name = f"{name}-seed{seed}".replace("/", "_")
+            name = re.sub(r"[^\w.=,+-]+", "_", f"{name}-seed{seed}")
             overrides = {**common, **point, "seed": seed, "run_name": name}
             runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run))
-            runs[-1].expected()  # a wrong key or value is found now, not hours later
+            runs[-1].check()  # a wrong key or value is found now, not hours later
     return runs
 
 

@@ -12,6 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+if __name__ == "__main__" and len(sys.argv) > 1:  # before the imports, which take seconds
+    print(__doc__)
+    sys.exit(0 if {"-h", "--help"} & set(sys.argv[1:]) else 2)
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

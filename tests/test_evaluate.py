@@ -206,6 +206,15 @@ def test_curves_of_models_whose_folders_have_one_name_stay_apart(files):
     assert list(json.loads((files / "c.json").read_text())["curves"]) == models
 
 
+def test_several_processes_of_which_one_was_started_are_refused(files, monkeypatch, capsys):
+    # What `accelerate launch --cpu --num_processes 2` leaves behind: one process that knows of no other.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert script.main(["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--device", "cpu"]) == 1
+    assert "torchrun --nproc_per_node N scripts/evaluate.py" in capsys.readouterr().err
+
+
 def test_bad_arguments_end_in_one_sentence(files, capsys):
     save_release(tiny_model(grid_height=6), files / "six")
     good = (files / "dev.csv").read_text().splitlines()[1].split(",")
@@ -215,7 +224,8 @@ def test_bad_arguments_end_in_one_sentence(files, capsys):
     fine = ["--model", str(files / "model"), "--data", str(files / "dev.csv")]
     for words, says in (
         (["--model", str(files / "nowhere"), "--data", str(files / "dev.csv")], "holds no config.json"),
-        (["--model", str(files / "six"), "--data", str(files / "dev.csv")], "the model was made for"),
+        (["--model", str(files / "six"), "--data", str(files / "dev.csv")], "six was made for SudokuTask(6x6"),
+        (["--model", str(files / "model"), str(files / "six"), "--data", str(files / "dev.csv")], "six was made for"),
         (["--model", str(files / "model"), "--data", str(files / "none.csv")], "none.csv"),
         (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--limit", "0"], "--limit must be"),
         (["--model", str(files / "model"), "--data", str(files / "dev.csv"), "--attempts", "0"], "attempts must be"),

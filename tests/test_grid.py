@@ -91,11 +91,28 @@ def test_any_grid_is_the_product_of_its_axes(tmp_path):
         {"overrides": ["seed=3"]},
         {"grid": ["seed=0,1"]},
         {"overrides": ["run-name=mine"]},
+        {"overrides": ["position_embedding=rope3d"]},
+        {"overrides": ["hidden_size=30", "num_attention_heads=4"]},
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(tmp_path, wrong):
     with pytest.raises(ValueError):
         grid.make_runs(arguments(tmp_path, **wrong))
+
+
+def test_values_with_commas_of_their_own_are_swept(tmp_path):
+    assert grid.split_values("[row,all],null") == ["[row,all]", "null"]
+    assert grid.split_values("{0: [1, 1]},'a,b'") == ["{0: [1, 1]}", "'a,b'"]
+    values = {"suite": None, "task": None, "recipe": "sudoku_6x6", "grid": ["head_relations=[row,all],null"]}
+    runs = grid.make_runs(arguments(tmp_path, **values, seeds="0"))
+    assert [run.expected()["head_relations"] for run in runs] == [["row", "all"], None]
+    assert all(run.folder.name == run.overrides["run_name"] and "[" not in run.folder.name for run in runs)
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    words = ["--suite", "operator", "--task", "maze", "--mini", "--seeds", "0", "--dry-run"]
+    assert grid.main([*words, "--output-dir", str(tmp_path)]) == 0
+    assert "variant=minus_x" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_half_done_grid_goes_on_with_what_is_left(tmp_path):
@@ -301,7 +318,8 @@ def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_pat
     log, checkpoints = tmp_path / "job.log", tmp_path / "run" / "checkpoints"
 
     def submit(max_steps: int) -> str:
-        command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", "scripts/train.slurm"]
+        command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", "--gpus-per-node=0"]
+        command += ["scripts/train.slurm"]
         overrides = [f"{key}={value}" for key, value in {**values, "max_steps": max_steps}.items()]
         command += ["sudoku_extreme", str(tmp_path / "run"), *overrides]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -470,6 +471,12 @@ def test_requirements_agree_with_the_package():
     wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
     setup = (ROOT / "setup.py").read_text()
     assert wanted and all(f'"{line}"' in setup for line in wanted)
+
+
+@pytest.mark.parametrize("word, status", [("--help", 0), ("--modle", 2)])
+def test_the_app_explains_itself_instead_of_starting(word, status):
+    done = subprocess.run([sys.executable, app.__file__, word], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and "GRADIO_SERVER_PORT=8000 python spaces_demo/app.py" in done.stdout
 
 
 def test_importing_the_page_leaves_no_files_behind():

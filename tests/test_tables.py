@@ -202,6 +202,26 @@ def test_an_evaluation_with_another_budget_of_steps_says_so(tmp_path):
     assert table.count("adaptive halting") == 2 and table.count("adaptive halting, 64 at most") == 1
 
 
+@pytest.mark.parametrize("task", ["sudoku", "maze"])
+def test_the_recipe_of_hrm_counts_as_its_published_protocol(task):
+    own = record("HRM", task=task)
+    own["config"] = read_recipe(f"hrm_{task}").flat()
+    assert tables.is_published_protocol(own)
+
+
+def test_the_published_budget_may_be_given_in_epochs():
+    run = record(epochs=20000, max_steps=26041)
+    run["config"]["max_steps"] = None
+    assert tables.is_published_protocol(run)
+    assert not tables.is_published_protocol({**run, "steps": 26000})
+
+
+def test_runs_on_mazes_have_columns_of_their_own_in_the_other_suites():
+    plain, runs = (tables.suite_table("operator", some, PUBLISHED) for some in ([], [record("minus_x", task="maze")]))
+    assert "Maze" not in plain and row_of(runs, "minus_x")[-3:] == ["", "60.0", "1"]
+    assert row_of(plain, "minus_x")[2:5] == ["1", "0", "1"]
+
+
 def test_hrm_by_its_own_recipe_counts_and_shares_a_table_with_the_others():
     own = record("HRM")
     own["config"] = {**own["config"], "atan2_scale": 1.0}

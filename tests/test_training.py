@@ -98,6 +98,9 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("learning_rate=1", "'lr'"),
         ("epochs=.inf", "finite"),
         ("hiden_size=3", "'hidden_size'"),
+        ("lerning_rate=1", "'lr'"),
+        ("H_cycles=1", "'h_cycles'"),
+        ("save_steps=1", "'save_every'"),
         ("lr=fast", "expected float"),
         ("hidden_size=4.5", "expected int"),
         ("batch_size=0", "1 or more"),
@@ -1011,8 +1014,41 @@ def test_a_batch_that_cannot_be_cut_is_refused(tmp_path):
 
 def test_tensorboard_gets_the_metrics_when_it_is_asked_for(recipe, tmp_path):
     pytest.importorskip("tensorboard")
-    assert recipe("run", max_steps=4, trackers="tensorboard", run_name="tb") == 0
+    assert recipe("run", max_steps=4, trackers="tensorboard", run_name="model") == 0
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert not list((tmp_path / "run" / "model").rglob("events.out.tfevents*"))  # the run's own, replaced as it goes
+
+
+def losses_in_tensorboard(run: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss")]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume_and_nothing_of_an_overwritten_run(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, values = tmp_path / "run", {"trackers": "tensorboard", "run_name": "tb"}
+    assert recipe("run", max_steps=8, **values) == 0
+    shutil.rmtree(run / "checkpoints" / "checkpoint_8")  # as if it had been killed after logging step 8
+    time.sleep(1.1)  # event files are read in the order of the seconds in their names
+    assert recipe("run", "--resume", max_steps=8, **values) == 0
+    assert losses_in_tensorboard(run) == [2, 4, 6, 8]
+    assert recipe("run", "--overwrite", max_steps=4, **values) == 0
+    assert losses_in_tensorboard(run) == [2, 4]
+
+
+def test_every_session_of_a_run_has_the_same_id_at_wandb(tmp_path):
+    first = ta.lasting_id(tmp_path)
+    assert first == ta.lasting_id(tmp_path) and len(first) == 12
+
+
+def test_puzzles_per_second_are_those_of_the_run_and_not_of_its_last_steps(recipe, tmp_path):
+    # All slots halt together after 4 ACT steps: in most windows of two steps none does.
+    assert recipe("run", max_steps=6, halt_exploration_prob=0.0, log_every=1, eval_every=0) == 0
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert report["metrics"]["train"]["puzzles_per_second"] == 0 < report["puzzles_per_second"]
 
 
 def test_an_unknown_tracker_is_refused(recipe, capsys):
