@@ -456,7 +456,7 @@ def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Pa
                     axes.bar(i + 0.2, statistics.mean(values), 0.38, yerr=spread, color="#D55E00", capsize=2)
                     axes.text(i + 0.2, 1, f"n={len(values)}", ha="center", fontsize=6, color="white")
             if any(theirs.values()):  # the published value of HRM alone comes without a spread
-                axes.bar(0, 0, color="#999999", label="published (whisker: standard deviation of 5 seeds)")
+                axes.bar(0, 0, color="#999999", label="published, ± s.d.\nof 5 seeds")
             if any(mine.values()):
                 axes.bar(0, 0, color="#D55E00", label="ours")
             finish(figure, variants, f"{suite}, {task}", f"{suite}_{task}.png")
