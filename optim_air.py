@@ -118,10 +118,18 @@ class PuzzleSignSGD:
         grad = self.table.grad
         if grad is None:
             return
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        small = len(grad) <= world * len(ids)
+        if world > 1 and not small:
             ids, grad = self._gather(ids, grad)
         seen = torch.zeros(len(self.table), 1, dtype=torch.bool, device=ids.device)
         seen.index_fill_(0, ids, True)
+        if world > 1 and small:
+            # A small table travels whole: less to send, and every process gets the very same sum.
+            seen, grad = seen.to(grad.dtype), grad.clone()
+            dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+            dist.all_reduce(grad)
+            seen = seen > 0
         updated = self.table * (1.0 - self.lr * self.weight_decay) - self.lr * grad.sign()
         self.table.copy_(torch.where(seen, updated, self.table))
 

@@ -141,10 +141,11 @@ def write_queue() -> Path:
         "",
         "Two ignored folders travel to the machine: `.data`, which holds the real puzzles as",
         "`sudoku_extreme/{train_1000,dev_1175}.csv.gz` and `maze_hard/{train_1000,dev_500}.csv.gz`, and `.wheels`,",
-        "filled by `pip download --no-deps -d .wheels adam-atan2-pytorch`: the runs find the wheel by themselves.",
+        "filled by `pip download --no-deps -d .wheels adam-atan2-pytorch`: runs, tests and benchmarks find the wheel.",
         "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout. A run that",
         "one lease does not finish goes on in the next one: `--go-on PARCEL`, which counts on from its step.",
-        "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`.",
+        "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`; then the",
+        "step with `TORCH_CUDNN_SDPA_DEPRIORITIZED=1` before it, which tells what cuDNN's attention is worth.",
         "",
         "| run | goal | command | minutes | state |",
         "|---|---|---|---|---|",
@@ -269,14 +270,25 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
             return False
         output.parent.mkdir(exist_ok=True)
         command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *common, *options, "--output", str(output)]
-        try:
-            subprocess.run(command, check=True, timeout=left)
-        except subprocess.TimeoutExpired:
-            return False
-        except subprocess.CalledProcessError:
-            raise ValueError(f"The evaluation {label} failed, see above; call again to repeat it.") from None
+        # Blocks that are not compiled write every small stage to the GPU's memory: about twice the time (PERF.md).
+        tries = [[*command, "--compile"], command] if has_gpu() and not args.rehearse else [command]
+        for line in tries:
+            try:
+                status = subprocess.run(line, timeout=deadline - time.monotonic()).returncode
+            except subprocess.TimeoutExpired:
+                return False
+            if status == 0:
+                break
+        else:
+            raise ValueError(f"The evaluation {label} failed, see above; call again to repeat it.")
         brought()
     return True
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def newest_weights(run: Path) -> Path | None:
