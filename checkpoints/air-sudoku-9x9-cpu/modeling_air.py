@@ -733,6 +733,8 @@ class AirModel(AirPreTrainedModel):
         if in_int8 := dtype == torch.int8:
             if device.type != "cpu":
                 raise ValueError(f"dtype=torch.int8 is for CPUs, the model is on {device.type}. Use torch.bfloat16.")
+            if self._is_compiled():
+                raise ValueError("dtype=torch.int8 is for blocks that are not compiled: leave out one of the two.")
             dtype = torch.float32
 
         total, s, updates = len(input_ids), config.seq_len, len(config.schedule)
@@ -848,6 +850,9 @@ class AirModel(AirPreTrainedModel):
         slots = max(1, slots)
         return slots if not puzzles else math.ceil(puzzles / math.ceil(puzzles / slots))
 
+    def _is_compiled(self) -> bool:
+        return any(module._compiled_call_impl is not None for module in self.modules())
+
     @contextlib.contextmanager
     def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:
         """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed.
@@ -855,7 +860,7 @@ class AirModel(AirPreTrainedModel):
         Compiled blocks keep their weights and cast by themselves: not every torch notices another dtype behind
         `weight.data` (2.11 runs the graph of the old one).
         """
-        if any(module._compiled_call_impl is not None for module in self.modules()):
+        if self._is_compiled():
             yield
             return
         pack = _quantize if in_int8 else _pack
