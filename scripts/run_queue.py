@@ -145,7 +145,7 @@ def write_queue() -> Path:
         "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout. A run that",
         "one lease does not finish goes on in the next one: `--go-on PARCEL`, which counts on from its step.",
         "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`;",
-        "then the step with `TORCH_CUDNN_SDPA_DEPRIORITIZED=1` before it, which tells what cuDNN's attention is worth.",
+        "then the step with `TORCH_CUDNN_SDPA_DEPRIORITIZED=1` before it, to see what cuDNN's attention is worth.",
         "",
         "| run | goal | command | minutes | state |",
         "|---|---|---|---|---|",
