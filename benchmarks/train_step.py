@@ -6,13 +6,14 @@
     python benchmarks/train_step.py --recipe maze_hard --batch-size 96
     python benchmarks/train_step.py q_continue=false                       # without the second forward
     python benchmarks/train_step.py --sweep --output results/sweep.json    # grid sizes and layers, with a plot
-    python benchmarks/train_step.py --cycles                               # memory against the number of cycles
+    python benchmarks/train_step.py --cycles --batch-size 4,16,64          # memory against batch and number of cycles
 
 TFLOP/s count products only, as ANCHORS section 2b does: 16 passes for the published step (28.1 TFLOP at batch 768). A
 step is the trainer's own: fresh puzzles, refill, forward, second forward, backward, optimizers, metrics.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -285,10 +286,14 @@ def main(argv: list[str] | None = None) -> int:
     batches = [int(part) for part in (arguments.batch_size or ("768" if on_gpu else "16")).split(",")]
     rows = []
     if arguments.cycles:
-        for h_cycles, l_cycles in ((1, 1), (2, 2), (3, 6), (8, 8)):
-            size = saved_bytes(arguments, batches[0], h_cycles, l_cycles)
-            rows.append({"h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": size / 2**20})
-            print(f"h_cycles {h_cycles}, l_cycles {l_cycles}: {size / 2**20:.1f} MiB kept for the backward pass")
+        for batch_size, (h_cycles, l_cycles) in itertools.product(batches, ((1, 1), (2, 2), (3, 6), (8, 8))):
+            size = saved_bytes(arguments, batch_size, h_cycles, l_cycles)
+            row = {"batch_size": batch_size, "h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": size / 2**20}
+            rows.append(row)
+            print(
+                ", ".join(f"{k} {v}" for k, v in list(row.items())[:3]),
+                f"{size / 2**20:9.1f} MiB for the backward pass",
+            )
     elif arguments.sweep:
         grids = [{"grid_height": n, "num_hidden_layers": 4} for n in (4, 6, 9, 12, 16)]
         layers = [{"grid_height": 9, "num_hidden_layers": n} for n in (1, 2, 4, 8)]
