@@ -476,18 +476,20 @@ class Trainer:
         values["lr"] = self.optimizers.main[0].param_groups[0]["lr"]
         self.totals.zero_()
         self.since_log = 0
-        if "puzzles" in self.speed:  # a checkpoint of an earlier release did not count them
+        if "puzzles" in self.speed:
             self.speed["puzzles"] += int(count)
         self.last_metrics = values
         self.record({f"train/{name}": value for name, value in values.items()})
         exact = values["exact_accuracy"]
         bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, {self.rate():.0f} puzzles/s"
+            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, {self.rate() or 0:.0f} puzzles/s"
         )
 
-    def rate(self) -> float:
-        """Puzzles finished per second of training, over the run."""
-        return self.speed.get("puzzles", 0) / max(1e-9, self.speed["seconds"])
+    def rate(self) -> float | None:
+        """Puzzles finished per second of training, over the run: slots finish in bursts, so few steps say little."""
+        if "puzzles" not in self.speed:  # a checkpoint of an earlier release did not count them
+            return self.last_metrics.get("puzzles_per_second")
+        return self.speed["puzzles"] / max(1e-9, self.speed["seconds"])
 
     def record(self, values: dict[str, Any]) -> None:
         if not self.is_main:
@@ -811,8 +813,7 @@ class Trainer:
             "earlier_runs": self.earlier_runs,
             "seconds_to_first_step": round(self.first_step_seconds, 2),
             "steps_per_second": self.speed["steps"] / seconds,
-            # Of the whole run: slots finish in bursts, so the last few steps say little.
-            "puzzles_per_second": self.speed["puzzles"] / seconds if "puzzles" in self.speed else None,
+            "puzzles_per_second": self.rate(),
             "tflops": tflops,
             "tflops_peak_of_device": peak,
             "share_of_peak": None if peak is None else tflops / (peak * self.world),
