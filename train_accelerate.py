@@ -480,10 +480,8 @@ class Trainer:
             self.speed["puzzles"] += int(count)
         self.last_metrics = values
         self.record({f"train/{name}": value for name, value in values.items()})
-        exact = values["exact_accuracy"]
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, exact {'-' if exact is None else f'{exact:.3f}'}, {self.rate() or 0:.0f} puzzles/s"
-        )
+        exact = "-" if values["exact_accuracy"] is None else f"{values['exact_accuracy']:.3f}"
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, exact {exact}, {self.rate() or 0:.0f} puzzles/s")
 
     def rate(self) -> float | None:
         """Puzzles finished per second of training, over the run: slots finish in bursts, so few steps say little."""
