@@ -89,6 +89,9 @@ def by_hand(model: AirModel, inputs: torch.Tensor, limit: int) -> tuple[torch.Te
 def test_a_halted_puzzle_returns_what_it_had_then_whatever_the_batch(batch_size):
     model = halting_model()
     inputs = torch.from_numpy(puzzles_of(16)).long()
+    with torch.no_grad():  # other releases of torch draw other weights: about a third shall stop at once
+        out = model(inputs)
+        model.q_head.bias[0] -= (out.q_halt_logits - out.q_continue_logits).quantile(0.66)
     logits, steps = by_hand(model, inputs, 8)
     assert len(steps.unique()) > 2, "the test needs puzzles that halt at different steps"
     solution = model.solve(inputs, halt="q", batch_size=batch_size)
