@@ -89,7 +89,7 @@ from air_model.training_air import (
 
 # What --smoke sets on top of a recipe (and below the command line): every part of a run, in seconds.
 SMOKE = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64, "halt_max_steps": 4,
     "puzzle_embedding_size": None, "prefix_length": None, "l_layers": None, "h_layers": None,
     "max_steps": 20, "batch_size": 16, "accumulation": 1, "warmup_steps": 2, "train_size": None, "cycles": None,
     "eval_limit": 16, "eval_every": 10, "save_every": 10, "log_every": 5, "trackers": "none", "compile": "off",

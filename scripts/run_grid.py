@@ -54,7 +54,7 @@ SUITES = {
 RECIPES = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}
 # A miniature of a suite: everything runs for real, at a size that says nothing about the published results.
 MINI = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64, "halt_max_steps": 4,
     "batch_size": 16, "max_steps": 60, "warmup_steps": 10, "lr": 3e-3, "log_every": 20, "save_every": 30,
     "eval_every": 30, "eval_limit": 32, "train_size": "null", "trackers": "none",
 }  # fmt: skip

@@ -31,7 +31,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-REHEARSAL = ["max_steps=20", "batch_size=16", "hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2"]
+REHEARSAL = ["max_steps=20", "batch_size=16", "hidden_size=32", "num_hidden_layers=1", "num_attention_heads=8"]
 REHEARSAL += ["eval_every=10", "save_every=10", "log_every=5", "eval_limit=16", "warmup_steps=2", "halt_max_steps=4"]
 
 
