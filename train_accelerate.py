@@ -1392,7 +1392,8 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 small["epochs"] = None
             if "data" not in given:  # needs no network, and no data set
-                small |= smoke_data(recipe.model.get("task", "sudoku"), arguments.output_dir / "smoke_data")
+                task = recipe.model.get("task", "sudoku")
+                small |= smoke_data(task, arguments.output_dir / f"smoke_data_{task}")
             recipe = make_recipe({**recipe.flat(), **small})
         run_training(
             recipe,

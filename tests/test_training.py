@@ -556,6 +556,12 @@ def test_a_smoke_run_needs_neither_data_nor_network(tmp_path, name):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
+def test_a_smoke_run_of_another_task_may_overwrite_one(tmp_path):
+    for name in ("quickstart", "maze_small"):
+        words = ["--recipe", name, "--output-dir", str(tmp_path), "--smoke", "--overwrite", "max_steps=1"]
+        assert ta.main(words) == 0
+
+
 # ---- never lose a run
 
 
