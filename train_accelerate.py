@@ -68,6 +68,7 @@ from air_model.training_air import (
     compile_mode,
     earlier_runs,
     exploration,
+    few_heads,
     halt,
     make_recipe,
     matmul_tflops,
@@ -89,7 +90,7 @@ from air_model.training_air import (
 
 # What --smoke sets on top of a recipe (and below the command line): every part of a run, in seconds.
 SMOKE = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64, "halt_max_steps": 4,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
     "puzzle_embedding_size": None, "prefix_length": None, "l_layers": None, "h_layers": None,
     "max_steps": 20, "batch_size": 16, "accumulation": 1, "warmup_steps": 2, "train_size": None, "cycles": None,
     "eval_limit": 16, "eval_every": 10, "save_every": 10, "log_every": 5, "trackers": "none", "compile": "off",
@@ -369,6 +370,7 @@ class Trainer:
             file=Patient(sys.stderr),
         )  # fmt: skip
         try:
+            self.evaluation_owed = self.evaluation_owed and bool(config.eval_every)  # no longer wanted
             if self.evaluation_owed:
                 with self.pausing():
                     self.evaluate(bar)
@@ -399,7 +401,9 @@ class Trainer:
                             # The steps since the last checkpoint are good. Other processes may wait in a collective.
                             if self.world == 1:
                                 self.evaluation_owed = True
+                                self._count(before, begin_step, begin, begin_seconds)
                                 self.save()
+                                self.tell(self.seconds - begin_seconds)
                             raise
                 late = bool(config.max_minutes) and time.perf_counter() - begin > 60 * config.max_minutes
                 stop = self.agree(signals.received or late, every=1 if self.evaluation_owed else config.log_every)
@@ -592,11 +596,14 @@ class Trainer:
         os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
 
-    def tidy_models(self) -> None:
-        """Put right what a kill left while a model folder was written: the one before, and no parts of a new one."""
+    def tidy_models(self, restore: bool) -> None:
+        """Put right what a kill left while a model folder was written: the one before, and no parts of a new one.
+
+        Without `restore` nothing comes back: a run that starts anew has no model yet.
+        """
         for name in ("model", "model_last"):
             target, old = self.output_dir / name, self.output_dir / f".{name}.old"
-            if old.is_dir() and not target.exists():
+            if restore and old.is_dir() and not target.exists():
                 os.replace(old, target)
         for left in self.output_dir.glob(".*model*"):  # `..model.tmp.tmp-…` is save_release's own
             if re.match(r"\.+model(_last)?\.(tmp|old)", left.name):
@@ -770,8 +777,9 @@ class Trainer:
             for line in path.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that a kill cut in half
                     row = json.loads(line)
-                    # After the last step comes the final evaluation, which is made again.
-                    again = step >= self.max_steps and row["step"] == step and any(k.startswith("eval/") for k in row)
+                    # Of this step an evaluation that is owed, or the final one, is made again.
+                    owed = row["step"] == step and (step >= self.max_steps or self.evaluation_owed)
+                    again = owed and any(key.startswith("eval/") for key in row)
                     if row["step"] <= step and not again:
                         lines.append(line + "\n")
             temporary = path.with_name(".metrics.jsonl.tmp")
@@ -1088,7 +1096,7 @@ def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name
         # One folder whatever the run's name, so that nothing of the run's own is in its way; the others have a
         # project, and the run's name within it. What a resumed run does again must not be there twice.
         if str(kind.name) == "tensorboard":
-            tracker = kind("tensorboard", logging_dir=output_dir, purge_step=step + 1 if step else None)
+            tracker = kind("tensorboard", logging_dir=output_dir, purge_step=step + 1)
         elif kind.requires_logging_directory:
             tracker = kind(run_name or "air", logging_dir=output_dir / "trackers")
         elif str(kind.name) == "wandb":
@@ -1272,8 +1280,9 @@ def _run_training(
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.is_main:
         trainer.store.sweep()
-        trainer.tidy_models()
     resumed = resume and trainer.resume()
+    if trainer.is_main:
+        trainer.tidy_models(restore=resumed)
     if resume and not resumed:
         trainer.say(f"No complete checkpoint under {output_dir}: starting from the beginning.")
     if not resumed:
@@ -1386,7 +1395,8 @@ def main(argv: list[str] | None = None) -> int:
         recipe = read_recipe(arguments.recipe, arguments.overrides)
         if arguments.smoke:
             given = {text.partition("=")[0].strip().lstrip("-").replace("-", "_") for text in arguments.overrides}
-            small = {k: v for k, v in SMOKE.items() if k not in given}
+            small = {**SMOKE, "num_attention_heads": few_heads(recipe.model)}
+            small = {k: v for k, v in small.items() if k not in given}
             if "epochs" in given and "max_steps" not in given:
                 small["max_steps"] = None
             else:
@@ -1409,11 +1419,12 @@ def main(argv: list[str] | None = None) -> int:
         advice = ""
         if isinstance(error, (RuntimeError, MemoryError)):
             advice = (
-                f" Out of memory. accumulation=2 computes the same batch in two parts, activation_checkpointing=true "
-                f"keeps less of each; else a smaller batch_size, or eval_batch_size where an evaluation needed it. "
-                f"What {arguments.output_dir / 'checkpoints'} holds goes on with --resume."
+                " Out of memory. A new run with accumulation=2 computes the same batch in two parts, one with "
+                "activation_checkpointing=true keeps less of each; else choose a smaller batch_size. If an evaluation "
+                "needed it, --resume with a smaller eval_batch_size goes on."
             )
-        print(f"error: {str(error).splitlines()[0] if advice else error}{advice}", file=Patient(sys.stderr))
+            error = str(error).partition("\n")[0] or type(error).__name__
+        print(f"error: {error}{advice}", file=Patient(sys.stderr))
         return TAKEN if isinstance(error, FolderTaken) else 1
     finally:
         if dist.is_available() and dist.is_initialized():

@@ -232,6 +232,11 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
+def few_heads(model: dict[str, Any]) -> int:
+    """Heads of a miniature: two, or as many as the recipe has relations for."""
+    return max(2, len(model.get("head_relations") or []))
+
+
 class Recipe(NamedTuple):
     """A recipe, read and checked: `variant` and fields of AirConfig in `model`, the rest in `train`."""
 
@@ -302,9 +307,10 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     known = [*TRAIN_FIELDS, *MODEL_FIELDS, "variant"]
     for key in values:
         if key not in known:
-            names = {name.lower(): name for name in known} | OTHER_NAMES
-            match = difflib.get_close_matches(str(key).lower(), names, n=1, cutoff=0.5)
-            hint = f" Did you mean {names[match[0]]!r}?" if match else ""
+            word, ours = str(key).lower(), {name.lower(): name for name in known}
+            match = [OTHER_NAMES[name] for name in difflib.get_close_matches(word, OTHER_NAMES, n=1, cutoff=0.8)]
+            match = match or [ours[name] for name in difflib.get_close_matches(word, ours, n=1, cutoff=0.5)]
+            hint = f" Did you mean {match[0]!r}?" if match else ""
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     hints = {f.name: f.type for f in (*dataclasses.fields(AirConfig), *dataclasses.fields(TrainConfig))}
     hints["variant"] = str

@@ -130,7 +130,7 @@ def is_published_protocol(run: dict[str, Any]) -> bool:
     plain = all(same(key, value) for key, value in config.items() if key not in FREE)
     # 20,000 epochs of 1,000 puzzles are 26,041 steps of 768, of which the public code makes 26,040.
     steps = run.get("steps")
-    return plain and steps == run.get("max_steps") and abs(steps - reference["max_steps"]) <= 1
+    return plain and steps is not None and steps == run.get("max_steps") and abs(steps - reference["max_steps"]) <= 1
 
 
 def share(percent: float) -> str:

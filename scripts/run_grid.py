@@ -38,6 +38,7 @@ from air_model.training_air import (
     FREE_ON_RESUME,
     TAKEN,
     append_runs_to,
+    few_heads,
     is_taken,
     read_recipe,
     recipe_differences,
@@ -54,7 +55,7 @@ SUITES = {
 RECIPES = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}
 # A miniature of a suite: everything runs for real, at a size that says nothing about the published results.
 MINI = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64, "halt_max_steps": 4,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "halt_max_steps": 4,
     "batch_size": 16, "max_steps": 60, "warmup_steps": 10, "lr": 3e-3, "log_every": 20, "save_every": 30,
     "eval_every": 30, "eval_limit": 32, "train_size": "null", "trackers": "none",
 }  # fmt: skip
@@ -108,9 +109,9 @@ class Run:
 
     def check(self) -> None:
         """Raises ValueError or FileNotFoundError where the recipe or the model that it asks for cannot be."""
-        model = dict(read_recipe(self.recipe, self.words()).model)
+        model = {k: v for k, v in read_recipe(self.recipe, self.words()).model.items() if v is not None}
         variant, side = model.pop("variant"), {"maze": 30}.get(model.get("task"), 9)
-        if "grid_height" in model or not {"grid_width", "box_height", "box_width"} & set(model):
+        if "grid_height" in model or not {"grid_width", "box_height", "box_width", "vocab_size"} & set(model):
             AirConfig.from_variant(variant, **{"grid_height": side, **model})
         # Else its sides belong to a grid that only the data names.
 
@@ -184,7 +185,8 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
             raise ValueError(f"{key}= does not go with a grid: {instead}.")
     base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
     if arguments.mini:
-        small = {k: v for k, v in MINI.items() if not (k == "max_steps" and "epochs" in common)}
+        small = {**MINI, "num_attention_heads": few_heads(read_recipe(recipe).model)}
+        small = {k: v for k, v in small.items() if not (k == "max_steps" and "epochs" in common)}
         if not getattr(arguments, "dry_run", False):
             mini_data(arguments.task or "sudoku", base / "data")
         common = {**small, "data": str(base / "data"), **common}

@@ -61,6 +61,7 @@ def recipe(tmp_path, data):
         path.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in lines.items()))
         return ta.main(["--recipe", str(path), "--output-dir", str(tmp_path / name), *arguments])
 
+    run.data = data
     return run
 
 
@@ -871,21 +872,53 @@ def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monke
         patch.setattr(ta, "evaluate_model", fail)
         with pytest.raises(RuntimeError, match="boom"):
             recipe("run", save_every=100)
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint_6").is_dir()
+    state = parts.read_state(tmp_path / "run" / "checkpoints" / "checkpoint_6")
+    assert state["speed"]["steps"] == 6 and state["seconds"] > 0
     capsys.readouterr()
     assert recipe("run", "--resume", save_every=100) == 0
     assert "step 6: exact_accuracy" in capsys.readouterr().err  # made up for
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "run"))
 
 
+def test_a_run_whose_evaluation_always_fails_goes_on_without(recipe, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(ta, "evaluate_model", fail)
+    with pytest.raises(RuntimeError, match="boom"):
+        recipe("run")
+    with pytest.raises(RuntimeError, match="boom"):  # that of the end
+        recipe("run", "--resume", eval_every=0)
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint_12").is_dir()
+
+
+def test_an_evaluation_that_is_made_again_has_one_line(recipe, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ta.Trainer, "save_model", fail)  # after the line was written
+        with pytest.raises(RuntimeError, match="boom"):
+            recipe("run")
+    assert recipe("run", "--resume") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/exact_accuracy" in row] == [6, 12]
+
+
 def test_out_of_memory_is_a_sentence_that_says_what_to_change(recipe, monkeypatch, capsys):
     def full(_):
         raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB.\nstack of the allocator")
 
+    def empty(_):
+        raise MemoryError  # Python's own says nothing
+
     monkeypatch.setattr(ta.Trainer, "train_step", full)
     assert recipe("run") == 1
     error = capsys.readouterr().err
-    assert "Tried to allocate 9 GiB. Out of memory. accumulation=2" in error and "stack of the" not in error
+    assert "Tried to allocate 9 GiB. Out of memory. A new run with" in error and "stack of the" not in error
+    monkeypatch.setattr(ta.Trainer, "train_step", empty)
+    assert recipe("other") == 1
+    assert "error: MemoryError Out of memory." in capsys.readouterr().err
 
 
 def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
@@ -897,6 +930,16 @@ def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
     assert ta.main(["--recipe", str(tmp_path / "tiny.yaml"), "--output-dir", str(run), "--resume"]) == 0
     assert not [path.name for path in run.glob(".*model*")]
     assert (run / "model" / "config.json").is_file()
+
+
+def test_a_run_that_starts_anew_takes_no_model_of_the_one_before(recipe, tmp_path):
+    stale = tmp_path / "run" / ".model.old"
+    stale.mkdir(parents=True)
+    (stale / "stale").touch()
+    single = {"data": str(tmp_path / "train.csv"), "eval_every": 0}
+    shutil.copy(recipe.data / "train.csv", tmp_path / "train.csv")
+    assert recipe("run", "--overwrite", max_steps=2, **single) == 0
+    assert not (tmp_path / "run" / "model" / "stale").exists() and not stale.exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(recipe, tmp_path, monkeypatch, capsys):
