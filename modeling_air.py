@@ -448,6 +448,11 @@ class AirModel(AirPreTrainedModel):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
+    @property
+    def stacks(self) -> list[AirStack]:
+        """What is worth compiling: the blocks that both updates share, or L's and H's own."""
+        return [self.stack] if self.config.shared_block else [self.l_stack, self.h_stack]
+
     # ---- one ACT step ----------------------------------------------------------------------------------------------
 
     def encode(self, input_ids: Tensor, puzzle_ids: Tensor | None, dtype: torch.dtype) -> Tensor:

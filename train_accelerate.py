@@ -248,7 +248,7 @@ class Trainer:
         mode = self.compile_mode = compile_mode(self.train.compile, self.device.type, whole_run)
         if mode == "off":
             return []
-        stacks = [self.model.stack] if self.config.shared_block else [self.model.l_stack, self.model.h_stack]
+        stacks = self.model.stacks
         # DDP would cut the blocks' graph where its buckets end, to send gradients early; but all updates share these
         # weights, whose gradients are complete at the very end only.
         torch._dynamo.config.optimize_ddp = False

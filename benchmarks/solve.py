@@ -58,8 +58,7 @@ class Bench:
             self.model = AirModel(AirConfig.from_variant(args.variant, **fields)).to(self.device).eval()
         self.config = self.model.config
         if args.compile:
-            shared = self.config.shared_block
-            for stack in [self.model.stack] if shared else [self.model.l_stack, self.model.h_stack]:
+            for stack in self.model.stacks:
                 stack.compile()
         generator = torch.Generator().manual_seed(0)
         high = self.config.vocab_size

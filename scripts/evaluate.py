@@ -95,9 +95,8 @@ def evaluate(args: argparse.Namespace) -> int:
     check_puzzles(puzzles, args.data)
     if args.compile:
         for model in models:
-            for module in (getattr(model, name, None) for name in ("stack", "l_stack", "h_stack")):
-                if module is not None:
-                    module.compile()
+            for stack in model.stacks:
+                stack.compile()
     if args.curve is not None:
         return curve(args, models, puzzles) if rank == 0 else 0
     options: dict[str, Any] = {

@@ -209,16 +209,12 @@ def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
         *overrides,
     ]
     log = (work / "train.log").open("w")  # what an earlier try said is no answer to why this one stopped
-    # A wheel of plain Python is imported as it lies: the machine may have no registry to install it from.
-    wheels = [str(path) for path in sorted((ROOT / ".wheels").glob("*-none-any.whl"))]
-    path = os.pathsep.join([*wheels, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         command,
         stdout=log,
         stderr=log,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
     )
     (work / "pid").write_text(str(process.pid))
     print(f"started: {' '.join(command)}", flush=True)
