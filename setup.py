@@ -37,6 +37,7 @@ EXTRAS = {
         "accelerate>=1.15,<2",
         "datasets>=5.2,<6",
         "evaluate>=0.4.6,<0.5",
+        "markdown-it-py>=3",
         "matplotlib>=3.9",
         "numba>=0.61",
         "tqdm>=4.66",

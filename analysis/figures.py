@@ -2,7 +2,7 @@
 
     draw_rollout(rollout, puzzle, task, "rollout.png")          # both states side by side, after any update
     draw_film_strip(rollout, puzzle, task, "strip.png")         # both states at several ACT steps
-    animate_rollout(rollout, puzzle, task, "rollout.gif")       # every update; changed cells marked (.gif or .mp4)
+    animate_rollout(rollout, puzzle, task, "rollout.gif")       # every update; changed cells marked
 
 `rollout` is `AirModel.solve(..., return_rollout=True).rollout` (or anything with z_h, z_l and updates), `task` a
 GridTask. Colours: z_H vermillion, z_L blue, the rest Okabe-Ito. Nothing here touches pyplot's global state: a server
@@ -12,9 +12,6 @@ may draw from several threads.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -445,18 +442,16 @@ def animate_rollout(
     """Both states through the whole roll-out, changed cells marked, the state just updated framed.
 
     Args:
-        path: .gif, or .mp4 where the program ffmpeg is installed.
+        path: .gif.
         updates: which updates become frames (default all, until nothing changes any more).
         frame_seconds, hold_seconds: of every frame, and of the last.
         on_frame: called with (frames drawn, frames in all).
 
-    Others as `draw_rollout`. Raises ValueError for another suffix, or for .mp4 without ffmpeg.
+    Others as `draw_rollout`. Raises ValueError for another suffix.
     """
     path = Path(path)
-    if path.suffix not in (".gif", ".mp4"):
-        raise ValueError(f"Animations are written as .gif or .mp4, got {path.name!r}.")
-    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
-        raise ValueError("Writing .mp4 needs the program ffmpeg, which is not installed: write a .gif instead.")
+    if path.suffix != ".gif":
+        raise ValueError(f"Animations are written as .gif, got {path.name!r}.")
     film = _Film(rollout, puzzle, task, label, row, per_step)
     updates = _until_still(film) if updates is None else [_checked_update(film, at) for at in updates]
     images = []
@@ -466,8 +461,7 @@ def animate_rollout(
             on_frame(len(images), len(updates))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-    writer = _write_gif if path.suffix == ".gif" else _write_mp4
-    writer(images, partial, frame_seconds, hold_seconds)
+    _write_gif(images, partial, frame_seconds, hold_seconds)
     os.replace(partial, path)
     return path
 
@@ -525,16 +519,3 @@ def _write_gif(images: list[np.ndarray], path: Path, frame_seconds: float, hold_
     frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [round(1000 * frame_seconds)] * (len(frames) - 1) + [round(1000 * hold_seconds)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
-
-
-def _write_mp4(images: list[np.ndarray], path: Path, frame_seconds: float, hold_seconds: float) -> None:
-    from PIL import Image
-
-    images = images + [images[-1]] * max(0, round(hold_seconds / frame_seconds) - 1)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, image in enumerate(images):
-            even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # H.264 wants even sides
-            Image.fromarray(even).save(Path(folder) / f"{number:05d}.png")
-        command = ["ffmpeg", "-y", "-loglevel", "error", "-framerate", f"{1 / frame_seconds:.4f}"]
-        command += ["-i", str(Path(folder) / "%05d.png"), "-pix_fmt", "yuv420p", str(path)]
-        subprocess.run(command, check=True)

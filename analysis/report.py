@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from markdown_it import MarkdownIt
 
 from air_model.analysis.common import write_text
 
@@ -71,19 +72,19 @@ def caption(path: Path) -> str:
 
 def write(output_dir: Path, entries: list[Entry], overall: str = "") -> tuple[Path, Path]:
     """Write report.md and report.html (one file, figures inside); returns their paths."""
-    title = "What the two states do"
-    markdown, body = [f"# {title}\n"], [f"<h1>{title}</h1>"]
-    if overall:
-        markdown.append(overall)
-        body.append(to_html(overall))
+    title, to_html = "What the two states do", MarkdownIt("commonmark", {"html": False}).enable("table").render
+    markdown, body = [], []
+
+    def add(text: str) -> None:
+        markdown.append(text)
+        body.append(to_html(text))
+
+    add(f"# {title}\n")
+    add(overall)
     for entry in entries:
-        head = f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description
-        markdown.append(head)
-        body.append(to_html(head))
+        add(f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description)
         for study, sections in entry.sections.items():
-            text = "\n".join(sections)
-            markdown.append(text)
-            body.append(to_html(text))
+            add("\n".join(sections))
             for path in figures_of(entry.folder, study):
                 markdown.append(f"![{caption(path)}]({path.relative_to(output_dir).as_posix()})\n")
                 body.append(_figure(path))
@@ -95,45 +96,6 @@ def _figure(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     kind, text = path.suffix[1:], html.escape(caption(path))
     return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def to_html(markdown: str) -> str:
-    """The little Markdown that the studies write (headings, lists, tables, paragraphs, `code`) as HTML."""
-    out, paragraph, table, items = [], [], [], []
-
-    def flush() -> None:
-        if paragraph:
-            out.append(f"<p>{_inline(' '.join(paragraph))}</p>")
-            paragraph.clear()
-        if items:
-            out.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
-            items.clear()
-        if table:
-            head, *rows = [row for row in table if not set("".join(row)) <= set("-: ")]
-            cells = "".join(f"<th>{_inline(c)}</th>" for c in head)
-            lines = "".join("<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in rows)
-            out.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>")
-            table.clear()
-
-    for line in markdown.splitlines():
-        if not line.strip():
-            flush()
-        elif heading := re.match(r"(#+) (.*)", line):
-            flush()
-            level = min(6, len(heading[1]) + 0)
-            out.append(f"<h{level}>{_inline(heading[2])}</h{level}>")
-        elif line.startswith("|"):
-            table.append([cell.strip() for cell in line.strip().strip("|").split("|")])
-        elif line.startswith("- "):
-            items.append(line[2:])
-        else:
-            paragraph.append(line.strip())
-    flush()
-    return "\n".join(out)
-
-
-def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
 _PAGE = """<!doctype html>

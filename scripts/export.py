@@ -1,7 +1,7 @@
-"""Export one ACT step for other runtimes: ONNX, torch.export, and int8 ONNX for CPUs.
+"""Export one ACT step for other runtimes: ONNX, and int8 ONNX for CPUs.
 
     python scripts/export.py --model checkpoints/air-sudoku --output-dir exported                  # model.onnx
-    python scripts/export.py --model DIR --output-dir exported --format onnx torch int8
+    python scripts/export.py --model DIR --output-dir exported --format onnx int8
     python scripts/export.py --model DIR --output-dir exported --check 53..7....6..195...    # and solve with it
 
 The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, z_h, z_l), float32, any
@@ -35,7 +35,7 @@ from air_model.processing_air import task_from_config
 
 INPUTS = ("input_ids", "puzzle_ids", "z_h", "z_l")
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "next_z_h", "next_z_l")
-FORMATS = ("onnx", "torch", "int8")
+FORMATS = ("onnx", "int8")
 
 
 class OneStep(nn.Module):
@@ -59,12 +59,6 @@ def example(model: AirModel, batch_size: int = 2, seed: int = 0) -> tuple[Tensor
     carry = model.initial_carry(batch_size)
     ids = torch.randint(1, model.config.vocab_size, (batch_size, model.config.seq_len), generator=generator)
     return ids, torch.zeros(batch_size, dtype=torch.long), carry.z_h, carry.z_l
-
-
-def export_torch(model: AirModel) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    with torch.no_grad():
-        return torch.export.export(OneStep(model), example(model), dynamic_shapes=({0: batch},) * 4)
 
 
 def export_onnx(model: AirModel, path: Path) -> None:
@@ -231,21 +225,13 @@ def export(source: str, folder: Path, formats: list[str], check: str | None = No
     steps: dict[str, Callable[..., list[np.ndarray]]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         place = Path(temporary)
-        if "onnx" in formats or "int8" in formats:
-            export_onnx(model, place / "model.onnx")
-            steps["model.onnx"] = onnx_step(place / "model.onnx")
+        export_onnx(model, place / "model.onnx")
+        steps["model.onnx"] = onnx_step(place / "model.onnx")
         if "int8" in formats:
             export_int8(place / "model.onnx", place / "model_int8.onnx")
             steps["model_int8.onnx"] = onnx_step(place / "model_int8.onnx")
             if "onnx" not in formats:
                 del steps["model.onnx"]  # only made on the way
-        if "torch" in formats:
-            program = export_torch(model)
-            torch.export.save(program, place / "model.pt2")
-            module = program.module()
-            steps["model.pt2"] = lambda *arrays: [
-                part.detach().numpy() for part in module(*map(torch.from_numpy, arrays))
-            ]
         carry = model.initial_carry(1)
         np.savez(place / "start.npz", z_h=carry.z_h[0].numpy(), z_l=carry.z_l[0].numpy())
         for name, step in steps.items():

@@ -16,7 +16,6 @@ from air_model.analysis import figures, geometry, plots, report
 from air_model.analysis.attention import attention_study
 from air_model.analysis.commands import redraw_published
 from air_model.analysis.interventions import run_with
-from air_model.analysis.report import to_html
 from air_model.processing_air import AirProcessor, make_task, task_from_config
 from air_model.scripts import analyze
 
@@ -70,16 +69,9 @@ def test_pictures_that_cannot_be_made_are_refused_with_a_sentence(tmp_path):
         figures.draw_rollout(rollout, np.ones(36, int), make_task("sudoku", 6), tmp_path / "a.png")
     with pytest.raises(ValueError, match="there is no update 9"):
         figures.draw_rollout(rollout, puzzle, task, tmp_path / "a.png", at=9)
-    with pytest.raises(ValueError, match=r"\.gif or \.mp4"):
+    with pytest.raises(ValueError, match=r"written as \.gif"):
         figures.animate_rollout(rollout, puzzle, task, tmp_path / "a.webp")
     assert not list(tmp_path.iterdir())
-
-
-def test_mp4_without_ffmpeg_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.shutil, "which", lambda name: None)
-    rollout = SimpleNamespace(z_h=np.ones((1, 6, 16), int), z_l=np.ones((1, 6, 16), int), updates=list("llhllh"))
-    with pytest.raises(ValueError, match="needs the program ffmpeg"):
-        figures.animate_rollout(rollout, np.ones(16, int), make_task("sudoku", 4), tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(("letters", "period"), [("llhllh" * 3, 6), ("lh" * 6, 6), ("lllh" * 5, 4), ("lh" * 5, 2)])
@@ -228,10 +220,10 @@ def test_the_report_holds_every_table_and_figure_inside(small, tmp_path):
 def test_a_report_carries_its_figures_and_links_them(tmp_path):
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "figures" / "freeze.png")
-    entry = report.Entry("one", tmp_path, "- model: `one`\n", {"freeze": ["## Freeze\n", "| a |\n| --- |\n| 1 |\n"]})
+    entry = report.Entry("one", tmp_path, "- model: `<b>`\n", {"freeze": ["## Freeze\n", "| a |\n| --- |\n| 1 |\n"]})
     text, page = report.write(tmp_path, [entry])
     assert "](figures/freeze.png)" in text.read_text() and "data:image/png;base64," in page.read_text()
-    assert "<td>1</td>" in page.read_text()
+    assert "<td>1</td>" in page.read_text() and "<code>&lt;b&gt;</code>" in page.read_text()
 
 
 def test_several_checkpoints_get_a_mean_over_them(small, tmp_path):
@@ -264,10 +256,3 @@ def test_analyze_refuses_data_of_another_task(small, tmp_path, capsys):
     data.write_text('question,answer\n"S  # G","So # G"\n')
     assert analyze.main(["freeze", "--model", str(small[0]), "--data", str(data), "--output-dir", str(tmp_path)]) == 1
     assert "analyze: " in capsys.readouterr().err
-
-
-def test_the_little_markdown_becomes_html():
-    text = "## A <b>\n\n| x | y |\n| --- | --- |\n| 1 | `z` |\n\n- one\n- two\n\nwords\nmore words\n"
-    page = to_html(text)
-    assert "<h2>A &lt;b&gt;</h2>" in page and "<td>1</td><td><code>z</code></td>" in page
-    assert "<li>one</li><li>two</li>" in page and "<p>words more words</p>" in page
