@@ -35,9 +35,10 @@ if not __package__:
 
 import torch
 
+from air_model.attempts_air import solve_puzzles
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import device_of, load_model, solve_puzzles
+from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import GridTask, task_from_config
 from air_model.train_accelerate import environment
 from air_model.training_air import forward_flops, write_json

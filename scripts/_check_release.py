@@ -31,6 +31,7 @@ NEEDED = [
     "air_model/LICENSE",
     "air_model/model_card.md",
     "air_model/modeling_air.py",
+    "air_model/attempts_air.py",
     "air_model/pipeline_air.py",
     "air_model/recipes/quickstart.yaml",
     "air_model/recipes/sudoku_extreme.yaml",

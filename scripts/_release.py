@@ -21,7 +21,13 @@ from typing import Any
 from air_model.configuration_air import AirConfig
 
 PACKAGE = Path(__file__).resolve().parent.parent
-TRAVELLING_CODE = ["configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"]
+TRAVELLING_CODE = [
+    "configuration_air.py",
+    "modeling_air.py",
+    "processing_air.py",
+    "attempts_air.py",
+    "pipeline_air.py",
+]
 
 # Where the Space finds the model code: the package travels inside it.
 SPACE_PACKAGES = ["", "analysis", "datasets_builders", "metrics", "metrics/puzzle_accuracy", "spaces_demo"]

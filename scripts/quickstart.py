@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     from air_model import train_accelerate
     from air_model.analysis.figures import animate_rollout, draw_rollout
+    from air_model.attempts_air import solve_puzzles
     from air_model.datasets_builders import load_puzzles
-    from air_model.pipeline_air import load_model, solve_puzzles
+    from air_model.pipeline_air import load_model
     from air_model.scripts import build_dataset, evaluate, solve
 
     out = args.output_dir

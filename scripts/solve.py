@@ -31,14 +31,13 @@ if not __package__:
 import numpy as np
 import torch
 
+from air_model.attempts_air import Answers, solve_puzzles
 from air_model.pipeline_air import (
     PUZZLE_KEYS,
-    Answers,
     describe,
     load_model,
     models_for,
     refusal,
-    solve_puzzles,
     sort_by_size,
     tasks_of,
 )

@@ -109,6 +109,7 @@ def test_a_dry_run_writes_exactly_the_files_that_a_push_sends(hub, model_folder,
     assert set(sent) == {
         "LICENSE",
         "README.md",
+        "attempts_air.py",
         "config.json",
         "configuration_air.py",
         "model.safetensors",

@@ -12,7 +12,7 @@ import pytest
 import setuptools
 from conftest import ROOT
 
-TRAVELLING = ["configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"]
+TRAVELLING = ["configuration_air.py", "modeling_air.py", "processing_air.py", "attempts_air.py", "pipeline_air.py"]
 # Folders of the repository that are no part of the installed package.
 ELSEWHERE = {"tests", "checkpoints", "results", "benchmarks", "docs", "runs", "data", "dist", "build", "quickstart"}
 

@@ -40,7 +40,7 @@ def test_the_installed_package_needs_no_remote_code(pipe):
 
 def test_a_release_folder_holds_all_that_travels(folder):
     names = {path.name for path in folder.iterdir()}
-    code = {"configuration_air.py", "modeling_air.py", "processing_air.py", "pipeline_air.py"}
+    code = {"configuration_air.py", "modeling_air.py", "processing_air.py", "attempts_air.py", "pipeline_air.py"}
     assert names == code | {"config.json", "model.safetensors", "processor_config.json"}
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}

@@ -6,8 +6,8 @@ import torch
 from conftest import tiny_model
 
 from air_model import solve_puzzles
+from air_model.attempts_air import _choose, normal_of, symmetric_views
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import _choose, normal_of, symmetric_views
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, task_from_config
 
 TASK = SudokuTask(4)
@@ -378,12 +378,12 @@ def test_the_rollout_of_the_chosen_view_ends_in_its_answer():
 
 
 def test_puzzles_that_come_in_parts_are_joined_in_order(monkeypatch):
-    import air_model.pipeline_air as pipeline_air
+    import air_model.attempts_air as attempts_air
 
     model, puzzles = halting_model(), puzzles_of(7)
     seen = []
     whole = solve_puzzles(model, None, puzzles, attempts=2)
-    monkeypatch.setattr(pipeline_air, "ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(attempts_air, "ROWS_AT_ONCE", 6)
     parts = solve_puzzles(model, None, puzzles, attempts=2, on_answers=lambda rows, answers: seen.extend(rows))
     assert (parts.tokens == whole.tokens).all() and sorted(seen) == list(range(7))
 

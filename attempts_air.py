@@ -1,0 +1,414 @@
+"""Several attempts at a puzzle: symmetric views, noise, several models, and the choice among their answers.
+
+    answers = solve_puzzles(model, None, puzzles, attempts=8, halt="q")   # N puzzles -> arrays
+
+No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
+loop is `AirModel.solve`. This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .modeling_air import AirModel, AirUpdate, Hook, _chain
+from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
+
+ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
+
+
+@dataclass
+class Answers:
+    """What `solve_puzzles` found for N puzzles of S cells; numpy arrays.
+
+    tokens (N, S) uint8: the chosen answers. verdict: the rules' view of them, fields (N,) bool. q_halt_logits (N,):
+    of the chosen answers; confidence is their sigmoid. act_steps (N,) int64: spent on the puzzle, over all attempts.
+    attempts (N,): views run. view (N,): index of the chosen one (0 = the puzzle as given, first model).
+    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) int8.
+    """
+
+    tokens: np.ndarray
+    verdict: Verdict
+    q_halt_logits: np.ndarray
+    act_steps: np.ndarray
+    attempts: np.ndarray
+    view: np.ndarray
+    rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        return 1 / (1 + np.exp(-self.q_halt_logits.astype(np.float64)))
+
+
+def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
+    """Up to `attempts` different symmetries of the task, the identity first; fewer where the group is smaller."""
+    cells = np.arange(task.seq_len)[None]
+    tokens = np.arange(task.vocab_size, dtype=np.uint8)[None]
+    if attempts > 1:
+        # Enough draws to meet each of a maze's 8 maps; among a Sudoku's trillions two hardly ever agree.
+        drawn = task.random_symmetries(np.random.default_rng(seed), max(256, 2 * attempts))
+        both = np.concatenate([np.concatenate([cells, drawn.cells]), np.concatenate([tokens, drawn.tokens])], axis=1)
+        first = np.sort(np.unique(both, axis=0, return_index=True)[1])[:attempts]
+        cells, tokens = both[first, : task.seq_len], both[first, task.seq_len :].astype(np.uint8)
+    return Symmetry(cells, tokens)
+
+
+def encode_puzzles(task: GridTask, puzzles: Any, check: bool = True, first: int = 1) -> np.ndarray:
+    """Puzzles as text or tokens -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from `first`."""
+    if isinstance(puzzles, Tensor):
+        puzzles = puzzles.detach().cpu().numpy()
+    if isinstance(puzzles, np.ndarray) and puzzles.dtype == np.uint8 and not check:
+        return puzzles
+    puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
+    rows = []
+    for number, puzzle in enumerate(puzzles, start=first):
+        try:
+            rows.append(task.as_tokens(puzzle))
+            if check:
+                task.check_puzzle(rows[-1])
+        except ValueError as error:
+            several = len(puzzles) > 1 or first > 1
+            raise ValueError(f"Puzzle {number}: {error}" if several else str(error)) from None
+    return np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
+
+
+def solve_puzzles(
+    model: AirModel | list[AirModel],
+    processor: AirProcessor | GridTask | None,
+    puzzles: Any,
+    *,
+    attempts: int = 1,
+    max_act_steps: int | None = None,
+    halt: str = "q",
+    noise: float = 0.0,
+    selection: str = "auto",
+    symmetries: bool = True,
+    batch_size: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    puzzle_ids: Any = None,
+    seed: int = 0,
+    check: bool = True,
+    return_rollout: bool = False,
+    progress: bool = False,
+    hook: Hook | None = None,
+    on_answers: Callable[[np.ndarray, Answers], None] | None = None,
+) -> Answers:
+    """Solve N puzzles, trying again where the rules refuse the answer.
+
+    Attempt 1 is the puzzle as given; further ones are symmetric views of it, whose answers are mapped back. A puzzle's
+    next view starts when the one before has ended without an accepted answer, and joins the batch of all the others,
+    so nothing is spent on solved puzzles and no answer depends on its neighbours.
+
+    Args:
+        model: one model, or several checkpoints: each then makes up to `attempts` attempts at what is still unsolved.
+        processor: an AirProcessor or a GridTask; None takes the model's own task.
+        puzzles: N texts or token grids, or an array (N, S).
+        attempts: views per model. Without noise no more than the task has symmetries (8 for a square maze).
+        max_act_steps, batch_size, dtype: as in `AirModel.solve`.
+        halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
+            accept, which costs a check per step and never stops at a wrong answer.
+        noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
+            attempt on; a function of puzzle, attempt and seed alone.
+        selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
+            q_halt, then the most frequent answer (mazes: the shortest path that joins S and G, then the most
+            frequent). "q" and "vote" run all attempts and do not ask the rules;
+            a vote suits Sudokus, with one solution each: other views of a maze bring other shortest paths.
+        symmetries: False repeats the puzzle as given (with noise, or for several models).
+        puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
+        return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
+        hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
+            those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back).
+        on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
+
+    Raises:
+        ValueError: ill-formed puzzles or settings.
+    """
+    models = list(model) if isinstance(model, (list, tuple)) else [model]
+    task = getattr(processor, "grid_task", processor) or task_from_config(models[0].config)
+    whole = {"attempts": attempts, "max_act_steps": max_act_steps, "batch_size": batch_size}
+    _check_settings(task, whole, halt, noise, selection, seed)
+    _check_models(models, task, max_act_steps, return_rollout)
+    views = _views(task, attempts, symmetries, noise, seed)
+    tokens = encode_puzzles(task, puzzles, check)
+    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
+    if ids is not None and ids.shape != (len(tokens),):
+        raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
+    dtype = _dtype(dtype)
+    options = {
+        "max_act_steps": max_act_steps,
+        "halt": halt,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "return_rollout": return_rollout,
+        "progress": progress,
+    }
+    if batch_size is None and len(tokens):
+        model = models[0]  # by the number of puzzles, not by that of all their attempts
+        options["batch_size"] = model.default_batch_size(model.device, dtype or torch.float32, len(tokens))
+    size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
+    for at in range(0, max(len(tokens), 1), size):
+        rows = slice(at, at + size)
+        attempt = _Attempts(models, task, tokens[rows], None if ids is None else ids[rows], views, selection)
+        tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
+        parts.append(attempt.run(noise, seed, hook, options, tell))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
+    for name, value in whole.items():
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+            raise ValueError(f"{name} must be 1 or more, a whole number; got {value!r}.")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a whole number of 0 or more, got {seed!r}.")
+    if halt not in ("q", "max", "rules"):
+        raise ValueError(f"halt must be 'q', 'max' or 'rules', got {halt!r}.")
+    if halt == "rules" and task.name == "grid":
+        raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
+    if selection not in ("auto", "q", "vote"):
+        raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
+    if not (isinstance(noise, numbers.Real) and math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
+
+
+def _check_models(models: list[AirModel], task: GridTask, max_act_steps: int | None, return_rollout: bool) -> None:
+    for one in models:
+        if task_from_config(one.config) != task:
+            raise ValueError(f"The model was made for {task_from_config(one.config)}, the puzzles are of {task}.")
+    updates = {(tuple(one.config.schedule), max_act_steps or one.config.halt_max_steps) for one in models}
+    if return_rollout and len(updates) > 1:
+        raise ValueError(
+            "return_rollout needs models that make the same updates; these differ in l_cycles, h_cycles or "
+            "halt_max_steps. Ask them one after another, or leave the roll-out out."
+        )
+
+
+def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: int) -> Symmetry:
+    """The views to try; without noise no more than the task has symmetries, and a warning where that is fewer."""
+    views = symmetric_views(task, attempts if symmetries else 1, seed)
+    if attempts > len(views.cells) and noise:
+        return Symmetry(*(np.resize(part, (attempts, part.shape[1])) for part in views))
+    if attempts > len(views.cells):
+        what = f"{task.name}s of this shape have {len(views.cells)} symmetric views" if symmetries else "same view"
+        warnings.warn(f"attempts={attempts}: {what}; more would repeat an answer unless noise is above 0.")
+    return views
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if not isinstance(dtype, str):
+        return dtype
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype must be of torch, for example torch.float32 or 'bfloat16', got {dtype!r}.")
+    return getattr(torch, dtype)
+
+
+class _Attempts:
+    """All attempts at N puzzles that fit into memory at once: M models x K views of each, A = M * K."""
+
+    def __init__(
+        self,
+        models: list[AirModel],
+        task: GridTask,
+        puzzles: np.ndarray,
+        puzzle_ids: Tensor | None,
+        views: Symmetry,
+        selection: str,
+    ) -> None:
+        self.models, self.task, self.puzzles, self.selection = models, task, puzzles, selection
+        self.views, self.back = views, views.inverse()
+        self.n, self.k = len(puzzles), len(views.cells)
+        total = len(models) * self.k
+        self.puzzle_ids = None if puzzle_ids is None else puzzle_ids.repeat(self.k)
+        self.answers = np.zeros((total, *puzzles.shape), np.uint8)
+        self.q = np.full((total, self.n), -np.inf, np.float32)
+        self.steps = np.zeros((total, self.n), np.int64)
+        self.accepted = np.zeros(self.n, bool)
+        self.rollouts: list = []
+
+    def run(
+        self,
+        noise: float,
+        seed: int,
+        hook: Hook | None,
+        options: dict[str, Any],
+        on_answers: Callable[[np.ndarray, Answers], None] | None,
+    ) -> Answers:
+        n, k = self.n, self.k
+        # Row v * n + i of a call of `solve` is view v of puzzle i.
+        rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
+        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
+        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
+        for m, model in enumerate(self.models):
+            is_last = m == len(self.models) - 1
+
+            def finish(
+                rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, m: int = m, is_last: bool = is_last
+            ) -> Tensor:
+                rows = rows.cpu().numpy()
+                view, i = rows // n, rows % n
+                self._record(m * k + view, i, view, predictions, q, steps)
+                again = ~self.accepted[i] & (view + 1 < k)
+                done = i[self.accepted[i] | (is_last & ~again)]
+                if on_answers is not None and len(done):
+                    on_answers(done, self.collect(done))
+                return torch.from_numpy(rows[again] + n)
+
+            def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
+                view, i = np.divmod(rows.cpu().numpy(), n)
+                return torch.from_numpy(self.task.verdicts(self.puzzles[i], self._home(view, predictions)).valid)
+
+            solution = model.solve(
+                inputs,
+                puzzle_ids=self.puzzle_ids,
+                queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
+                hook=_chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
+                return_logits=False,
+                on_finish=finish,
+                **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
+            )
+            self.rollouts.append(solution.rollout)
+            for name in ("slot_steps", "passes", "capacity"):
+                stats[name] += solution.stats[name]
+            stats["batch_size"] = max(stats["batch_size"], solution.stats["batch_size"])
+        result = self.collect(np.arange(n))
+        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
+        return result
+
+    def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
+        """Attempts `at` of puzzles `i` have ended."""
+        predictions, q, steps = found
+        mapped, q, steps = self._home(view, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
+        self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
+        # The generic grid has no rules that could accept an answer.
+        if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
+            self.accepted[i] |= self.task.verdicts(self.puzzles[i], mapped).valid
+
+    def _home(self, view: np.ndarray, predictions: Tensor) -> np.ndarray:
+        """Answers of views, mapped back to the puzzles as given."""
+        return Symmetry(self.back.cells[view], self.back.tokens[view]).apply(
+            predictions.cpu().numpy().astype(np.uint8)
+        )
+
+    def collect(self, rows: np.ndarray) -> Answers:
+        """The best answers so far to some puzzles."""
+        puzzles, answers, q, steps = self.puzzles[rows], self.answers[:, rows], self.q[:, rows], self.steps[:, rows]
+        chosen = _choose(self.task, puzzles, answers, q, steps > 0, self.selection)
+        at = (chosen, np.arange(len(rows)))
+        rollout = None
+        if len(rows) and len(self.rollouts) == len(self.models) and self.rollouts[0] is not None:
+            rollout = self._rollout(rows, chosen)
+        return Answers(
+            tokens=answers[at],
+            verdict=Verdict(*self.task.verdicts(puzzles, answers[at])[:3]),
+            q_halt_logits=q[at],
+            act_steps=steps.sum(0),
+            attempts=(steps > 0).sum(0),
+            view=chosen,
+            rollout=rollout,
+        )
+
+    def _rollout(self, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """The chosen attempts' decoded states, mapped back to the puzzles as given."""
+        states = []
+        for name in ("z_h", "z_l"):
+            decoded = []
+            for i, at in zip(rows, chosen):
+                m, v = divmod(int(at), self.k)
+                grids = getattr(self.rollouts[m], name)[v * self.n + i].cpu().numpy()
+                decoded.append(Symmetry(self.back.cells[v], self.back.tokens[v]).apply(grids))
+            states.append(np.stack(decoded))
+        return states[0], states[1], self.rollouts[0].updates
+
+
+def _choose(
+    task: GridTask, puzzles: np.ndarray, answers: np.ndarray, q: np.ndarray, ran: np.ndarray, selection: str
+) -> np.ndarray:
+    """The best of each puzzle's answers (A, N, S): indices (N,). No label is involved."""
+    chosen = np.zeros(len(puzzles), np.int64)
+    for i in np.flatnonzero(ran.sum(0) > 1):
+        mine = np.flatnonzero(ran[:, i])
+        found, confidence = answers[mine, i], q[mine, i]
+        votes = Counter(grid.tobytes() for grid in found)
+        votes = np.array([votes[grid.tobytes()] for grid in found])
+        earlier = -np.arange(len(mine))
+        if selection == "vote":
+            marks = (votes, confidence, earlier)
+        elif selection == "q" or task.name == "grid":
+            marks = (confidence, votes, earlier)
+        else:
+            rules = task.verdicts(np.repeat(puzzles[i : i + 1], len(mine), 0), found)
+            marks = (rules.valid, confidence, votes, earlier)
+            if task.name == "maze":
+                joined = rules.complete & rules.consistent
+                moves = np.where(joined, (found == task.PATH).sum(-1), 0)
+                marks = (rules.valid, joined, -moves, votes, confidence, earlier)
+        # np.lexsort sorts by its last key first, and ascending.
+        chosen[i] = mine[np.lexsort(marks[::-1])[-1]]
+    return chosen
+
+
+def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
+    """A hook that disturbs both states after the first update of each ACT step, from the second attempt on."""
+    n = len(puzzles)
+    # Of the puzzle itself, not of its place in the list: the same puzzle meets the same noise in any company.
+    keys = torch.tensor([zlib.crc32(puzzle.tobytes()) for puzzle in puzzles], dtype=torch.int64)
+
+    shift = seed * 1_000_003 % 2**31  # any seed, in 64 bits
+    on: dict[torch.device, Tensor] = {}  # the keys, copied once a device
+
+    def disturb(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+        if update.index:
+            return None
+        view = update.rows // n
+        if view.device not in on:
+            on[view.device] = keys.to(view.device)
+        key = on[view.device][update.rows % n] + (view << 32) + (update.steps.long() << 44) + shift
+        strength = (noise * (view > 0)).to(z_h.dtype).view(-1, 1, 1)
+        bell = normal_of(key, (2, *z_h.shape[1:])).to(z_h.dtype)
+        return z_h + strength * bell[:, 0], z_l + strength * bell[:, 1]
+
+    return disturb
+
+
+def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals (B, *shape), float32, each row a function of its key (B,) int64 alone, on any device."""
+    count = math.prod(shape)
+    x = (
+        keys.unsqueeze(1) * -7046029254386353131
+        + torch.arange(1, 2 * count + 1, device=keys.device) * 2862933555777941757
+    )
+    # splitmix64's mixing steps; int64 products wrap, and the masks make the shifts logical.
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    uniform = (((x >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    a, b = uniform.view(len(keys), 2, count).unbind(1)
+    return ((-2 * a.log()).sqrt() * (2 * math.pi * b).cos()).view(len(keys), *shape)
+
+
+def _joined(parts: list[Answers]) -> Answers:
+    whole = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("tokens", "q_halt_logits", "act_steps", "attempts", "view")
+    }
+    verdict = Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3)))
+    stats = {name: sum(part.stats[name] for part in parts) for name in ("slot_steps", "passes", "capacity")}
+    stats["batch_size"] = max(part.stats["batch_size"] for part in parts)
+    stats["fill"] = stats["slot_steps"] / max(1, stats["capacity"])
+    rollout = None
+    if parts[0].rollout is not None:
+        z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
+        rollout = (z_h, z_l, parts[0].rollout[2])
+    return Answers(**whole, verdict=verdict, rollout=rollout, stats=stats)
+
+
+__all__ = ["Answers", "encode_puzzles", "solve_puzzles", "symmetric_views"]
