@@ -223,7 +223,7 @@ def build_optimizers(
 
     Args:
         name: "adam_atan2" (published) or "adamw" for all weights; "muon" or "muon_adamw": Muon for the matrices of
-            the blocks, Adam-atan2 or AdamW for embeddings, heads, level tokens and biases.
+            the blocks, Adam-atan2 or AdamW for embeddings, heads, level tokens, biases and (undecayed) gains.
         lr, betas, weight_decay: of Adam-atan2 or AdamW. muon_lr, muon_weight_decay: of Muon.
     """
     if name not in OPTIMIZERS:
@@ -233,9 +233,13 @@ def build_optimizers(
     in_blocks = [p for n, p in named if "puzzle" not in n and ".layers." in n and p.ndim == 2]
     matrices = in_blocks if name.startswith("muon") else []
     chosen = {id(p) for p in [*tables, *matrices]}
-    rest = [p for _, p in named if id(p) not in chosen]
+    rest: list = [p for _, p in named if id(p) not in chosen]
+    fused = any(p.is_cuda for p in rest)
+    # Gains are 1 where they do nothing: decay would pull them to 0, and attention with them to a mean of all cells.
+    if gains := [p for n, p in named if n.endswith(("q_norm.weight", "k_norm.weight"))]:
+        others = {id(p) for p in gains}
+        rest = [{"params": [p for p in rest if id(p) not in others]}, {"params": gains, "weight_decay": 0.0}]
     if name in ("adamw", "muon_adamw"):
-        fused = any(p.is_cuda for p in rest)
         main = [torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)]
     else:
         main = [adam_atan2(rest, lr=lr, betas=betas, weight_decay=weight_decay, scale=atan2_scale)]

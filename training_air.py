@@ -797,10 +797,14 @@ def widened(model: AirModel, noise: float = 0.01, seed: int = 0) -> dict[str, Te
             # A wide head divides by the root of 2 more.
             for one, of_new in ((query * 2**0.5, noise), (key, 1.0)):
                 fresh = torch.randn(heads, 2 * size, 2 * d, generator=generator) * (0.3 * of_new * one.std() / 2**0.5)
+                if model.config.qk_norm and one is key:  # new parts like the old ones leave a key's norm as it was
+                    fresh[:, ~old] = shared(one)
                 fresh[:, old] = shared(one)
                 parts.append(fresh)
             parts.append(torch.cat([shared(value), shared(value)], dim=1))
             wide[name] = torch.stack(parts).flatten(0, 2)
+        elif kind in ("q_norm", "k_norm"):
+            wide[name] = weight.repeat_interleave(2)
         elif kind == "o_proj":
             wide[name] = twice(shared(weight.view(len(weight), heads, -1)).flatten(1))
         elif kind == "gate_up_proj":

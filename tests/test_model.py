@@ -353,6 +353,34 @@ def test_relations_that_no_head_can_have_are_refused(fields, message):
         AirConfig(**fields)
 
 
+def test_normalised_queries_and_keys_have_the_size_of_their_gains_and_the_states_dtype():
+    model, seen = tiny_model(qk_norm=True, num_attention_heads=2), []
+    with torch.no_grad():
+        for block in model.stack.layers:
+            block.self_attn.q_norm.weight.fill_(3.0)
+    with model.observe_attention(lambda layer, query, key, scaling: seen.append((query, key))):
+        model(tiny_batch()[0], dtype=torch.bfloat16)
+    for query, key in seen:
+        assert query.dtype == key.dtype == torch.bfloat16 and query.shape[-1] == 8
+        for part, size in ((query, 3.0), (key, 1.0)):  # turning changes no length
+            length = part.float().square().mean(-1).sqrt()
+            torch.testing.assert_close(length, torch.full_like(length, size), rtol=0.02, atol=0)
+
+
+def test_a_saved_model_has_its_gains_again(tmp_path):
+    model = tiny_model(qk_norm=True)
+    with torch.no_grad():
+        model.stack.layers[0].self_attn.k_norm.weight.mul_(2)
+    model.save_pretrained(tmp_path)
+    loaded = AirModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(tiny_batch()[0]).logits, model(tiny_batch()[0]).logits)
+
+
+def test_a_mixer_without_queries_refuses_to_normalise_them():
+    with pytest.raises(ValueError, match="leave qk_norm out"):
+        AirConfig.from_variant("TRM_mlp", qk_norm=True)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -10,7 +10,7 @@ from conftest import GOLDEN, tiny_model
 from safetensors.torch import load_file
 from torch import nn
 
-from air_model.optim_air import Muon, PuzzleSignSGD, WeightEMA, build_optimizers, lr_factor
+from air_model.optim_air import OPTIMIZERS, Muon, PuzzleSignSGD, WeightEMA, build_optimizers, lr_factor
 from air_model.scripts.convert_checkpoint import convert, our_name
 from air_model.training_air import Puzzles, Slots, halt
 
@@ -172,3 +172,18 @@ def test_two_processes_move_the_puzzle_table_as_one_does(tmp_path, rows):
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     alone, first, second = (torch.load(tmp_path / f"{r}-{w}-{rows}.pt", weights_only=True) for r, w in starts)
     assert torch.equal(first, second) and torch.equal(first, alone) and not torch.equal(alone[0], alone[1])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gains_of_queries_and_keys_go_to_adam_without_decay_and_into_the_average(name):
+    model = tiny_model(qk_norm=True)
+    gains = {key: p for key, p in model.named_parameters() if "_norm." in key}
+    assert len(gains) == 2 * len(model.stack.layers) and gains.keys() < WeightEMA(model, 0.9).weights.keys()
+    optimizers = build_optimizers(model, name, lr=0.1, weight_decay=1.0)
+    decayed, undecayed = optimizers.main[0].param_groups
+    assert [id(p) for p in undecayed["params"]] == [id(p) for p in gains.values()] and not undecayed["weight_decay"]
+    assert decayed["weight_decay"] == 1.0
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizers.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in gains.values())

@@ -461,6 +461,7 @@ def test_compiled_training_in_bfloat16_goes_on_after_an_evaluation_as_if_there_h
         {"position_embedding": "rope2d", "head_relations": ["row", "all"], "cell_embedding": True},
         {"position_embedding": "learned", "shared_block": False, "input_operator": "tanh_linear"},
         {"level_token": "prepend_keep", "position_embedding": "rope"},
+        {"qk_norm": True},
         {"token_mixer": "mlp", "position_embedding": "none", "level_token": "add"},
     ],
 )

@@ -208,6 +208,18 @@ class AirLevelToken(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size))
 
 
+class AirHeadNorm(nn.Module):
+    """RMSNorm of queries or keys over each head (..., D / H), in float32, with learned gains that start at 1."""
+
+    def __init__(self, config: AirConfig) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.weight = nn.Parameter(torch.ones(config.head_dim))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.rms_norm(h.float(), self.weight.shape, self.weight.float(), self.eps).to(h.dtype)
+
+
 class AirRotaryEmbedding(nn.Module):
     """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
 
@@ -271,6 +283,8 @@ class AirAttention(nn.Module):
         self.is_causal, self.num_key_value_groups = False, 1
         self.qkv_proj = AirLinear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = AirHeadNorm(config), AirHeadNorm(config)
         self.observer: Callable | None = None
 
     def forward(
@@ -278,6 +292,8 @@ class AirAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         if cos is not None:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self.observer is not None:
@@ -377,6 +393,8 @@ class AirPreTrainedModel(PreTrainedModel):
             init.constant_(module.bias, -5.0)
         elif isinstance(module, (AirPuzzleEmbedding, AirLevelToken)):
             init.zeros_(module.weight)
+        elif isinstance(module, AirHeadNorm):
+            init.ones_(module.weight)
         elif isinstance(module, nn.Linear):
             truncated_normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
@@ -882,7 +900,7 @@ class AirModel(AirPreTrainedModel):
 
     @contextlib.contextmanager
     def observe_attention(self, observer: Callable[[int, Tensor, Tensor, float], None]) -> Iterator[None]:
-        """Inside: observer(layer, q, k, scaling) at every attention, q and k (B, H, T, D / H) after rotation.
+        """Inside: observer(layer, q, k, scaling) at every attention, q and k (B, H, T, D / H) after norm and rotation.
 
         The maps are softmax(q @ k.mT * scaling). An update's attention comes before its hook.
         """

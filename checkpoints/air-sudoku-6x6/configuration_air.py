@@ -113,6 +113,7 @@ class AirConfig(PreTrainedConfig):
         head_relations: which cells each attention head sees, in turn over the heads: "row", "column", "box" (Sudoku),
             "adjacent" (the four neighbours), each with the cell itself, or "all". Default: every head sees all cells
             (extension). Positions that are no cells see and are seen by every head.
+        qk_norm: RMSNorm of each head's queries and keys before rotation, with learned gains (extension; Qwen3's form).
         puzzle_embedding_size: e; default hidden_size; 0 for none. num_puzzle_identifiers: rows of that table.
         prefix_length: positions P that hold the puzzle embedding; default ceil(e / d).
         halt_max_steps: ACT steps of the published protocol.
@@ -153,6 +154,7 @@ class AirConfig(PreTrainedConfig):
     position_embedding: Literal["rope", "rope2d", "learned", "none"] = "rope"
     cell_embedding: bool = False
     head_relations: list[str] | None = None
+    qk_norm: bool = False
     rope_theta: int | float = 10000.0
     puzzle_embedding_size: int | None = None
     num_puzzle_identifiers: int = 1
@@ -397,6 +399,8 @@ class AirConfig(PreTrainedConfig):
                 f"token_mixer='mlp' has no attention to rotate: position_embedding={self.position_embedding!r} would "
                 "do nothing. Use 'none' or 'learned'."
             )
+        if self.qk_norm and self.token_mixer == "mlp":
+            raise ValueError("token_mixer='mlp' has no queries and keys: leave qk_norm out.")
         if self.head_relations is not None:
             known = ["all", "row", "column", "adjacent"] + ["box"] * (self.task == "sudoku")
             for name in self.head_relations:
