@@ -256,11 +256,20 @@ def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
     return path
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; None becomes an empty cell."""
-    lines = [header, ["---"] * len(header), *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 2) -> str:
+    """A table in Markdown, its first `left` columns left-aligned, the others right-aligned; None is an empty cell."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     cells = [["" if cell is None else str(cell) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+def share(percent: float) -> str:
+    """A percentage with one decimal, or as many as keep 99.97 from being 100."""
+    for digits in (1, 2, 3):
+        text = f"{percent:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or percent in (0.0, 100.0):
+            break
+    return text
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from air_model.scripts import make_tables as tables
+from air_model.analysis import leaderboard, tables
+from air_model.scripts import make_tables
 from air_model.training_air import read_recipe
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
@@ -48,7 +49,7 @@ def test_a_table_says_on_how_many_puzzles_our_runs_were_evaluated():
 
 
 def test_without_runs_our_cells_are_empty():
-    for name, make in tables.TABLES.items():
+    for name, (_, make) in tables.TABLES.items():
         assert "None" not in make([], PUBLISHED) and "nan" not in make([], PUBLISHED), name
     assert row_of(tables.suite_table("level-token", [], PUBLISHED), "L2x_H2x_prepend")[-3:] == ["57.5 ± 1.3", "", ""]
 
@@ -158,19 +159,19 @@ def test_the_command_writes_tables_and_charts_and_then_finds_them_up_to_date(tmp
     (tmp_path / "report.md").write_text("<!-- table: injection -->\n<!-- /table -->\n")
     command = ["--runs", str(tmp_path / "runs.jsonl"), "--file", str(tmp_path / "report.md")]
     command += ["--tables", str(tmp_path / "TABLES.md"), "--figures", str(tmp_path / "figures")]
-    assert tables.main([*command, "--check"]) == 1
-    assert tables.main(command) == 0
+    assert make_tables.main([*command, "--check"]) == 1
+    assert make_tables.main(command) == 0
     assert "60.0 ± 2.0" in (tmp_path / "report.md").read_text()
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         "injection_sudoku.png", "injection_maze.png", "level-token_sudoku.png", "operator_sudoku.png",
     }  # fmt: skip
-    assert tables.main([*command, "--check"]) == 0
+    assert make_tables.main([*command, "--check"]) == 0
 
 
 def test_a_file_of_runs_that_is_not_there_empties_no_table(tmp_path, capsys):
     page = tmp_path / "report.md"
     page.write_text("<!-- table: injection -->\nfull\n<!-- /table -->\n")
-    assert tables.main(["--runs", str(tmp_path / "typo.jsonl"), "--file", str(page)]) == 1
+    assert make_tables.main(["--runs", str(tmp_path / "typo.jsonl"), "--file", str(page)]) == 1
     assert "no such file" in capsys.readouterr().err and "full" in page.read_text()
 
 
@@ -186,7 +187,7 @@ def test_checkpoints_are_listed_with_every_evaluation_beside_them(tmp_path):
         "settings": {"halt": "q", "data": "a/b.csv"},
     }
     (home / "evaluation.json").write_text(json.dumps(evaluation))
-    table = tables.checkpoints_table([], PUBLISHED, tmp_path)
+    table = leaderboard.evaluations_table(leaderboard.read_checkpoints(tmp_path))
     assert "air-small" in table and "98.0" in table and "adaptive halting" in table and "3.2" in table
     assert "at most" not in table
 
@@ -198,7 +199,7 @@ def test_an_evaluation_with_another_budget_of_steps_says_so(tmp_path):
     for most in (16, 64):
         evaluation = {"n": 5, "exact_accuracy": 0.98, "settings": {"halt": "q", "max_act_steps": most}}
         (tmp_path / "m" / f"{most}.json").write_text(json.dumps(evaluation))
-    table = tables.checkpoints_table([], PUBLISHED, tmp_path)
+    table = leaderboard.evaluations_table(leaderboard.read_checkpoints(tmp_path))
     assert table.count("adaptive halting") == 2 and table.count("adaptive halting, 64 at most") == 1
 
 
@@ -239,3 +240,56 @@ def test_the_page_of_tables_links_from_where_it_lies():
     page = ROOT / "results" / "TABLES.md"
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     assert links and all((page.parent / link).exists() for link in links if "://" not in link)
+
+
+# ---- checkpoints and the leaderboard -------------------------------------------------------------------------------
+
+
+def shipped(folder: Path, size: int = 9, **evaluations: dict) -> list[leaderboard.Checkpoint]:
+    """A checkpoint with these evaluation files, settings given flat."""
+    home = folder / "air-x"
+    home.mkdir(parents=True)
+    config = {"task": "sudoku", "grid_height": size, "grid_width": size, "halt_max_steps": 16}
+    (home / "config.json").write_text(json.dumps(config))
+    for name, entry in evaluations.items():
+        numbers = {k: entry.pop(k) for k in ("n", "exact_accuracy", "valid_accuracy") if k in entry}
+        settings = {"data": "../sudoku_extreme", "split": "test", "halt": "max", "max_act_steps": 16, **entry}
+        (home / f"{name}.json").write_text(json.dumps({**numbers, "settings": settings}))
+    return leaderboard.read_checkpoints(folder)
+
+
+ONE = {"n": 1000, "exact_accuracy": 0.25}
+PINS = {"n": 1000, "exact_accuracy": 0.9, "valid_accuracy": 0.95, "attempts": 64, "retry": "pins", "halt": "q"}
+
+
+def test_a_checkpoint_has_one_row_with_a_single_pass_and_with_thought(tmp_path):
+    other = {"n": 9000, "exact_accuracy": 1.0, "attempts": 8, "data": "easy.csv"}
+    table = leaderboard.checkpoints_table(shipped(tmp_path, one=dict(ONE), pins=dict(PINS), easy=other))
+    assert len(table.splitlines()) == 3
+    assert "| 25.0 (n = 1,000) | 95.0 (adaptive halting, 64 pins, n = 1,000) |" in table
+
+
+@pytest.mark.parametrize("more", [{"max_act_steps": 64}, {"attempts": 8}, {"halt": "rules"}, {"model": ["a", "b"]}])
+def test_more_steps_attempts_rules_or_checkpoints_are_no_single_pass(tmp_path, more):
+    (one,) = shipped(tmp_path, one={**ONE, **more})
+    assert one.best()[0] is None and "thought" in leaderboard.evaluations_table([one])
+
+
+def test_the_leaderboard_sets_ours_among_the_published_systems_and_says_which_rows_were_solved(tmp_path):
+    systems = json.loads((ROOT / "results" / "published_systems.json").read_text())
+    table = leaderboard.leaderboard_table(systems, shipped(tmp_path, one={**ONE, "split": "dev"}, pins=dict(PINS)))
+    (own,) = [line for line in table.splitlines() if "(ours)" in line]
+    assert "25.0 (dev rows, n = 1,000)" in own and "pins" not in own  # another split is another experiment
+    assert table.index("SE-RRM") < table.index("| HRM |") < table.index("air-x")
+    assert not [line for line in table.splitlines()[2:] if line.rstrip("| ").endswith("|")]  # each has a source
+
+
+def test_a_checkpoint_of_another_size_is_not_on_the_leaderboard(tmp_path):
+    systems = {"systems": [], "sources": {}}
+    assert "air-x" not in leaderboard.leaderboard_table(systems, shipped(tmp_path, size=6, one=dict(ONE)))
+
+
+def test_a_published_number_without_a_source_is_refused():
+    bare = {"system": "S", "parameters": "", "training": "", "sudoku": {"single": {"value": 1.0}}}
+    with pytest.raises(ValueError, match="S, sudoku, single: a published number needs a source"):
+        leaderboard.leaderboard_table({"systems": [bare], "sources": {}}, [])

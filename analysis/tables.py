@@ -1,0 +1,414 @@
+"""The tables and bar charts of README.md and results/TABLES.md, out of run records, evaluations and published values.
+
+Published values come from results/published.json and results/published_systems.json, which name their sources. Ours
+are means over the training seeds of full runs of the published recipes: other sizes are other experiments, and have
+the table `small`. A run that was not done is an empty cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import statistics
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from air_model.analysis.common import markdown_table, share
+from air_model.analysis.figures import new_figure, save
+from air_model.analysis.leaderboard import checkpoints_table, evaluations_table, leaderboard_table, read_checkpoints
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.training_air import FREE_ON_RESUME, MODEL_FIELDS, read_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+THEIRS, OURS = "#999999", "#D55E00"
+SUITES = {
+    "injection": ["L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx", "Lx_Hx", "L2x_H2x", "HRM"],
+    "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
+    "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
+}
+RULES = {
+    "L2x_H2x": "symmetric base",
+    "L2x_H2x_add": "token added to every cell",
+    "L2x_H2x_prepend": "token prepended, attended to, stripped",
+    "L2x_H2x_prepend_no_strip": "token prepended, kept",
+    "Lx_H": "x",
+    "minus_x": "−x",
+    "gx_linear": "W x",
+    "gx_nonlinear": "tanh(W x)",
+    "had_prod": "(z_H + z_L) ⊙ x",
+}
+# What a run may change and still count as a reproduction: nothing of it changes the method, the size or the budget.
+# `data` is a path, and the same rows lie under many; that a run saw the right ones is for its author to say.
+FREE = FREE_ON_RESUME - {"eval_data", "eval_split"} | {
+    "variant", "seed", "run_name", "data", "mixed_precision", "compile", "activation_checkpointing", "accumulation",
+}  # fmt: skip
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Finished runs, the newest of each (configuration, seed).
+
+    Raises:
+        ValueError: a line that is not JSON, or not a run record; names the line.
+    """
+    newest: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            run = json.loads(line)
+            # How often it saved or logged does not make another run of it; what it was evaluated on does.
+            told = FREE_ON_RESUME - {"eval_data", "eval_split", "eval_limit", "final_eval_limit"}
+            key = json.dumps({k: v for k, v in run["config"].items() if k not in told}, sort_keys=True)
+            if run["status"] == "finished":
+                for field in ("task", "variant", "seed", "steps", "grid", "name", "date", "wall_seconds"):
+                    run[field]  # what the tables read
+                newest.pop(key, None)  # so that the last line is also the last of all
+                newest[key] = run
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is not a run record of train_accelerate.py ({error}).") from error
+    return list(newest.values())
+
+
+def accuracy(run: dict[str, Any]) -> tuple[float, int] | None:
+    """(exact accuracy in percent, puzzles): of scripts/evaluate.py if it is recorded, else of the run's own end."""
+    for place in (run.get("evaluation"), run.get("metrics", {}).get("eval")):
+        if place and place.get("exact_accuracy") is not None:
+            n = place.get("n") or (run.get("data", {}).get("eval") or {}).get("n") or 0
+            return 100.0 * place["exact_accuracy"], int(n)
+    return None
+
+
+@functools.cache
+def published_recipe(task: str, variant: str) -> dict[str, Any]:
+    """Every key of the published recipe of a task for a variant, defaults written out; {} for other tasks."""
+    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(task)
+    if name is None or variant not in VARIANTS:
+        return {}
+    recipe = read_recipe(name, [f"variant={variant}"])
+    model = {k: v for k, v in recipe.model.items() if k != "variant"}
+    grid = {"sudoku": 9, "maze": 30}[task]
+    config = AirConfig.from_variant(variant, **{"grid_height": grid, "grid_width": grid, **model})
+    return {**dataclasses.asdict(recipe.train), **{key: getattr(config, key, None) for key in MODEL_FIELDS}}
+
+
+def is_published_protocol(run: dict[str, Any]) -> bool:
+    """Whether a run is a full run of the published recipe of its task (whatever its variant and seed)."""
+    reference, config = published_recipe(run.get("task"), run["variant"]), run["config"]
+    if not reference or config.get("hidden_size") is None:
+        return False
+
+    def same(key: str, value: Any) -> bool:
+        if key == "train_size" and value is None:  # all that there are
+            return ((run.get("data") or {}).get("train") or {}).get("n") in (None, reference[key])
+        if value is None or value == "":  # left to its default
+            return True
+        if key in ("max_steps", "epochs"):  # the budget in either unit; the steps done are looked at below
+            return True
+        if key in ("l_layers", "h_layers") and value == reference["num_hidden_layers"]:  # the default, written out
+            return True
+        if key in ("eval_split", "eval_data"):  # of the test rows or the dev rows, never of those that were trained on
+            return value in ("auto", "test", "dev", reference.get(key))
+        if key == "atan2_scale" and run["variant"] == "HRM" and value == 1.0:  # that of HRM's own optimizer
+            return True
+        wanted = reference.get(key)
+        return value == wanted or json.dumps(value, default=str) == json.dumps(wanted, default=str)
+
+    plain = all(same(key, value) for key, value in config.items() if key not in FREE)
+    # 20,000 epochs of 1,000 puzzles are 26,041 steps of 768, of which the public code makes 26,040.
+    steps = run.get("steps")
+    return plain and steps is not None and steps == run.get("max_steps") and abs(steps - reference["max_steps"]) <= 1
+
+
+def summary(values: list[float]) -> str:
+    """mean ± sample standard deviation; one value stands alone, none is an empty cell."""
+    if not values:
+        return ""
+    mean = share(statistics.mean(values))
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def published_text(entry: dict[str, Any] | None) -> str:
+    if not entry:
+        return ""
+    return f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if "std" in entry else "")
+
+
+def full_runs(runs: list[dict[str, Any]], variant: str, task: str) -> list[tuple[float, int]]:
+    """`accuracy` of the full runs of a variant, one a seed: the newest."""
+    found = [r for r in runs if r["variant"] == variant and r["task"] == task and is_published_protocol(r)]
+    by_seed = {r["seed"]: value for r in found if (value := accuracy(r)) is not None}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
+    """Exact accuracies in percent of the full runs of a variant, one a seed."""
+    return [percent for percent, _ in full_runs(runs, variant, task)]
+
+
+def evaluated_on(counts: Iterable[int]) -> str:
+    """How many puzzles stand behind the accuracies of several runs: '1,175' or '512 to 1,175'."""
+    counts = sorted(set(counts))
+    return " to ".join(f"{n:,}" for n in counts[:: max(1, len(counts) - 1)])
+
+
+def with_counts(table: str, runs: list[dict[str, Any]], variants: Iterable[str], tasks: Iterable[str]) -> str:
+    """The table, and below it on how many puzzles our runs were evaluated: a run may have looked at a part only."""
+    lines = []
+    for task in tasks:
+        counts = {n for variant in variants for _, n in full_runs(runs, variant, task)}
+        if counts:
+            lines.append(f"Ours, {task}: each run evaluated on {evaluated_on(counts)} puzzles.")
+    return "\n\n".join([table.rstrip(), *lines])
+
+
+def injections(variant: str) -> list[float]:
+    """[n_L, n_H, |n_L - n_H|]."""
+    config = AirConfig.from_variant(variant)
+    return [config.l_injection, config.h_injection, abs(config.l_injection - config.h_injection)]
+
+
+def compared(runs: list[dict[str, Any]], published: dict[str, Any], suite: str, variant: str, task: str) -> list[Any]:
+    """Three cells: published, ours, how many seeds."""
+    values = ours(runs, variant, task)
+    return [published_text(published_of(published, suite, variant, task)), summary(values), len(values) or ""]
+
+
+def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    suite = SUITES["injection"]
+    rows = []
+    for group, variants in (("asymmetric", suite[:6]), ("symmetric", suite[6:8]), ("", ["HRM"])):
+        for variant in variants:
+            name = f"`{variant}`" + (" (two networks)" if variant == "HRM" else "")
+            cells = [compared(runs, published, "injection", variant, task) for task in ("sudoku", "maze")]
+            rows.append([name, *injections(variant), *cells[0], *cells[1]])
+        if group:
+            rows.append([f"*mean, {group}*", "", "", ""])
+            for task in ("sudoku", "maze"):
+                theirs = [e["mean"] for v in variants if (e := published_of(published, "injection", v, task))]
+                mine = [statistics.mean(values) for v in variants if (values := ours(runs, v, task))]
+                whole = [f"*{statistics.mean(m):.1f}*" if len(m) == len(variants) else "" for m in (theirs, mine)]
+                rows[-1] += [*whole, ""]
+    header = ["variant", "n_L", "n_H", "Δ", "Sudoku, published", "Sudoku, ours", "n", "Maze, published", "Maze, ours",
+              "n"]  # fmt: skip
+    return with_counts(markdown_table(header, rows, left=1), runs, suite, ("sudoku", "maze"))
+
+
+def published_of(published: dict[str, Any], suite: str, variant: str, task: str) -> dict[str, Any] | None:
+    """The published value; the operators' default rule was published with the injections."""
+    entry = published.get(suite, {}).get(variant, {}).get(task)
+    if entry is None and suite == "operator":
+        return published.get("injection", {}).get(variant, {}).get(task)
+    return entry
+
+
+def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Level tokens or operators; with columns for mazes, of which little was published, once there is a run."""
+    variants = SUITES[suite]
+    tasks = ["sudoku", *(["maze"] if any(ours(runs, v, "maze") for v in variants) else [])]
+    rows = [[f"`{variant}`", RULES[variant], *injections(variant),
+             *(cell for task in tasks for cell in compared(runs, published, suite, variant, task))]
+            for variant in variants]  # fmt: skip
+    header = ["variant", "level token" if suite == "level-token" else "what is injected", "n_L", "n_H", "Δ"]
+    for task in tasks:
+        header += [f"{task.capitalize()}, published", f"{task.capitalize()}, ours", "n"]
+    return with_counts(markdown_table(header, rows), runs, variants, tasks)
+
+
+def scale_of(run: dict[str, Any]) -> tuple:
+    """What two runs must share to stand in one table: everything but variant, seed, names and what a variant fixes."""
+    own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
+    config = {k: v for k, v in run["config"].items() if k not in own}
+    return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
+
+
+def small_sweeps(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What the experiment is -> variant -> its runs: groups of runs that differ in variant and seed alone."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run["variant"] in VARIANTS and accuracy(run) is not None and not is_published_protocol(run):
+            groups.setdefault(scale_of(run), []).append(run)
+    sweeps: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (task, grid, _), members in groups.items():
+        mine = {v: [r for r in members if r["variant"] == v] for v in VARIANTS}
+        if sum(map(bool, mine.values())) < 2:
+            continue
+        config = members[0]["config"]
+        what = f"{task} {grid[0]}x{grid[1]}, d {config.get('hidden_size', 512)}, {members[0]['steps']:,} steps"
+        while what in sweeps:  # they differ in something that this name does not tell
+            what += " (another recipe)"
+        sweeps[what] = {variant: found for variant, found in mine.items() if found}
+    return sweeps
+
+
+def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Own sweeps at other sizes."""
+    rows = []
+    for what, variants in small_sweeps(runs).items():
+        for variant, mine in variants.items():
+            values, counts = zip(*map(accuracy, mine))
+            row = [what, f"`{variant}`", *injections(variant), summary(values), len(values), evaluated_on(counts)]
+            rows.append(row)
+    header = ["experiment", "variant", "n_L", "n_H", "Δ", "exact, %", "n (seeds)", "puzzles"]
+    return markdown_table(header, rows) if rows else ""
+
+
+def runs_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    """Every finished run: what it was, what it cost, what it reached."""
+    rows = []
+    for run in sorted(runs, key=lambda r: r["date"]):
+        result, hardware = accuracy(run), run.get("hardware", {})
+        best = (run.get("metrics") or {}).get("best") or {}
+        tflops = run.get("tflops")
+        rows.append([
+            f"`{run['name']}`", f"{run['task']} {run['grid'][0]}x{run['grid'][1]}", f"`{run['variant']}`", run["seed"],
+            f"{run['steps']:,}", f"{run['wall_seconds'] / 60:.1f}", hardware.get("device", ""),
+            "" if tflops is None else f"{tflops:.3g}",
+            "" if result is None else share(result[0]),
+            "" if best.get("exact_accuracy") is None else share(100 * best['exact_accuracy']),
+            "" if result is None else f"{result[1] or best.get('n', 0):,}", run["date"][:10],
+        ])  # fmt: skip
+    header = [
+        "run", "task", "variant", "seed", "steps", "minutes", "hardware", "TFLOP/s", "exact at the end, %", "best, %",
+        "puzzles", "date",
+    ]  # fmt: skip
+    return markdown_table(header, rows, left=3) if rows else ""
+
+
+def attention_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    names = ("delta_nbr", "delta_ent", "delta_viol")
+    rows = [
+        [layer, *(f"{entry[name][0]:.3f} ± {entry[name][1]:.3f}" for name in names)]
+        for layer, entry in published["attention"].items()
+        if layer != "unit"
+    ]
+    return markdown_table(["layer", "Δ_nbr (control)", "Δ_ent (control)", "Δ_viol (violation-adjacent)"], rows, left=1)
+
+
+def freeze_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+    rows = []
+    for task in ("sudoku", "maze"):
+        for name, entry in published["freeze"][task].items():
+            rows.append([task, name.replace("_", " "), *(entry.get(k, "") for k in ("z_l", "z_h", "accuracy"))])
+    return markdown_table(["task", "intervention", "z_L changes", "z_H changes", "final accuracy, %"], rows)
+
+
+TABLES = {  # name: title, and what makes it of runs and published values
+    "injection": (
+        "Injection asymmetry: exact accuracy in %, mean ± standard deviation over n training seeds",
+        injection_table,
+    ),
+    "level-token": (
+        "Level tokens on the symmetric base: exact accuracy in %",
+        lambda runs, published: suite_table("level-token", runs, published),
+    ),
+    "operator": (
+        "Operators on the injected puzzle: exact accuracy in %",
+        lambda runs, published: suite_table("operator", runs, published),
+    ),
+    "small": ("Own sweeps at other sizes (not comparable with the published numbers)", small_table),
+    "runs": ("Every finished run", runs_table),
+    "published-attention": ("Published attention contrasts, Sudoku", attention_table),
+    "published-freeze": ("Published freeze study: content changes per puzzle", freeze_table),
+}
+
+
+def all_tables(
+    runs: list[dict[str, Any]], published: dict[str, Any], systems: dict[str, Any], checkpoints: Path
+) -> dict[str, tuple[str, str]]:
+    """{name: (title, table)}, in the order of results/TABLES.md."""
+    found = read_checkpoints(checkpoints)
+    protocol = (
+        f"{systems['protocol']}. A single pass is one attempt with the ACT steps of the training; with thought: more "
+        f"steps, several attempts or a search, as it says. Read {systems['read']}. {systems['left_out']}"
+    )
+    out = {
+        "leaderboard": ("Leaderboard: Sudoku-Extreme and Maze-Hard",
+                        f"{leaderboard_table(systems, found)}\n{protocol}"),
+        "checkpoints": ("Shipped checkpoints", checkpoints_table(found)),
+        "evaluations": ("Every evaluation of a shipped checkpoint", evaluations_table(found)),
+    }  # fmt: skip
+    out |= {name: (title, make(runs, published)) for name, (title, make) in TABLES.items()}
+    return {name: (title, table.rstrip()) for name, (title, table) in out.items()}
+
+
+def page(tables: dict[str, tuple[str, str]], published: dict[str, Any], path: Path) -> str:
+    """results/TABLES.md; the tables' links are the README's, and this page lies elsewhere."""
+    parts = [
+        f"# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: {published['source']}.\n"
+    ]
+    parts += [f"\n## {title}\n\n{table or 'No run yet.'}\n" for title, table in tables.values()]
+    up = os.path.relpath(ROOT, path.resolve().parent)
+    return "".join(parts).replace("](checkpoints/", f"]({up}/checkpoints/")
+
+
+def fill(text: str, tables: dict[str, str], name: str) -> str:
+    """The text with every marked table replaced.
+
+    Raises:
+        ValueError: a table that does not exist, or a marker that is not closed.
+    """
+    opened = re.findall(r"<!-- table: (.+?) -->", text)
+    if len(opened) != len(re.findall(r"<!-- /table -->", text)):
+        raise ValueError(f"{name}: every '<!-- table: NAME -->' needs a '<!-- /table -->' after it.")
+    for table in opened:
+        if table not in tables:
+            raise ValueError(f"{name} asks for a table {table!r}. Known: {', '.join(tables)}.")
+    pattern = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.S)
+    return pattern.sub(lambda m: m[1] + (f"{tables[m[2]]}\n" if tables[m[2]] else "") + m[3], text)
+
+
+def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path) -> list[Path]:
+    """One chart a suite and task, published bars beside ours, and one an own sweep; none where there is nothing."""
+    charts = []
+    for suite, variants in SUITES.items():
+        for task in ("sudoku", "maze"):
+            theirs = {v: published_of(published, suite, v, task) for v in variants}
+            mine = {v: ours(runs, v, task) for v in variants}
+            if any(published.get(suite, {}).get(v, {}).get(task) for v in variants) or any(mine.values()):
+                figure = _suite_chart(theirs, mine)
+                charts.append(_finished(figure, variants, f"{suite}, {task}", folder / f"{suite}_{task}.png"))
+    for what, variants in small_sweeps(runs).items():
+        figure = new_figure(7, 3.2)
+        axes = figure.subplots()
+        for i, mine in enumerate(variants.values()):
+            values = [accuracy(r)[0] for r in mine]
+            axes.bar(i, statistics.mean(values), 0.6, color=OURS, label=None if i else "mean")
+            axes.plot([i] * len(values), values, "o", color="black", markersize=3, label=None if i else "a seed")
+        slug = re.sub(r"[^a-z0-9]+", "_", what.replace(",", "").lower()).strip("_")
+        charts.append(_finished(figure, variants, what, folder / f"sweep_{slug}.png"))
+    return charts
+
+
+def _suite_chart(theirs: dict[str, dict[str, Any] | None], mine: dict[str, list[float]]) -> Figure:
+    figure = new_figure(7, 3.2)
+    axes = figure.subplots()
+    for i, variant in enumerate(theirs):
+        if entry := theirs[variant]:
+            axes.bar(i - 0.2, entry["mean"], 0.38, yerr=entry.get("std"), color=THEIRS, capsize=2)
+        if values := mine[variant]:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            axes.bar(i + 0.2, statistics.mean(values), 0.38, yerr=spread, color=OURS, capsize=2)
+            axes.text(i + 0.2, 1, f"n={len(values)}", ha="center", fontsize=6, color="white")
+    if any(theirs.values()):  # the published value of HRM alone comes without a spread
+        axes.bar(0, 0, color=THEIRS, label="published, ± s.d.\nof 5 seeds")
+    if any(mine.values()):
+        axes.bar(0, 0, color=OURS, label="ours")
+    return figure
+
+
+def _finished(figure: Figure, variants: Collection[str], title: str, path: Path) -> Path:
+    axes = figure.axes[0]
+    axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+    axes.set(ylabel="exact accuracy, %", ylim=(0, 101), title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.set_layout_engine("constrained")
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")  # bars may reach to the top
+    return save(figure, path, 130)
