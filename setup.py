@@ -8,7 +8,15 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "configuration_air.py").read_text(), re.M)[1]
-SUBPACKAGES = ["analysis", "datasets_builders", "metrics", "metrics.puzzle_accuracy", "scripts", "spaces_demo"]
+SUBPACKAGES = [
+    "analysis",
+    "datasets_builders",
+    "metrics",
+    "metrics.puzzle_accuracy",
+    "scripts",
+    "spaces_demo",
+    "training",
+]
 
 COMMANDS = {
     "air-train": "train_accelerate",

@@ -8,7 +8,7 @@
     torchrun --nproc_per_node 2 train_accelerate.py --recipe sudoku_6x6 ...              # several CPU processes
     python train_accelerate.py --recipe sudoku_extreme --output-dir runs/try --smoke     # tiny, seconds
 
-Any key of TrainConfig (training_air.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
+Any key of TrainConfig (training/recipe.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
 metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.
 A killed run goes on with --resume, to the same weights bit for bit on a CPU. SIGTERM saves and exits with status 0.
 """
@@ -50,43 +50,31 @@ from air_model.modeling_air import AirModel, is_out_of_memory
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor, make_task
-from air_model.training_air import (
-    FREE_ON_RESUME,
-    HALTED_METRICS,
-    LOSSES,
-    MODEL_FIELDS,
-    TAKEN,
-    CheckpointStore,
-    FolderTaken,
-    PuzzleSampler,
-    Recipe,
-    Slots,
-    TrainConfig,
-    alone_in,
-    append_runs_to,
-    command_line,
+from air_model.training.batches import HALTED_METRICS, LOSSES, PuzzleSampler, Slots, exploration, halt, step_metrics
+from air_model.training.checkpoints import CheckpointStore, read_state, read_tensors, save_tensors
+from air_model.training.cost import (
     compile_mode,
-    earlier_runs,
-    exploration,
-    few_heads,
-    halt,
-    make_recipe,
+    cpu_name,
     matmul_tflops,
-    model_config,
     peak_tflops,
-    processor,
-    read_recipe,
-    read_state,
-    read_tensors,
-    recipe_differences,
-    save_tensors,
     slow_products,
-    step_metrics,
     training_flops,
     use_onednn,
-    widened,
-    write_json,
 )
+from air_model.training.launch import TAKEN, FolderTaken, alone_in
+from air_model.training.recipe import (
+    FREE_ON_RESUME,
+    MODEL_FIELDS,
+    Recipe,
+    TrainConfig,
+    few_heads,
+    make_recipe,
+    model_config,
+    read_recipe,
+    recipe_differences,
+)
+from air_model.training.start import widened
+from air_model.training_air import append_runs_to, command_line, earlier_runs, write_json
 
 # What --smoke sets on top of a recipe (and below the command line): every part of a run, in seconds.
 SMOKE = {
@@ -1059,7 +1047,7 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
             "accelerate": accelerate.__version__,
         },
         "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
             "processes": world,
             "threads": torch.get_num_threads(),
             "cpus": os.cpu_count(),

@@ -23,7 +23,7 @@ from air_model.analysis.common import markdown_table, share
 from air_model.analysis.figures import new_figure, save
 from air_model.analysis.leaderboard import checkpoints_table, evaluations_table, leaderboard_table, read_checkpoints
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.training_air import FREE_ON_RESUME, MODEL_FIELDS, read_recipe
+from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 THEIRS, OURS = "#999999", "#D55E00"

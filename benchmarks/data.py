@@ -35,7 +35,7 @@ from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
 from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
 from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
-from air_model.training_air import processor  # noqa: E402
+from air_model.training.cost import cpu_name  # noqa: E402
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
 
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         "command": "python benchmarks/data.py " + " ".join(argv if argv is not None else sys.argv[1:]),
         "commit": git.stdout.strip(),
         "date": date.today().isoformat(),
-        "hardware": f"{processor()}, {os.cpu_count()} cores visible, {args.threads} threads used",
+        "hardware": f"{cpu_name()}, {os.cpu_count()} cores visible, {args.threads} threads used",
         "load_before": round(load, 2),
         "python": platform.python_version(),
     }

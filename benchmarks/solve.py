@@ -41,7 +41,8 @@ from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import GridTask, task_from_config
 from air_model.train_accelerate import environment
-from air_model.training_air import forward_flops, write_json
+from air_model.training.cost import forward_flops
+from air_model.training_air import write_json
 
 
 class Bench:

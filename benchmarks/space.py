@@ -32,7 +32,7 @@ from air_model import AirConfig, AirModel
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
 from air_model.spaces_demo.examples import levels, new_puzzle
-from air_model.training_air import processor
+from air_model.training.cost import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,7 +115,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cpus": os.cpu_count(),
-        "processor": processor(),
+        "processor": cpu_name(),
         "torch": torch.__version__,
         "commit": commit.stdout.strip(),
         "load_average": round(os.getloadavg()[0], 2),

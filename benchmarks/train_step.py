@@ -30,14 +30,16 @@ if not __package__:
 import numpy as np
 import torch
 
-from air_model import training_air as parts
 from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.processing_air import make_task
 from air_model.train_accelerate import Trainer, environment
+from air_model.training.cost import matmul_tflops, onednn_linear, slow_products, training_flops
+from air_model.training.recipe import Recipe, read_recipe
+from air_model.training_air import portable, write_json
 
 
-def puzzles_for(recipe: parts.Recipe, n: int = 1000) -> PuzzleSet:
+def puzzles_for(recipe: Recipe, n: int = 1000) -> PuzzleSet:
     """Puzzles of the right shape, so that nothing must be downloaded: speed does not depend on their content."""
     model = recipe.model
     task = make_task(model.get("task", "sudoku"), model.get("grid_height"), model.get("grid_width"))
@@ -54,7 +56,7 @@ def puzzles_for(recipe: parts.Recipe, n: int = 1000) -> PuzzleSet:
 def build(arguments: argparse.Namespace, batch_size: int, **more: Any) -> Trainer:
     torch._dynamo.reset()  # or the graphs of earlier sizes count towards the limit, after which nothing is compiled
     values = {**dict(text.partition("=")[::2] for text in arguments.overrides), **more, "batch_size": batch_size}
-    recipe = parts.read_recipe(
+    recipe = read_recipe(
         arguments.recipe, [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items()]
     )
     return Trainer(recipe, Path("unused"), puzzles_for(recipe), None)
@@ -164,14 +166,14 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
         products = []
         dtype = torch.bfloat16 if trainer.bf16 else torch.float32
         for _ in range(arguments.rounds):
-            products.append(parts.matmul_tflops(device, dtype, clock=clock))
+            products.append(matmul_tflops(device, dtype, clock=clock))
             for name, step in steps.items():
                 times[name].append(seconds(step, device, arguments.steps, clock))
         busy = busy_seconds(trainer.train_step) if device.type == "cuda" else None
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"batch_size": batch_size, "out_of_memory": True}
-    flop = parts.training_flops(trainer.config, batch_size)
+    flop = training_flops(trainer.config, batch_size)
     product = statistics.median(products)
     row: dict[str, Any] = {
         "batch_size": batch_size,
@@ -180,8 +182,8 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
         "seconds_to_first_step": first,
     }
     row["matmul_tflops"] = product
-    if device.type == "cpu" and not trainer.bf16 and parts.slow_products():
-        row["onednn_tflops"] = parts.matmul_tflops(device, dtype, clock=clock, product=parts.onednn_linear)
+    if device.type == "cpu" and not trainer.bf16 and slow_products():
+        row["onednn_tflops"] = matmul_tflops(device, dtype, clock=clock, product=onednn_linear)
     for name, values in times.items():
         best = statistics.median(values)
         row[name] = {
@@ -307,11 +309,11 @@ def main(argv: list[str] | None = None) -> int:
             show(rows[-1])
     if arguments.output:
         device = torch.device("cuda" if on_gpu else "cpu")
-        record = {"command": " ".join(map(parts.portable, sys.argv)), "rows": rows, **environment(device, 1)}
+        record = {"command": " ".join(map(portable, sys.argv)), "rows": rows, **environment(device, 1)}
         record["recipe"], record["overrides"] = arguments.recipe, arguments.overrides
         record["clock"] = "CPU seconds of the process" if arguments.cpu_time else "wall clock"
         record["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
-        parts.write_json(arguments.output, record)
+        write_json(arguments.output, record)
         if arguments.sweep:
             plot(rows, arguments.output.with_suffix(".png"))
     return 0

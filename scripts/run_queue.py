@@ -172,7 +172,7 @@ def alive(pid_file: Path) -> bool:
 
 def differences(recipe: str, overrides: list[str], folder: Path) -> list[str]:
     """What the run of a folder has otherwise than the recipe with these overrides; [] where no run has begun."""
-    from air_model.training_air import FREE_ON_RESUME, read_recipe
+    from air_model.training.recipe import FREE_ON_RESUME, read_recipe
 
     if not (folder / "run.json").is_file():
         return []

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
 from air_model.scripts import run_grid as grid
-from air_model.training_air import alone_in
+from air_model.training.launch import alone_in
 
 
 def arguments(tmp_path: Path, **values) -> argparse.Namespace:

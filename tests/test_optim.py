@@ -12,7 +12,7 @@ from torch import nn
 
 from air_model.optim_air import OPTIMIZERS, Muon, PuzzleSignSGD, WeightEMA, build_optimizers, lr_factor
 from air_model.scripts.convert_checkpoint import convert, our_name
-from air_model.training_air import Puzzles, Slots, halt
+from air_model.training.batches import Puzzles, Slots, halt
 
 NAMES = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors"))
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from air_model.analysis import leaderboard, tables
 from air_model.scripts import make_tables
-from air_model.training_air import read_recipe
+from air_model.training.recipe import read_recipe
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
 

@@ -16,12 +16,18 @@ import torch
 from conftest import ROOT, SHARED, needs_shared
 from safetensors.torch import load_file
 
-from air_model import AirModel
+from air_model import AirConfig, AirModel
 from air_model import train_accelerate as ta
-from air_model import training_air as parts
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
+from air_model.training.batches import Puzzles, PuzzleSampler, exploration, halt, seeded
+from air_model.training.checkpoints import CheckpointStore, _hash, read_state
+from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
+from air_model.training.launch import TAKEN
+from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
+from air_model.training.start import widened
+from air_model.training_air import all_seconds, append_runs_to, earlier_runs
 
 SUDOKU = make_task("sudoku", 4)
 TINY = {
@@ -66,7 +72,7 @@ def recipe(tmp_path, data):
 
 
 def trainer(tmp_path: Path, **values) -> ta.Trainer:
-    recipe = parts.make_recipe({"data": "given", **TINY, **values})
+    recipe = make_recipe({"data": "given", **TINY, **values})
     return ta.Trainer(recipe, tmp_path, sudokus(24), sudokus(10, 1))
 
 
@@ -81,15 +87,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # ---- recipes
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in parts.RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
     import yaml
 
-    keys = yaml.safe_load((parts.RECIPES / f"{name}.yaml").read_text())
+    keys = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     wanted = {"max_steps", "batch_size", "seed", "save_every", "eval_every", "log_every", "variant", "data"}
     assert wanted <= keys.keys()
-    recipe = parts.read_recipe(name)
-    parts.model_config(recipe, make_task(recipe.model["task"], recipe.model.get("grid_height")))
+    recipe = read_recipe(name)
+    model_config(recipe, make_task(recipe.model["task"], recipe.model.get("grid_height")))
 
 
 @pytest.mark.parametrize(
@@ -136,13 +142,13 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
 )
 def test_a_wrong_override_is_refused_with_what_to_write_instead(override, message):
     with pytest.raises(ValueError, match=message):
-        parts.read_recipe("sudoku_extreme", [override])
+        read_recipe("sudoku_extreme", [override])
 
 
 def test_values_are_read_as_yaml_and_as_what_their_field_is():
     values = ["lr=1e-3", "hidden_size=64.0", "compile=off", "mixed_precision=no", "activation_dtype=bfloat16"]
     values += ["train_size=null", "cycles={0: [1, 1]}", "head_relations=[row, all]"]
-    recipe = parts.read_recipe("sudoku_extreme", values)
+    recipe = read_recipe("sudoku_extreme", values)
     assert recipe.model["head_relations"] == ["row", "all"]
     assert (recipe.train.lr, recipe.train.compile, recipe.train.mixed_precision) == (1e-3, "off", "no")
     assert recipe.model["hidden_size"] == 64 and recipe.model["activation_dtype"] == "bfloat16"
@@ -151,54 +157,51 @@ def test_values_are_read_as_yaml_and_as_what_their_field_is():
 
 def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(FileNotFoundError, match="sudoku_extreme"):
-        parts.read_recipe("sudoku_extrem")
+        read_recipe("sudoku_extrem")
 
 
 def test_the_published_protocol_is_26040_steps_and_epochs_may_replace_them():
-    recipe = parts.read_recipe("sudoku_extreme")
+    recipe = read_recipe("sudoku_extreme")
     assert (recipe.train.steps(1000), recipe.train.batch_size, recipe.train.lr_min_ratio) == (26040, 768, 1.0)
-    epochs = parts.read_recipe("sudoku_extreme", ["epochs=20000"]).train
+    epochs = read_recipe("sudoku_extreme", ["epochs=20000"]).train
     assert epochs.max_steps is None and epochs.steps(1000) == 26041
 
 
 def test_a_variant_on_the_command_line_brings_its_whole_row():
-    recipe = parts.read_recipe("sudoku_extreme", ["variant=TRM_mlp"])
-    config = parts.model_config(recipe, make_task("sudoku"))
+    recipe = read_recipe("sudoku_extreme", ["variant=TRM_mlp"])
+    config = model_config(recipe, make_task("sudoku"))
     assert (config.h_cycles, config.l_cycles, config.num_hidden_layers, config.token_mixer) == (3, 6, 2, "mlp")
     assert (
-        parts.model_config(
-            parts.read_recipe("sudoku_extreme", ["variant=TRM", "h_cycles=1"]), make_task("sudoku")
-        ).h_cycles
-        == 1
+        model_config(read_recipe("sudoku_extreme", ["variant=TRM", "h_cycles=1"]), make_task("sudoku")).h_cycles == 1
     )
 
 
 def test_a_recipe_whose_grid_is_not_that_of_the_data_is_refused():
     with pytest.raises(ValueError, match="grid_height=9"):
-        parts.model_config(parts.make_recipe({"max_steps": 1, "grid_height": 9}), SUDOKU)
+        model_config(make_recipe({"max_steps": 1, "grid_height": 9}), SUDOKU)
 
 
 def test_the_arithmetic_of_the_published_step_is_28_teraflop():
-    config = parts.model_config(parts.read_recipe("sudoku_extreme"), make_task("sudoku"))
-    assert parts.training_passes(config) == 16
-    assert parts.training_flops(config, 768) == pytest.approx(28.1e12, rel=0.01)
+    config = model_config(read_recipe("sudoku_extreme"), make_task("sudoku"))
+    assert training_passes(config) == 16
+    assert training_flops(config, 768) == pytest.approx(28.1e12, rel=0.01)
 
 
 # ---- fresh puzzles
 
 
 def test_an_epoch_draws_every_base_puzzle_once():
-    sampler = parts.PuzzleSampler(sudokus(24), 8, seed=0)
+    sampler = PuzzleSampler(sudokus(24), 8, seed=0)
     for epoch in range(3):
         drawn = torch.cat([sampler.indices(3 * epoch + k) for k in (1, 2, 3)])
         assert sorted(drawn.tolist()) == list(range(24))
 
 
 def test_processes_share_the_global_batch():
-    whole = parts.PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5)
-    halves = [parts.PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5, rank=r, world=2) for r in (0, 1)]
+    whole = PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5)
+    halves = [PuzzleSampler(sudokus(24), 8, seed=3, easier_share=0.5, rank=r, world=2) for r in (0, 1)]
     for step in (1, 5, 4):
-        for field in parts.Puzzles._fields:
+        for field in Puzzles._fields:
             shares = torch.cat([getattr(half.draw(step), field) for half in halves])
             assert torch.equal(getattr(whole.draw(step), field), shares)
 
@@ -210,15 +213,15 @@ def test_sudoku_copies_are_puzzles_with_their_own_solutions(size):
     row = lambda r: [(r % h * w + r // h + c) % size for c in range(size)]  # noqa: E731
     labels = np.tile(np.array([row(r) for r in range(size)], np.uint8).reshape(1, -1) + 2, (5, 1))
     inputs = np.where(np.random.default_rng(0).random(labels.shape) < 0.5, 1, labels).astype(np.uint8)
-    batch = parts.PuzzleSampler(PuzzleSet(inputs, labels, task), 40, seed=0).draw(1)
+    batch = PuzzleSampler(PuzzleSet(inputs, labels, task), 40, seed=0).draw(1)
     assert task.verdicts(batch.inputs.numpy().astype(np.uint8), batch.labels.numpy().astype(np.uint8)).valid.all()
     assert len({tuple(r) for r in batch.labels.tolist()}) > 30
 
 
 def test_easier_copies_show_some_but_not_all_of_the_blanks():
     puzzles = sudokus(24)
-    batch = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none", easier_share=1.0).draw(1)
-    index = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
+    batch = PuzzleSampler(puzzles, 240, seed=0, augment="none", easier_share=1.0).draw(1)
+    index = PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
     before, after = torch.from_numpy(puzzles.inputs)[index] == 1, batch.inputs == 1
     filled = (before & ~after).sum(1)
     assert not (after & ~before).any() and (filled >= 1).all() and (filled < before.sum(1)).all()
@@ -249,9 +252,9 @@ def test_the_record_of_a_running_training_says_how_far_its_checkpoints_are(tmp_p
 def test_easier_most_keeps_easier_copies_near_the_hard_ones():
     puzzles = sudokus(24)
     settings = {"seed": 0, "augment": "none", "easier_share": 1.0}
-    every = parts.PuzzleSampler(puzzles, 240, **settings).draw(1).inputs
-    near = parts.PuzzleSampler(puzzles, 240, **settings, easier_most=0.25).draw(1).inputs
-    index = parts.PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
+    every = PuzzleSampler(puzzles, 240, **settings).draw(1).inputs
+    near = PuzzleSampler(puzzles, 240, **settings, easier_most=0.25).draw(1).inputs
+    index = PuzzleSampler(puzzles, 240, seed=0, augment="none").indices(1)
     blanks = (torch.from_numpy(puzzles.inputs)[index] == 1).sum(1)
     shown = blanks - (near == 1).sum(1)
     assert (shown >= 1).all() and (shown <= (0.25 * (blanks - 1)).floor().clamp(min=1)).all()
@@ -266,7 +269,7 @@ def test_easier_mazes_show_some_but_not_all_of_the_path():
     inputs[:, 0, 0], inputs[:, 5, 5] = 3, 4
     inputs = inputs.reshape(40, 36)
     puzzles = PuzzleSet(inputs, task.label(inputs), task)
-    batch = parts.PuzzleSampler(puzzles, 60, seed=0, augment="none", easier_share=1.0).draw(1)
+    batch = PuzzleSampler(puzzles, 60, seed=0, augment="none", easier_share=1.0).draw(1)
     shown, path = (batch.inputs == 5), (batch.labels == 5)
     assert (shown.sum(1) >= 1).all() and (shown.sum(1) < path.sum(1)).all()
     assert not (shown & ~path).any() and len(shown.sum(1).unique()) > 3
@@ -285,7 +288,7 @@ def test_maze_copies_are_labelled_by_the_benchmarks_rule():
                 continue
         mazes.append(maze)
     inputs = np.stack(mazes)
-    batch = parts.PuzzleSampler(PuzzleSet(inputs, task.label(inputs), task), 32, seed=0).draw(1)
+    batch = PuzzleSampler(PuzzleSet(inputs, task.label(inputs), task), 32, seed=0).draw(1)
     assert np.array_equal(task.label(batch.inputs.numpy().astype(np.uint8)), batch.labels.numpy())
     assert len({tuple(r) for r in batch.inputs.tolist()}) > 8
 
@@ -293,7 +296,7 @@ def test_maze_copies_are_labelled_by_the_benchmarks_rule():
 def test_stored_copies_of_a_puzzle_count_as_one_base_puzzle():
     puzzles = sudokus(24)
     puzzles.groups = np.arange(24, dtype=np.int32) // 6
-    sampler = parts.PuzzleSampler(puzzles, 4, seed=0, augment="none")
+    sampler = PuzzleSampler(puzzles, 4, seed=0, augment="none")
     assert sampler.num_puzzles == 4
     seen = {tuple(row) for step in range(1, 60) for row in sampler.draw(step).inputs.tolist()}
     assert len(seen) == len({tuple(row) for row in puzzles.inputs.tolist()})
@@ -314,7 +317,7 @@ def test_fifty_steps_equal_a_plain_restatement_of_the_specification(tmp_path):
     finished = 0
     for step in range(1, 51):
         fresh = run.sampler.draw(step)
-        u = torch.rand(2, 8, generator=parts.seeded(torch.Generator(), 0, 3, step))
+        u = torch.rand(2, 8, generator=seeded(torch.Generator(), 0, 3, step))
         for i in range(8):
             if slots[i] is None:
                 start = model.initial_carry(1)
@@ -383,7 +386,7 @@ def test_bf16_on_a_cpu_keeps_float32_weights_and_bfloat16_states(tmp_path):
 
 
 def test_exploration_draws_from_two_to_the_last_step():
-    drawn = parts.exploration(torch.Generator(), 0, 1, 4000, 0.5, 16)
+    drawn = exploration(torch.Generator(), 0, 1, 4000, 0.5, 16)
     assert set(drawn.tolist()) == {0, *range(2, 17)}
     assert 0.45 < (drawn == 0).float().mean() < 0.55
 
@@ -391,14 +394,14 @@ def test_exploration_draws_from_two_to_the_last_step():
 def test_a_slot_halts_at_the_last_step_or_when_it_wants_to_and_may():
     steps, least = torch.tensor([4, 1, 1, 2, 2]), torch.tensor([0, 0, 2, 2, 0])
     q_halt, q_continue = torch.tensor([-9.0, 1, 1, 1, -1]), torch.zeros(5)
-    assert parts.halt(steps, q_halt, q_continue, least, 4).tolist() == [True, True, False, True, False]
-    assert parts.halt(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
+    assert halt(steps, q_halt, q_continue, least, 4).tolist() == [True, True, False, True, False]
+    assert halt(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
 
 
 def test_a_cpu_compiles_long_runs_only_and_does_what_the_recipe_says_otherwise():
-    assert [parts.compile_mode("auto", "cpu", work) for work in (1e12, 1e15)] == ["off", "default"]
-    assert (parts.compile_mode("auto", "cuda", 1e9), parts.compile_mode("auto", "mps", 1e18)) == ("default", "off")
-    assert (parts.compile_mode("off", "cuda", 1e18), parts.compile_mode("default", "cpu", 1)) == ("off", "default")
+    assert [compile_mode("auto", "cpu", work) for work in (1e12, 1e15)] == ["off", "default"]
+    assert (compile_mode("auto", "cuda", 1e9), compile_mode("auto", "mps", 1e18)) == ("default", "off")
+    assert (compile_mode("off", "cuda", 1e18), compile_mode("default", "cpu", 1)) == ("off", "default")
 
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
@@ -411,7 +414,7 @@ def test_onednns_product_has_the_values_and_gradients_of_torchs(width):
     h, weight = torch.randn(2, 3, width, requires_grad=True), torch.randn(width + 1, width, requires_grad=True)
     for ours, plain in zip(*(
         (out := product(h, weight), *torch.autograd.grad((out**2).sum(), (h, weight)))
-        for product in (parts.onednn_linear, torch.nn.functional.linear)
+        for product in (onednn_linear, torch.nn.functional.linear)
     )):  # fmt: skip
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-2)
 
@@ -425,7 +428,7 @@ def test_training_with_onednns_products_equals_training_with_torchs_within_round
         for _ in range(5):
             runs[-1].train_step()
     products = [module.product for module in runs[1].model.modules() if hasattr(module, "product")]
-    assert products.count(parts.onednn_linear) == 4  # of the block; the head has too few outputs
+    assert products.count(onednn_linear) == 4  # of the block; the head has too few outputs
     assert not any(module.__dict__.get("product") for module in runs[0].model.modules())
     for a, b in zip(*(run.model.parameters() for run in runs)):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -471,7 +474,7 @@ def test_a_widened_model_computes_what_the_narrow_one_did(tmp_path, values):
         for parameter in narrow.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     wide = trainer(tmp_path, **values, hidden_size=32, intermediate_size=64).model
-    weights = parts.widened(narrow, noise=0.0)
+    weights = widened(narrow, noise=0.0)
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in wide.state_dict().items()}
     wide.load_state_dict(weights)
     inputs = torch.from_numpy(sudokus(4).inputs).long()
@@ -536,13 +539,13 @@ def test_a_final_evaluation_on_all_puzzles_leaves_the_last_model_a_candidate_for
 def test_a_run_that_goes_on_from_a_model_counts_the_time_of_the_runs_before_it(tmp_path):
     for name, source, seconds in (("a", "", 5.0), ("b", "a", 7.0)):
         (tmp_path / name / "model").mkdir(parents=True)
-        earlier = parts.earlier_runs(str(tmp_path / source / "model") if source else "")
+        earlier = earlier_runs(str(tmp_path / source / "model") if source else "")
         run = {"name": name, "steps": 3, "wall_seconds": seconds, "earlier_runs": earlier}
         (tmp_path / name / "run.json").write_text(json.dumps(run))
-    run = {"wall_seconds": 1.0, "earlier_runs": parts.earlier_runs(str(tmp_path / "b" / "model"))}
-    assert [part["name"] for part in run["earlier_runs"]] == ["a", "b"] and parts.all_seconds(run) == 13.0
+    run = {"wall_seconds": 1.0, "earlier_runs": earlier_runs(str(tmp_path / "b" / "model"))}
+    assert [part["name"] for part in run["earlier_runs"]] == ["a", "b"] and all_seconds(run) == 13.0
     (tmp_path / "b" / "run.json").write_text('{"name": ')
-    assert parts.earlier_runs(str(tmp_path / "b" / "model")) == []  # half a record costs no run
+    assert earlier_runs(str(tmp_path / "b" / "model")) == []  # half a record costs no run
 
 
 def test_missing_data_is_one_sentence(recipe, capsys):
@@ -551,7 +554,7 @@ def test_missing_data_is_one_sentence(recipe, capsys):
     assert error.startswith("error: ") and "no/such/folder/here" in error
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in parts.RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_a_smoke_run_needs_neither_data_nor_network(tmp_path, name):
     arguments = ["--recipe", name, "--output-dir", str(tmp_path / "run"), "--smoke", "max_steps=2"]
     assert ta.main(arguments) == 0
@@ -574,7 +577,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("point", ["between steps", "before the rename", "half a file", "before the old one goes"])
 def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch, point):
     assert recipe("whole") == 0
-    step, finish, save, replace = ta.Trainer.train_step, parts.CheckpointStore.finish, ta.save_tensors, os.replace
+    step, finish, save, replace = ta.Trainer.train_step, CheckpointStore.finish, ta.save_tensors, os.replace
 
     def step_then_die(self):
         if self.step == 7:
@@ -601,7 +604,7 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, mo
         if point == "between steps":
             patch.setattr(ta.Trainer, "train_step", step_then_die)
         elif point == "before the rename":
-            patch.setattr(parts.CheckpointStore, "finish", die_before_rename)
+            patch.setattr(CheckpointStore, "finish", die_before_rename)
         elif point == "half a file":
             patch.setattr(ta, "save_tensors", die_in_a_file)
         else:
@@ -811,7 +814,7 @@ def test_a_recipe_that_cannot_run_costs_no_earlier_run(recipe, tmp_path, capsys)
 def test_records_are_appended_on_a_line_of_their_own(tmp_path):
     target = tmp_path / "runs.jsonl"
     target.write_text('{"name": "a", "date": "x"}')  # an editor left the last line open
-    assert parts.append_runs_to(target, [{"name": "b", "date": "y"}]) == 1
+    assert append_runs_to(target, [{"name": "b", "date": "y"}]) == 1
     assert [json.loads(line)["name"] for line in target.read_text().splitlines()] == ["a", "b"]
 
 
@@ -873,7 +876,7 @@ def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monke
         patch.setattr(ta, "evaluate_model", fail)
         with pytest.raises(RuntimeError, match="boom"):
             recipe("run", save_every=100)
-    state = parts.read_state(tmp_path / "run" / "checkpoints" / "checkpoint_6")
+    state = read_state(tmp_path / "run" / "checkpoints" / "checkpoint_6")
     assert state["speed"]["steps"] == 6 and state["seconds"] > 0
     capsys.readouterr()
     assert recipe("run", "--resume", save_every=100) == 0
@@ -1131,7 +1134,7 @@ def test_a_checkpoint_from_before_a_new_recipe_key_still_resumes(recipe, tmp_pat
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["state.json"] = {
         "bytes": (checkpoint / "state.json").stat().st_size,
-        "sha256": parts._hash(checkpoint / "state.json"),
+        "sha256": _hash(checkpoint / "state.json"),
     }
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     assert recipe("run", "--resume", max_steps=6) == 0
@@ -1190,14 +1193,14 @@ def test_damaged_checkpoints_take_no_place_of_good_ones(recipe, tmp_path):
     (tmp_path / "a/checkpoints/checkpoint_12/optimizer.safetensors").write_bytes(b"cut")
     with pytest.warns(UserWarning, match="damaged"):
         assert recipe("a", "--resume", total_limit=1, max_minutes=1e-9) == 0
-    assert [step for step, _ in parts.CheckpointStore(tmp_path / "a/checkpoints").found()] == [1]
+    assert [step for step, _ in CheckpointStore(tmp_path / "a/checkpoints").found()] == [1]
     assert recipe("a", "--resume", total_limit=1) == 0
 
 
 def test_a_copy_of_a_checkpoint_is_not_counted(tmp_path):
     for name in ("checkpoint_4", "checkpoint_4_backup", "checkpoint_x"):
         (tmp_path / name).mkdir()
-    assert parts.CheckpointStore(tmp_path).found() == [(4, tmp_path / "checkpoint_4")]
+    assert CheckpointStore(tmp_path).found() == [(4, tmp_path / "checkpoint_4")]
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
@@ -1235,10 +1238,10 @@ def test_a_run_resumed_for_its_final_evaluation_keeps_its_speed_and_repeats_no_l
 
 def test_operations_are_counted_with_the_cycles_of_each_step(recipe, tmp_path):
     assert recipe("a", q_continue=False, cycles={"0": [1, 1], "11": [4, 4]}) == 0
-    state = parts.read_state(tmp_path / "a/checkpoints/checkpoint_12")
-    configs = [parts.AirConfig(**{**json.loads((tmp_path / "a/run.json").read_text())["model_config"],
+    state = read_state(tmp_path / "a/checkpoints/checkpoint_12")
+    configs = [AirConfig(**{**json.loads((tmp_path / "a/run.json").read_text())["model_config"],
                "l_cycles": c, "h_cycles": c}) for c in (1, 4)]  # fmt: skip
-    steps = [parts.training_flops(config, TINY["batch_size"]) for config in configs]
+    steps = [training_flops(config, TINY["batch_size"]) for config in configs]
     assert state["speed"]["steps"] == 12 and state["speed"]["flops"] == pytest.approx(11 * steps[0] + 1 * steps[1])
 
 
@@ -1249,7 +1252,7 @@ def test_the_best_model_is_chosen_anew_when_other_puzzles_evaluate_it(recipe, tm
     content["best"] = {"step": 1, "n": 8, "exact_accuracy": 2.0}  # better than anything
     state.write_text(json.dumps(content))
     manifest = state.with_name("manifest.json")
-    entry = {"bytes": state.stat().st_size, "sha256": parts._hash(state)}
+    entry = {"bytes": state.stat().st_size, "sha256": _hash(state)}
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "state.json": entry}))
     assert recipe("a", "--resume", eval_limit=10) == 0
     assert json.loads((tmp_path / "a/run.json").read_text())["metrics"]["best"]["n"] == 10
@@ -1268,7 +1271,7 @@ def test_a_best_model_that_could_not_be_written_is_not_called_the_best(tmp_path,
 
 def test_two_runs_cannot_share_a_folder(recipe, tmp_path, capsys):
     with ta.alone_in(tmp_path / "a"):
-        assert recipe("a") == parts.TAKEN
+        assert recipe("a") == TAKEN
     assert "Another process is training into" in capsys.readouterr().err
     assert recipe("a", max_steps=1) == 0
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from air_model import train_accelerate as ta
-from air_model import training_air as parts
 from air_model.datasets_builders import PuzzleSet
 from air_model.processing_air import make_task
+from air_model.training.batches import HALTED_METRICS, LOSSES
+from air_model.training.recipe import make_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 TASK = make_task("sudoku", 9)
@@ -26,7 +27,7 @@ def trainer(tmp_path, evaluation: PuzzleSet | None = None, **values) -> ta.Train
         "max_steps": 200, "warmup_steps": 10, "lr": 1e-3, "trackers": "none", "compile": "off", "ema": 0.99,
         "optimizer": "adamw", "weight_decay": 0.0, "easier_share": 0.5,
     }  # fmt: skip
-    return ta.Trainer(parts.make_recipe({**base, **values}), tmp_path, puzzles(), evaluation)
+    return ta.Trainer(make_recipe({**base, **values}), tmp_path, puzzles(), evaluation)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_adamw"])
@@ -49,7 +50,7 @@ def test_compiled_blocks_train_as_eager_ones_up_to_rounding(tmp_path, mode):
     for run in runs:
         for _ in range(10):
             run.train_step()
-        losses.append(run.totals[parts.LOSSES.index("loss") + 1 + len(parts.HALTED_METRICS)] / 10)
+        losses.append(run.totals[LOSSES.index("loss") + 1 + len(HALTED_METRICS)] / 10)
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=2e-2)
 
 
@@ -103,7 +104,7 @@ def test_the_loss_falls_and_the_peak_memory_does_not_grow_with_the_cycles(tmp_pa
         losses = []
         for _ in range(30):
             run.train_step()
-            losses.append(run.totals[1 + len(parts.HALTED_METRICS)].item())
+            losses.append(run.totals[1 + len(HALTED_METRICS)].item())
             run.totals.zero_()
         assert losses[-1] < losses[0]
         peaks.append(torch.cuda.max_memory_allocated())

@@ -1,0 +1,231 @@
+"""Batches: fresh random copies of base puzzles, and the slots that hold puzzles until they halt.
+
+One optimizer step runs one ACT step for B slots. A slot holds a puzzle until it halts; then it gets a fresh puzzle
+and fresh states. Everything of a step stays on the device: refilling is torch.where, metrics are summed there and read
+every `log_every` steps. All randomness of step t comes from (seed, t) alone, so a resumed run needs no generator
+state to draw the same numbers, and every process draws the same global batch and takes its own rows.
+
+Shape letters: B slots (of this process), S cells, T state positions, D hidden, N puzzles, V tokens.
+Source: SPEC sections 3 and 4.
+"""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from air_model.modeling_air import AirCarry
+
+
+def seeded(generator: torch.Generator, *key: int) -> torch.Generator:
+    """The generator, set to a state that depends on the key alone. Host work only: nothing waits for the device."""
+    digest = hashlib.blake2b(np.asarray(key, np.int64).tobytes(), digest_size=8).digest()
+    return generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Puzzles(NamedTuple):
+    """A batch: inputs (B, S) int64, labels (B, S) int64 with ignore_index where there is none, ids (B,) int64."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+class PuzzleSampler:
+    """Endless fresh batches: every base puzzle once an epoch, each time another random copy.
+
+    `draw(step)` depends on (seed, step) alone. Sudoku copies are drawn on the device: digits relabelled, bands,
+    stacks, rows and columns permuted, the grid transposed where boxes are square: the distribution of the published
+    1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
+    re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
+    cells of the solution (of a maze: cells of the path), k uniform on {1, ..., open cells - 1} (for Sudokus the data
+    mixing of arXiv:2601.10679; for mazes our own); `easier_most` below 1 cuts that range short (our own).
+
+    Args:
+        puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
+        batch_size: of all processes. rank, world: whose rows of it to return.
+        device: where the puzzles live and the copies are made.
+    """
+
+    def __init__(
+        self,
+        puzzles: Any,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: str = "symmetries",
+        easier_share: float = 0.0,
+        easier_most: float = 1.0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        ignore_index: int = -100,
+    ) -> None:
+        self.task, self.seed, self.batch_size, self.ignore_index = puzzles.task, seed, batch_size, ignore_index
+        self.augment, self.easier_share, self.easier_most = augment, easier_share, easier_most
+        self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.device = torch.device(device)
+        inputs, labels = np.asarray(puzzles.inputs, np.uint8), np.asarray(puzzles.labels, np.uint8)
+        if not len(inputs):
+            raise ValueError("The training data has no puzzles. Build or choose another data set.")
+        # Rows of one group are stored copies of one base puzzle; below, each group's first row and number of rows.
+        order = np.argsort(puzzles.groups, kind="stable")
+        first, sizes = np.unique(puzzles.groups[order], return_index=True, return_counts=True)[1:]
+        inputs, labels, ids = inputs[order], labels[order], np.asarray(puzzles.puzzle_ids)[order]
+        self.num_puzzles = len(first)
+        if augment == "symmetries" and self.task.name == "maze":
+            copies = inputs[:, self.task.dihedral]  # (N, K, S)
+            labels = np.stack([self.task.label(copies[:, k]) for k in range(copies.shape[1])], axis=1)
+        else:
+            copies, labels = inputs[:, None], labels[:, None]
+        self.inputs, self.labels = torch.from_numpy(copies).to(self.device), torch.from_numpy(labels).to(self.device)
+        self.ids, self.first, self.sizes = (torch.from_numpy(a).long().to(self.device) for a in (ids, first, sizes))
+        self.generator = torch.Generator(self.device)
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            generator = seeded(self.generator, self.seed, 1, epoch)
+            self._orders[epoch] = torch.randperm(self.num_puzzles, generator=generator, device=self.device)
+        return self._orders[epoch]
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) int64: the base puzzles of this process's slots in optimizer step `step`, counted from 1."""
+        n, first = self.num_puzzles, (step - 1) * self.batch_size
+        low, high = first + self.rows.start, first + self.rows.stop
+        parts = []
+        for epoch in range(low // n, (high - 1) // n + 1):
+            parts.append(self._order(epoch)[max(0, low - epoch * n) : min(n, high - epoch * n)])
+        return torch.cat(parts)
+
+    def draw(self, step: int) -> Puzzles:
+        """One fresh copy for every slot of this process."""
+        index = self.indices(step)
+        generator = seeded(self.generator, self.seed, 2, step)
+
+        def uniform(*shape: int) -> Tensor:
+            """Random numbers of the whole batch, this process's rows of them."""
+            return torch.rand(self.batch_size, *shape, generator=generator, device=self.device)[self.rows]
+
+        row = self.first[index] + (uniform() * self.sizes[index]).long()
+        copy = (uniform() * self.inputs.shape[1]).long()
+        inputs, labels = self.inputs[row, copy].long(), self.labels[row, copy].long()  # (B, S)
+        if self.augment == "symmetries" and self.task.name == "sudoku":
+            cells, tokens = sudoku_symmetries(self.task, uniform)
+            inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
+        if self.easier_share:
+            inputs = reveal(inputs, labels, uniform, self.easier_share, self.easier_most)
+        return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
+
+
+def sudoku_symmetries(task: Any, uniform: Any) -> tuple[Tensor, Tensor]:
+    """Random maps out[j] = tokens[in[cells[j]]]: cells (B, S), tokens (B, V). `uniform(*shape)` draws (B, *shape)."""
+    n, height, width = task.height, task.box_height, task.box_width
+
+    def lines(per_group: int) -> Tensor:  # (B, n): groups of lines permuted, and the lines within each
+        groups = uniform(n // per_group).argsort(-1)
+        within = uniform(n // per_group, per_group).argsort(-1)
+        return (groups[:, :, None] * per_group + within).flatten(1)
+
+    rows, columns = lines(height), lines(width)
+    cells = rows[:, :, None] * n + columns[:, None, :]  # (B, n, n)
+    if height == width:
+        flip = uniform() < 0.5
+        cells = torch.where(flip[:, None, None], cells.transpose(1, 2), cells)
+    digits = uniform(n).argsort(-1) + 2
+    fixed = torch.arange(2, device=digits.device).expand(len(digits), 2)  # PAD and blank
+    return cells.flatten(1), torch.cat([fixed, digits], dim=1)
+
+
+def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, most: float = 1.0) -> Tensor:
+    """A `share` of the puzzles with k ~ U{1 .. most * (open cells - 1)} random open cells filled in, (B, S).
+
+    Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze. k is 1
+    at least.
+    """
+    empty = (inputs != labels) & (labels != 0)
+    count = 1 + (uniform() * ((empty.sum(1) - 1) * most).floor().clamp(min=0)).long()
+    order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    chosen = (uniform() < share)[:, None] & (rank < count[:, None]) & empty
+    return torch.where(chosen, labels, inputs)
+
+
+class Slots:
+    """B puzzles in work and their states. All fields are tensors on the device; `halted` asks for a refill."""
+
+    def __init__(self, model: nn.Module, batch_size: int, seq_len: int, device: torch.device) -> None:
+        zeros = torch.zeros(batch_size, seq_len, dtype=torch.long, device=device)
+        self.puzzles = Puzzles(zeros, zeros.clone(), zeros[:, 0].clone())
+        self.carry = model.initial_carry(batch_size, device)
+        self.halted = torch.ones(batch_size, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def refill(self, model: nn.Module, fresh: Puzzles) -> None:
+        """Slots that halted take their row of `fresh`, the initial states and zero steps."""
+        halted, column = self.halted, self.halted[:, None]
+        self.puzzles = Puzzles(
+            torch.where(column, fresh.inputs, self.puzzles.inputs),
+            torch.where(column, fresh.labels, self.puzzles.labels),
+            torch.where(halted, fresh.ids, self.puzzles.ids),
+        )
+        start = model.initial_carry(len(halted), halted.device, self.carry.z_h.dtype)
+        z_h, z_l, steps = self.carry.z_h, self.carry.z_l, self.carry.steps
+        self.carry = AirCarry(
+            z_h=torch.where(column[:, None], start.z_h, z_h),
+            z_l=torch.where(column[:, None], start.z_l, z_l),
+            steps=torch.where(halted, torch.zeros_like(steps), steps),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that a checkpoint keeps."""
+        puzzles = {f"puzzles.{k}": v for k, v in self.puzzles._asdict().items()}
+        return {**self.carry, "halted": self.halted, **puzzles}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        device = self.halted.device
+        tensors = {k: v.to(device) for k, v in tensors.items()}
+        self.puzzles = Puzzles(*(tensors[f"puzzles.{k}"] for k in Puzzles._fields))
+        self.carry = AirCarry(z_h=tensors["z_h"], z_l=tensors["z_l"], steps=tensors["steps"])
+        self.halted = tensors["halted"]
+
+
+def halt(steps: Tensor, q_halt: Tensor, q_continue: Tensor | None, min_steps: Tensor, max_steps: int) -> Tensor:
+    """Which slots stop after this ACT step while training, (B,) bool (SPEC section 3).
+
+    Args:
+        steps: (B,) ACT steps done, this one included. q_continue: None in a model without it (halt on q_halt > 0).
+        min_steps: (B,) exploration: no halt before this many steps.
+    """
+    wants = q_halt > (0.0 if q_continue is None else q_continue)
+    return (steps >= max_steps) | (wants & (steps >= min_steps))
+
+
+def exploration(
+    generator: torch.Generator, seed: int, step: int, batch_size: int, prob: float, max_steps: int
+) -> Tensor:
+    """min_steps of every slot of the global batch, (B,) int64: (u < prob) · U{2 .. max_steps}."""
+    u = torch.rand(2, batch_size, generator=seeded(generator, seed, 3, step), device=generator.device)
+    return (u[0] < prob) * (2 + (u[1] * (max_steps - 1)).long()).clamp(max=max_steps)
+
+
+HALTED_METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+
+
+LOSSES = ("loss", "lm_loss", "q_halt_loss", "q_continue_loss")
+
+
+@torch.no_grad()
+def step_metrics(logits: Tensor, labels: Tensor, q_halt: Tensor, steps: Tensor, halted: Tensor, ignore: int) -> Tensor:
+    """Sums over the slots that halt at this step: (5,) float32: their count, then HALTED_METRICS (SPEC section 3)."""
+    known = labels != ignore
+    count = known.sum(-1)
+    right = (known & (logits.argmax(-1) == labels)).sum(-1)
+    exact = right == count
+    valid = halted & (count > 0)
+    columns = [torch.ones_like(q_halt), right / count.clamp(min=1), exact, (q_halt >= 0) == exact, steps]
+    return torch.stack([torch.where(valid, column.float(), 0.0).sum() for column in columns])

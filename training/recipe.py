@@ -1,0 +1,363 @@
+"""Recipes: recipes/NAME.yaml and key=value words, read and checked, become a model's and a training's values."""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.optim_air import OPTIMIZERS, SCHEDULES
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass
+class TrainConfig:
+    """Every training value of a recipe; the other keys of a recipe are fields of AirConfig and `variant`.
+
+    The unit of time is the optimizer step; one step is one ACT step of all slots.
+    """
+
+    data: str = ""  # Hub id, folder of scripts/build_dataset.py, folder of CSVs, or a CSV (.gz)
+    train_split: str = "train"
+    train_size: int | None = None  # puzzles drawn from the training split; None takes all
+    data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike
+    augment: str = "symmetries"  # a fresh random symmetry for every copy (mazes: turned and re-labelled), or "none"
+    easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
+    easier_most: float = 1.0  # the most of the open cells that such a copy shows: 0.2 keeps it near the hard ones
+    eval_data: str | None = None  # None: `data`
+    eval_split: str = "auto"  # "auto": dev where there is one, else test
+    eval_limit: int = 512  # puzzles evaluated while training; 0 for all
+    final_eval_limit: int | None = None  # puzzles of the evaluation at the end; None: eval_limit, 0: all
+    eval_batch_size: int = 0  # 0: batch_size of a process
+
+    # Model folder or Hub id whose weights the run starts from (fine-tuning); one of half the width is widened.
+    init_from: str = ""
+    start_step: int = 0  # the step that init_from has reached: schedule and puzzles go on there, the optimizer anew
+
+    max_steps: int | None = None  # the budget, in optimizer steps ...
+    epochs: float | None = None  # ... or in passes over the base puzzles; give one of the two
+    batch_size: int = 768  # slots, over all processes
+    accumulation: int = 1  # pieces that a process cuts its slots into to save memory; the result is the same
+    seed: int = 0
+
+    optimizer: str = "adam_atan2"
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    atan2_scale: float = 1.27  # a of Adam-atan2; HRM's own kernel has 1
+    muon_lr: float = 5e-3
+    muon_weight_decay: float = 0.0
+    puzzle_lr: float = 1e-4
+    puzzle_weight_decay: float = 1.0
+    schedule: str = "cosine"
+    warmup_steps: int = 2000
+    lr_min_ratio: float = 1.0
+    tail_share: float = 0.3  # schedule=linear_tail: share of the steps over which the rate falls
+    grad_clip: float = 0.0
+    ema: float = 0.0
+    ema_warmup: bool = False
+    halt_exploration_prob: float = 0.1
+    # ACT steps at most while training, or a curriculum of them, {first step: ACT steps}; None: halt_max_steps, as in
+    # evaluation. A batch holds the more fresh puzzles the sooner they leave.
+    train_act_steps: int | dict | None = None
+    cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
+
+    mixed_precision: str = "auto"  # "auto": bf16 on CUDA, fp32 elsewhere; "bf16"; "no"
+    compile: str = "auto"  # "auto": "default" on CUDA and for long runs on a CPU; "off", or a mode of torch.compile
+    activation_checkpointing: bool = False
+
+    save_every: int = 1000
+    eval_every: int = 1000  # 0: only at the end
+    log_every: int = 50
+    total_limit: int = 2  # complete checkpoints kept
+    max_minutes: float = 0.0  # stop after this time with a checkpoint, as on SIGTERM; 0: never
+    trackers: str = "auto"  # "auto": tensorboard where installed; "none", or names joined by commas
+    run_name: str = ""
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "augment": ("symmetries", "none"),
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "mixed_precision": ("auto", "bf16", "no"),
+            "compile": COMPILE_MODES,
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known. Choose one of {', '.join(choices)}.")
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"Give the budget once: max_steps={self.max_steps}, epochs={self.epochs}. Set exactly one of them."
+            )
+        for name in ("batch_size", "accumulation", "log_every", "save_every", "total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+        for name in ("max_steps", "epochs"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
+        for name in ("easier_share", "easier_most", "halt_exploration_prob", "lr_min_ratio", "tail_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        for name in (
+            "lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema",
+            "grad_clip", "max_minutes", "final_eval_limit", "eval_batch_size", "puzzle_weight_decay",
+            "muon_weight_decay", "atan2_scale", "seed", "data_seed",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value} must be a number of 0 or more.")
+        if self.start_step and not (self.init_from and 0 < self.start_step < (self.max_steps or math.inf)):
+            raise ValueError(
+                f"start_step={self.start_step} must lie between 0 and max_steps={self.max_steps}, and needs "
+                "init_from: the weights that have come so far."
+            )
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if self.run_name in (".", "..") or set(self.run_name) & set("/\\"):
+            raise ValueError(f"run_name={self.run_name!r} names a folder of logs: leave / and \\ out.")
+        if self.train_size is not None and self.train_size < 1:
+            raise ValueError(f"train_size={self.train_size} must be 1 or more, or null for all puzzles.")
+        if self.cycles is not None:
+            self.cycles = _curriculum(
+                "cycles", self.cycles, _pair, "[l_cycles, h_cycles]", "{0: [1, 1], 5000: [2, 2]}"
+            )
+        if isinstance(self.train_act_steps, dict):
+            steps = self.train_act_steps
+            self.train_act_steps = _curriculum("train_act_steps", steps, _count, "ACT steps", "{0: 2, 5000: 4}")
+        elif self.train_act_steps is not None and self.train_act_steps < 1:
+            raise ValueError(f"train_act_steps={self.train_act_steps} must be 1 or more.")
+
+    def steps(self, num_puzzles: int) -> int:
+        """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
+        return self.max_steps or max(1, int(self.epochs * num_puzzles / self.batch_size))
+
+    def cycles_at(self, step: int) -> tuple[int, int] | None:
+        """(l_cycles, h_cycles) of optimizer step `step`, counted from 1, or None without a curriculum."""
+        if self.cycles is None:
+            return None
+        return tuple(_reached(self.cycles, step))
+
+    def act_steps_curriculum(self) -> dict[int, int]:
+        """train_act_steps as {first step: ACT steps}; empty where the model's own number holds."""
+        steps = self.train_act_steps
+        return steps if isinstance(steps, dict) else {} if steps is None else {0: steps}
+
+    def act_steps_at(self, step: int, halt_max_steps: int) -> int:
+        """ACT steps that a puzzle gets at most in optimizer step `step`, counted from 1."""
+        curriculum = self.act_steps_curriculum()
+        return _reached(curriculum, step) if curriculum else halt_max_steps
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _pair(value: Any) -> list[int]:
+    l_cycles, h_cycles = value
+    return [_count(l_cycles), _count(h_cycles)]
+
+
+def _curriculum(name: str, value: dict, entry: Callable[[Any], Any], what: str, example: str) -> dict[int, Any]:
+    """{first step: value} as numbers, which recipes may have written as text; refused unless it begins with step 0."""
+    try:
+        curriculum = {int(first): entry(at) for first, at in value.items()}
+        if min(curriculum) == 0:
+            return curriculum
+    except (TypeError, ValueError):  # no numbers, none above 0, too many, or nothing at all
+        pass
+    raise ValueError(
+        f"{name}={value} must map first steps to {what}, 1 or more, and begin with step 0, as in {example}."
+    )
+
+
+def _reached(curriculum: dict[int, Any], step: int) -> Any:
+    """What a curriculum {first step: value} says for optimizer step `step`, counted from 1."""
+    return curriculum[max(first for first in curriculum if first < step)]
+
+
+TRAIN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+# Fields of AirConfig that a recipe may set: its own ones, without bookkeeping.
+MODEL_FIELDS = [
+    name
+    for name in AirConfig.__annotations__
+    if name in {f.name for f in dataclasses.fields(AirConfig)}
+    and name not in ("model_type", "code_version", "custom_pipelines", "pad_token_id", "ignore_index")
+]
+
+
+# Changing these leaves every weight of the run as it was, so a resumed run may.
+FREE_ON_RESUME = {
+    "save_every", "eval_every", "log_every", "total_limit", "max_minutes", "trackers", "run_name",
+    "eval_data", "eval_split", "eval_limit", "final_eval_limit", "eval_batch_size",
+}  # fmt: skip
+
+
+def few_heads(model: dict[str, Any]) -> int:
+    """Heads of a miniature: two, or as many as the recipe has relations for."""
+    return max(2, len(model.get("head_relations") or []))
+
+
+class Recipe(NamedTuple):
+    """A recipe, read and checked: `variant` and fields of AirConfig in `model`, the rest in `train`."""
+
+    model: dict[str, Any]
+    train: TrainConfig
+
+    def flat(self) -> dict[str, Any]:
+        return {**self.model, **dataclasses.asdict(self.train)}
+
+
+def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] | None = None) -> Recipe:
+    """Read recipes/NAME.yaml (or a path) and apply `key=value` overrides.
+
+    Raises:
+        FileNotFoundError: no such recipe. ValueError: an unknown key (names the nearest one), or a value of the wrong
+        type or range.
+    """
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        path = RECIPES / f"{Path(name).stem}.yaml"
+        if Path(name).suffix not in ("", ".yaml") or not path.is_file():
+            raise FileNotFoundError(f"There is no recipe {str(name)!r}. Known: {', '.join(known)}, or give a path.")
+    values = _yaml(path.read_text(), path) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
+    if not isinstance(overrides, dict):
+        pairs = {}
+        for text in overrides or []:
+            key, separator, value = text.partition("=")
+            if not separator:
+                raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
+            pairs[key.strip().lstrip("-").replace("-", "_")] = _yaml(value, text) if value else ""
+        overrides = pairs
+    # The budget is one choice: naming one way on the command line replaces the other one of the file.
+    for mine, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if overrides.get(mine) is not None and other not in overrides:
+            values.pop(other, None)
+    # A variant named on the command line brings its whole row: the file's cycles are not those of TRM, say.
+    for key in VARIANTS.get(str(overrides.get("variant")), {}):
+        values.pop(key, None)
+    return make_recipe({**values, **overrides})
+
+
+def _yaml(text: str, where: Any) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or "a syntax error"
+        raise ValueError(
+            f"Cannot read {str(where)!r} as YAML: {reason}. Quote text with special characters."
+        ) from None
+
+
+# What other trainers call it, where spelling leads elsewhere.
+OTHER_NAMES = {
+    "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "steps": "max_steps", "num_steps": "max_steps",
+    "gradient_accumulation_steps": "accumulation", "num_train_epochs": "epochs", "save_steps": "save_every",
+    "eval_steps": "eval_every", "logging_steps": "log_every", "report_to": "trackers",
+    "per_device_train_batch_size": "batch_size", "global_batch_size": "batch_size", "bf16": "mixed_precision",
+}  # fmt: skip
+
+
+def make_recipe(values: dict[str, Any]) -> Recipe:
+    """Sort the keys of a recipe into model and training values, and check both."""
+    known = [*TRAIN_FIELDS, *MODEL_FIELDS, "variant"]
+    for key in values:
+        if key not in known:
+            word, ours = str(key).lower(), {name.lower(): name for name in known}
+            match = [OTHER_NAMES[name] for name in difflib.get_close_matches(word, OTHER_NAMES, n=1, cutoff=0.8)]
+            match = match or [ours[name] for name in difflib.get_close_matches(word, ours, n=1, cutoff=0.5)]
+            hint = f" Did you mean {match[0]!r}?" if match else ""
+            raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
+    hints = {f.name: f.type for f in (*dataclasses.fields(AirConfig), *dataclasses.fields(TrainConfig))}
+    hints["variant"] = str
+    values = {key: _coerce(key, value, hints[key]) for key, value in values.items()}
+    train = TrainConfig(**{k: v for k, v in values.items() if k in TRAIN_FIELDS})
+    model = {"variant": "Lx_H", **{k: v for k, v in values.items() if k not in TRAIN_FIELDS}}
+    if model["variant"] not in VARIANTS:
+        AirConfig.from_variant(model["variant"])  # raises, naming the nearest one
+    return Recipe(model, train)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value as the type of its field: YAML reads 1e-4 as text, and 3 for a float as an integer."""
+    kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (types.UnionType, typing.Union) else {hint}
+    if value is None and type(None) in kinds:
+        return None
+    if str in kinds and value is False:  # YAML's idea of no and off
+        return "off" if key == "compile" else "no"
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
+        return value  # AirConfig checks its own choices
+    try:
+        if bool in kinds and isinstance(value, bool):
+            return value
+        if isinstance(value, bool) or value is None:
+            raise TypeError
+        if int in kinds and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+            return int(value)
+        if float in kinds:
+            return float(value)
+        if str in kinds and isinstance(value, (str, int, float)):
+            return str(value)
+        if any(isinstance(value, kind) for kind in (dict, list) if kind in {typing.get_origin(k) or k for k in kinds}):
+            return value
+    except (TypeError, ValueError):
+        pass
+    names = " or ".join(sorted(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None)))
+    raise ValueError(f"{key}={value!r} is not of the right type: expected {names}.")
+
+
+def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfig:
+    """The AirConfig of a recipe, its grid taken from the data where the recipe does not say."""
+    values = dict(recipe.model)
+    variant = values.pop("variant")
+    found = {
+        "task": task.name,
+        "grid_height": task.height,
+        "grid_width": task.width,
+        "box_height": getattr(task, "box_height", None),
+        "box_width": getattr(task, "box_width", None),
+        "vocab_size": task.vocab_size,
+        "num_puzzle_identifiers": num_puzzle_ids,
+    }
+    for key, value in found.items():
+        if values.setdefault(key, value) != value and key != "num_puzzle_identifiers":
+            if values[key] is None:
+                values[key] = value
+                continue
+            raise ValueError(
+                f"The recipe says {key}={values[key]}, the data has {key}={value}. Leave {key} out of the recipe, or "
+                "give other data."
+            )
+    return AirConfig.from_variant(variant, **values)
+
+
+def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[str] = frozenset()) -> list[str]:
+    """'key: old -> new' for every key in which two flat recipes differ, those of `allowed` left out."""
+    missing = object()
+    lines = []
+    for key in sorted({*old, *new} - set(allowed)):
+        # JSON knows no integer keys or tuples: compare both sides as JSON would hold them; 1 and 1.0 are the same.
+        a, b = (json.loads(json.dumps(v[key], default=str)) if key in v else missing for v in (old, new))
+        if a != b:
+            lines.append(f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}")
+    return lines
