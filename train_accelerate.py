@@ -15,16 +15,12 @@ A killed run goes on with --resume, to the same weights bit for bit on a CPU. SI
 
 import argparse
 import contextlib
-import datetime
 import errno
-import functools
 import json
 import os
-import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -50,11 +46,11 @@ from air_model.modeling_air import AirModel, is_out_of_memory
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor, make_task
+from air_model.records import append_runs_to, command_line, earlier_runs, environment, write_json
 from air_model.training.batches import HALTED_METRICS, LOSSES, PuzzleSampler, Slots, exploration, halt, step_metrics
 from air_model.training.checkpoints import CheckpointStore, read_state, read_tensors, save_tensors
 from air_model.training.cost import (
     compile_mode,
-    cpu_name,
     matmul_tflops,
     peak_tflops,
     slow_products,
@@ -74,7 +70,6 @@ from air_model.training.recipe import (
     recipe_differences,
 )
 from air_model.training.start import widened
-from air_model.training_air import append_runs_to, command_line, earlier_runs, write_json
 
 # What --smoke sets on top of a recipe (and below the command line): every part of a run, in seconds.
 SMOKE = {
@@ -1014,45 +1009,6 @@ def peak_memory(device: torch.device) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return None
-
-
-@functools.cache  # of the code that runs: a commit made while the run goes on is not its own
-def source_state() -> dict[str, Any]:
-    """The commit of this checkout, and whether it has no changes."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        return None
-
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "commit_is_clean": git("status", "--porcelain", "--untracked-files=no") == "",
-    }
-
-
-def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """Commit, versions and hardware, for run.json."""
-    import accelerate
-    import transformers
-
-    return {
-        **source_state(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-        },
-        "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-            "processes": world,
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-        },
-    }
 
 
 def lasting_id(output_dir: Path) -> str:

@@ -35,7 +35,7 @@ from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
 from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
 from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
-from air_model.training.cost import cpu_name  # noqa: E402
+from air_model.records import cpu_name  # noqa: E402
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
 

@@ -40,9 +40,8 @@ from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import GridTask, task_from_config
-from air_model.train_accelerate import environment
+from air_model.records import environment, write_json
 from air_model.training.cost import forward_flops
-from air_model.training_air import write_json
 
 
 class Bench:

@@ -31,8 +31,8 @@ import torch
 from air_model import AirConfig, AirModel
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
+from air_model.records import cpu_name
 from air_model.spaces_demo.examples import levels, new_puzzle
-from air_model.training.cost import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from air_model.configuration_air import AirConfig
-from air_model.training_air import all_seconds
+from air_model.records import all_seconds
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 # Upper limits of board power in watts, from the vendors' data sheets; energy is bounded by them where not measured.

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from air_model.analysis.evaluation import Evaluation, draw_calibration
-    from air_model.train_accelerate import environment
+    from air_model.records import environment
 
     check_args(args)
     rank, world, device, wait = processes(args.device)

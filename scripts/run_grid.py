@@ -34,9 +34,9 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.records import append_runs_to
 from air_model.training.launch import TAKEN, is_taken
 from air_model.training.recipe import FREE_ON_RESUME, few_heads, read_recipe, recipe_differences
-from air_model.training_air import append_runs_to
 
 ROOT = Path(__file__).resolve().parent.parent
 

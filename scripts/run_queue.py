@@ -369,7 +369,7 @@ def check_parcel(name: str, parcel: Path, evaluations: dict) -> None:
 
 def collect(name: str, parcel: Path) -> None:
     """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing."""
-    from air_model.training_air import append_runs_to
+    from air_model.records import append_runs_to
 
     item, run = QUEUE[name], read_record(parcel / "run.json")
     if run.get("status") != "finished":

@@ -21,13 +21,13 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
+from air_model.records import all_seconds, append_runs_to, earlier_runs, source_state
 from air_model.training.batches import Puzzles, PuzzleSampler, exploration, halt, seeded
 from air_model.training.checkpoints import CheckpointStore, _hash, read_state
 from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
 from air_model.training.launch import TAKEN
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
 from air_model.training.start import widened
-from air_model.training_air import all_seconds, append_runs_to, earlier_runs
 
 SUDOKU = make_task("sudoku", 4)
 TINY = {
@@ -790,7 +790,7 @@ def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, 
 
 
 def test_a_run_names_the_commit_that_it_started_on(recipe, tmp_path, monkeypatch):
-    ta.source_state.cache_clear()
+    source_state.cache_clear()
     step, run = ta.Trainer.train_step, subprocess.run
     before = run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
 

@@ -1,6 +1,5 @@
 """What training costs: operations of a step, when compiling is worth it, and which products a processor is fast at."""
 
-import contextlib
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirLinear
+from air_model.records import cpu_name
 
 
 def forward_flops(config: AirConfig, positions: int | None = None) -> float:
@@ -57,16 +57,6 @@ def compile_mode(asked: str, device_type: str, flops: float) -> str:
     if asked != "auto":
         return asked
     return "default" if device_type == "cuda" or (device_type == "cpu" and flops >= WORTH_COMPILING) else "off"
-
-
-def cpu_name(field: str = "model name") -> str:
-    """What Linux says of its first processor ("model name", "vendor_id"); elsewhere the platform's own words."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def slow_products() -> bool:
