@@ -2,9 +2,10 @@
 
 from .attempts_air import solve_puzzles
 from .configuration_air import VARIANTS, AirConfig, __version__
-from .modeling_air import AirCarry, AirModel, AirOutput, AirSolution
+from .modeling_air import AirModel, AirOutput
 from .pipeline_air import PuzzleSolvingPipeline, load_model, register, save_release
 from .processing_air import AirProcessor
+from .solving_air import AirCarry, AirSolution
 
 # pytest imports this folder a second time, under the folder's own name: that copy must not take over.
 if __name__ == "air_model":

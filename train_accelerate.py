@@ -42,11 +42,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from air_model.configuration_air import AirConfig
-from air_model.modeling_air import AirModel, is_out_of_memory
+from air_model.modeling_air import AirModel
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor, make_task
 from air_model.records import append_runs_to, command_line, earlier_runs, environment, write_json
+from air_model.solving_air import is_out_of_memory
 from air_model.training.batches import HALTED_METRICS, LOSSES, PuzzleSampler, Slots, exploration, halt, step_metrics
 from air_model.training.checkpoints import CheckpointStore, read_state, read_tensors, save_tensors
 from air_model.training.cost import (

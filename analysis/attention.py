@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from air_model.analysis.common import Study, in_chunks, interval
-from air_model.modeling_air import AirModel, AirUpdate
+from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask
+from air_model.solving_air import AirUpdate
 
 PUBLISHED_STEPS = (2, 4, 6, 8, 10, 12, 14, 15)  # ACT steps, counted from 0
 MAP_ELEMENTS = 2**25  # entries of attention maps that exist at once

@@ -29,8 +29,8 @@ from air_model.analysis.common import (
     write_text,
 )
 from air_model.analysis.interventions import parse_intervention
-from air_model.modeling_air import AirRollout
 from air_model.processing_air import GridTask, make_task, task_from_config
+from air_model.solving_air import AirRollout
 
 
 @dataclass

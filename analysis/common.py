@@ -86,10 +86,9 @@ class Study:
         """Puzzles computed at once."""
         if self.batch_size is not None:
             return min(self.batch_size, len(self))
-        dtype = self.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         # Queries and keys of two updates are kept beside the activations: 2**17 positions stay well below 16 GB.
         most = max(1, 2**17 // self.config.num_stack_positions)
-        return min(self.model.default_batch_size(self.device, dtype), len(self), 512, most)
+        return min(self.model.default_batch_size(), len(self), 512, most)
 
     def part(self, rows: slice) -> Study:
         """The same study of some of its puzzles."""

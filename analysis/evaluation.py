@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from air_model.attempts_air import Answers, solve_puzzles, symmetric_views
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, SUDOKU_EDGES, calibration, score, wilson
-from air_model.modeling_air import AirModel, AirUpdate
+from air_model.modeling_air import AirModel
 from air_model.processing_air import Symmetry
+from air_model.solving_air import AirUpdate
 
 SAVE_SECONDS = 30.0
 COLUMNS = ("row", "tokens", "q_halt_logits", "act_steps", "attempts", "view", "complete", "consistent", "valid")

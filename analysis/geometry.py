@@ -23,8 +23,8 @@ from torch import Tensor
 from air_model.analysis.common import Study, in_chunks, mean_std_sem
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
-from air_model.modeling_air import AirUpdate
 from air_model.processing_air import GridTask
+from air_model.solving_air import AirUpdate
 
 STILL = 0.01  # a state whose relative step over an ACT step is below this has settled
 BINS = 10

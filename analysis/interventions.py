@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from air_model.analysis.common import Study
-from air_model.modeling_air import AirModel, AirRollout, AirSolution, AirUpdate, Hook
+from air_model.modeling_air import AirModel
+from air_model.solving_air import AirRollout, AirSolution, AirUpdate, Hook
 
 STATE_NAMES = ("z_h", "z_l")
 

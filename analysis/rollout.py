@@ -21,8 +21,8 @@ from torch import Tensor
 from air_model.analysis.common import Study, in_chunks, mean_std_sem
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import Intervention, run_with
-from air_model.modeling_air import AirUpdate
 from air_model.processing_air import PAD
+from air_model.solving_air import AirUpdate
 
 MEASURES = ("accuracy", "exact", "blank", "pad", "margin", "changed")
 

@@ -2,12 +2,12 @@
 
     python benchmarks/solve.py                                             # full-size Sudoku: batch sizes, one puzzle
     python benchmarks/solve.py --variant Lx_H task=maze --batch-size 1,2,4
-    python benchmarks/solve.py --dtypes float32,bfloat16,int8 --output results/benchmarks/solve_cpu.json
+    python benchmarks/solve.py --dtypes float32,bfloat16 --output results/benchmarks/solve_cpu.json
     python benchmarks/solve.py --halting --puzzles 200                     # halt=q against halt=max, simulated halting
     python benchmarks/solve.py --halting --model checkpoints/air-sudoku-6x6 --puzzles 4000 --rounds 2  # a trained one
-    python benchmarks/solve.py --halting --model DIR --data dev.csv.gz --dtypes float32,int8   # on data of yours
+    python benchmarks/solve.py --halting --model DIR --data dev.csv.gz --dtypes float32,bfloat16   # on data of yours
     python benchmarks/solve.py --compile --batch-size 1024,3196            # a GPU
-    python benchmarks/solve.py --onnx --batch-size 1 --dtypes float32,int8 # one puzzle, exported graphs too
+    python benchmarks/solve.py --onnx --batch-size 1 --dtypes float32,bfloat16 # one puzzle, exported graphs too
     OMP_NUM_THREADS=1 python benchmarks/solve.py --cpu-time                # on a busy machine: seconds of this process
 
 GFLOP/s count products only, as ANCHORS section 2b does (220 GFLOP for a 9x9 puzzle at 16 steps); "share" is theirs of
@@ -137,7 +137,7 @@ class Bench:
 
     def batches(self) -> list[dict[str, Any]]:
         rows = []
-        default = self.model.default_batch_size(self.device, torch.float32)
+        default = self.model.default_batch_size()
         sizes = [int(part) for part in self.args.batch_size.split(",")] if self.args.batch_size else [1, 4, 8, default]
         for dtype in self.dtypes():
             for size in sorted(set(sizes)):
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--model", help="folder or Hub id; default: random weights")
     add("--variant", default="Lx_H")
     add("--batch-size", help="comma-separated; default 1,4,8 and the engine's own")
-    add("--dtypes", help="comma-separated: float32,bfloat16,int8")
+    add("--dtypes", help="comma-separated: float32,bfloat16")
     add("--puzzles", type=int, default=64)
     add("--steps", type=int, help="ACT steps per row; default about 16 puzzle-steps")
     add("--rounds", type=int, default=3, help="each row is the best of so many")

@@ -18,17 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from air_model.configuration_air import AirConfig
+from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 
 PACKAGE = Path(__file__).resolve().parent.parent
-TRAVELLING_CODE = [
-    "configuration_air.py",
-    "modeling_air.py",
-    "processing_air.py",
-    "attempts_air.py",
-    "pipeline_air.py",
-]
-
 # Where the Space finds the model code: the package travels inside it.
 SPACE_PACKAGES = ["", "analysis", "datasets_builders", "metrics", "metrics/puzzle_accuracy", "spaces_demo"]
 
@@ -281,7 +273,7 @@ def stage_model(
 ) -> Staged:
     """Fill `folder` with a model repository made from a saved model.
 
-    Weights as they are; config and processor rewritten by this release (older configs migrate); its four code files;
+    Weights as they are; config and processor rewritten by this release (older configs migrate); its source files;
     tokenizer files if there are any; the card, the run record, evaluations and figures.
     """
     from air_model.processing_air import AirProcessor
@@ -304,7 +296,7 @@ def stage_model(
     config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
     config.save_pretrained(folder)
     AirProcessor.from_config(config).save_pretrained(folder)
-    for name in TRAVELLING_CODE:
+    for name in TRAVELLING_FILES:
         shutil.copyfile(PACKAGE / name, folder / name)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (source / name).is_file():

@@ -29,7 +29,6 @@ if not __package__:
     import _checkout  # noqa: F401
 
 import numpy as np
-import torch
 
 from air_model.attempts_air import Answers, solve_puzzles
 from air_model.pipeline_air import (
@@ -66,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--batch-size", type=int)
     add("--device", help="default: the GPU if there is one")
-    add("--dtype", choices=["float32", "bfloat16", "int8"], help="default: bfloat16 on a GPU; float32 on a CPU")
+    add("--dtype", help="float32 or bfloat16; default: bfloat16 on a GPU, float32 on a CPU")
     add("--json", action="store_true", help="an object for one puzzle, a list for several")
     add("--rollout", action="store_true", help="with --json: also both states after every update")
     add("--animate", type=Path, metavar="GIF", help="how both states evolve on the first puzzle")
@@ -212,7 +211,7 @@ def solve(args: argparse.Namespace) -> int:
             noise=args.noise,
             seed=args.seed,
             batch_size=args.batch_size,
-            dtype=getattr(torch, args.dtype) if args.dtype else None,
+            dtype=args.dtype,
             return_rollout=args.rollout or args.animate is not None,
             progress=len(places) > 1 and sys.stderr.isatty(),
         )

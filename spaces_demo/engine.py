@@ -31,9 +31,10 @@ from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
 from air_model.attempts_air import solve_puzzles, symmetric_views
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.modeling_air import AirCarry, AirModel, AirUpdate, Hook
+from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe, load_model
 from air_model.processing_air import GridTask, Symmetry, task_from_config
+from air_model.solving_air import AirCarry, AirUpdate, Hook
 from air_model.spaces_demo.examples import levels, usual_level
 
 MAX_TEXT = 20_000  # characters of a pasted puzzle

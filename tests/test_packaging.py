@@ -12,7 +12,8 @@ import pytest
 import setuptools
 from conftest import ROOT
 
-TRAVELLING = ["configuration_air.py", "modeling_air.py", "processing_air.py", "attempts_air.py", "pipeline_air.py"]
+from air_model.configuration_air import TRAVELLING_FILES
+
 # Folders of the repository that are no part of the installed package.
 ELSEWHERE = {"tests", "checkpoints", "results", "benchmarks", "docs", "runs", "data", "dist", "build", "quickstart"}
 
@@ -76,10 +77,10 @@ def test_every_command_is_a_function_with_help_and_examples(setup_arguments, cap
 
 def test_the_travelling_files_import_only_each_other_and_what_transformers_brings():
     known = {"torch", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
-    for name in TRAVELLING:
+    for name in TRAVELLING_FILES:
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert f"{node.module}.py" in TRAVELLING, f"{name} imports .{node.module}"
+                assert f"{node.module}.py" in TRAVELLING_FILES, f"{name} imports .{node.module}"
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert {module.split(".")[0] for module in names} <= known, f"{name} imports {names}"

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, tiny_model
 from safetensors.torch import save_file
 
+from air_model.configuration_air import TRAVELLING_FILES
 from air_model.scripts import run_queue
 from air_model.training.recipe import read_recipe
 
@@ -55,9 +56,7 @@ def test_only_finished_runs_are_collected(tmp_path, capsys):
     assert "holds no run.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name", ["configuration_air.py", "modeling_air.py", "processing_air.py", "attempts_air.py", "pipeline_air.py"]
-)
+@pytest.mark.parametrize("name", TRAVELLING_FILES)
 def test_shipped_checkpoints_carry_the_code_of_this_checkout(name):
     """`python scripts/run_queue.py --refresh` brings them up to date."""
     for folder in (ROOT / "checkpoints").glob("*/config.json"):

@@ -197,11 +197,18 @@ def test_running_out_of_memory_for_the_first_states_halves_the_batch_as_well(mon
     assert torch.equal(found.predictions, wanted.predictions)
 
 
-def test_an_answer_in_int8_does_not_depend_on_its_neighbours():
-    model = halting_model(hidden_size=32)
-    inputs = torch.from_numpy(puzzles_of(9)).long()
-    alone, together = (model.solve(inputs, halt="q", dtype=torch.int8, batch_size=size) for size in (1, 9))
-    assert torch.equal(alone.logits, together.logits) and torch.equal(alone.act_steps, together.act_steps)
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("int8", "scripts/export.py"),
+        (torch.int8, "scripts/export.py"),
+        ("float23", "got 'float23'"),
+        ("int64", "of torch"),
+    ],
+)
+def test_a_dtype_that_nothing_is_solved_in_is_refused(dtype, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().solve(torch.ones(1, 81, dtype=torch.long), dtype=dtype)
 
 
 def test_any_seed_makes_noise():
@@ -234,15 +241,13 @@ def test_on_finish_may_add_rows_which_go_first_and_the_queue_says_the_order_of_t
     assert solution.act_steps.tolist() == [8, 0, 8, 8, 0, 8]
 
 
-def test_int8_and_packed_weights_give_nearly_the_same_states():
+def test_packed_weights_give_nearly_the_same_states():
     model = tiny_model(hidden_size=256, num_attention_heads=4, intermediate_size=512)
     inputs = torch.from_numpy(puzzles_of(3)).long()
     with torch.no_grad():
         plain = model(inputs).logits
     packed = model.solve(inputs, max_act_steps=1).logits
-    rough = model.solve(inputs, max_act_steps=1, dtype=torch.int8).logits
     assert torch.allclose(packed, plain, atol=1e-4)
-    assert (rough - plain).norm() < 0.2 * plain.norm()
     assert model.stack.layers[0].mlp.down_proj.packed is None
 
 
@@ -398,7 +403,7 @@ def test_bad_settings_end_in_one_sentence():
         ({"halt": "never"}, "halt must be"),
         ({"attempts": "8"}, "a whole number; got '8'"),
         ({"seed": -1}, "seed must be"),
-        ({"dtype": "bf"}, "dtype must be of torch"),
+        ({"dtype": "bf"}, "dtype must be a floating-point type of torch"),
         ({"puzzle_ids": [0, 0]}, "one number per puzzle"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from air_model.modeling_air import AirCarry
+from air_model.solving_air import AirCarry
 
 
 def seeded(generator: torch.Generator, *key: int) -> torch.Generator:

@@ -4,8 +4,8 @@
     z_h <- f(z_h + z_l + n_h * x)        proposal,   "H-update"
 
 One ACT step runs the config's schedule ("llhllh"), then reads an answer and a wish to halt off z_h. `AirModel.forward`
-is one ACT step; `AirModel.solve` is the loop. Everything that watches or changes the states (roll-outs, freezing,
-noise) is a hook on `recur`, the only recurrence.
+is one ACT step; `solve` (solving_air.py) is the loop. Everything that watches or changes the states (roll-outs,
+freezing, noise) is a hook on `recur`, the only recurrence.
 
 Shapes: B puzzles, S cells, P prefix positions, T = P + S positions of a state, D hidden size, V tokens, H heads,
 U updates of an ACT step.
@@ -13,10 +13,9 @@ U updates of an ACT step.
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,32 +24,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_air import AirConfig
-
-
-class AirUpdate(NamedTuple):
-    """Which update a hook sees. The states that come with it are those after the update."""
-
-    index: int  # 0..U-1 within the ACT step
-    level: str  # "l" or "h": the state that was updated
-    steps: Tensor  # (B,) int32: ACT steps that each puzzle had completed before this one
-    rows: Tensor | None = None  # (B,) int64: the puzzles' row numbers in the call of `solve`; None in a plain forward
-
-
-# hook(update, z_h, z_l) -> None to leave the states (B, T, D) alone, or (z_h, z_l) to replace both
-Hook = Callable[[AirUpdate, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-
-
-@dataclass
-class AirCarry(ModelOutput):
-    """What goes from one ACT step to the next: z_h and z_l (B, T, D), detached, and steps (B,) int32."""
-
-    z_h: torch.FloatTensor | None = None
-    z_l: torch.FloatTensor | None = None
-    steps: torch.IntTensor | None = None
+from .solving_air import AirCarry, AirUpdate, Hook, SolvingMixin
 
 
 @dataclass
@@ -72,33 +50,6 @@ class AirOutput(ModelOutput):
     carry: AirCarry | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class AirRollout:
-    """Both states decoded after every update: z_h and z_l (B, U, S) int8 tokens; updates: their U names "l" or "h"."""
-
-    z_h: Tensor
-    z_l: Tensor
-    updates: list[str]
-
-
-@dataclass
-class AirSolution:
-    """Answers of `solve`, each as it was at the step at which its puzzle stopped.
-
-    predictions (B, S) int64, logits (B, S, V) or None, q_halt_logits and q_continue_logits (B,), act_steps (B,) int32;
-    stats: batch_size, passes (forward calls), slot_steps (ACT steps computed, over all slots), fill (mean share of
-    the slots that held a puzzle).
-    """
-
-    predictions: Tensor
-    logits: Tensor | None
-    q_halt_logits: Tensor
-    q_continue_logits: Tensor
-    act_steps: Tensor
-    rollout: AirRollout | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
 
 
 # Standard deviation of a unit normal cut at +-2: what `trunc_normal_` returns must be divided by it.
@@ -171,7 +122,7 @@ def eager_attention_forward(
 class AirLinear(nn.Linear):
     """A linear layer without bias whose weight is cast to its input: float32 weights serve bfloat16 states."""
 
-    packed: Any = None  # the weight in oneDNN's own layout or in int8, while `solve` runs on a CPU
+    packed: Tensor | None = None  # the weight in oneDNN's own layout, while `solve` runs on a CPU
     product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)  # training on some CPUs takes a faster one
 
     def __init__(self, features_in: int, features_out: int) -> None:
@@ -179,9 +130,7 @@ class AirLinear(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.packed is not None and not torch.compiler.is_compiling():
-            if isinstance(self.packed, Tensor):
-                return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
-            return _int8_product(h, self.packed)
+            return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
         return self.product(h, self.weight.to(h.dtype))
 
 
@@ -409,7 +358,7 @@ class AirPreTrainedModel(PreTrainedModel):
                 init.copy_(module.seen_by_heads, seen_by_heads(module.config))
 
 
-class AirModel(AirPreTrainedModel):
+class AirModel(SolvingMixin, AirPreTrainedModel):
     """A two-state recursive reasoner over a grid of tokens; builds on any device, variants differ by config alone."""
 
     def __init__(self, config: AirConfig) -> None:
@@ -603,7 +552,7 @@ class AirModel(AirPreTrainedModel):
         """
         if unknown := sorted(set(kwargs) - {"output_hidden_states", "output_attentions"}):
             raise TypeError(f"AirModel.forward got unknown arguments {unknown}.")
-        self._check(input_ids, puzzle_ids, labels, carry)
+        self.check_shapes(input_ids, puzzle_ids, labels, carry)
         device = input_ids.device
         dtype = dtype or self.activation_dtype(device.type)
         # Precision is explicit from here on: autocast would round the q head, and would lose the gradient of a weight
@@ -648,7 +597,7 @@ class AirModel(AirPreTrainedModel):
             )
             output.loss = output.loss + 0.5 * output.q_continue_loss
 
-    def _check(
+    def check_shapes(
         self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None, carry: AirCarry | None
     ) -> None:
         """One sentence for everything that would otherwise end in a shape error far from its cause."""
@@ -673,9 +622,9 @@ class AirModel(AirPreTrainedModel):
                 )
         # Reading values would stall a GPU at every step; there, `solve` checks once.
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_values(input_ids, puzzle_ids, labels)
+            self.check_values(input_ids, puzzle_ids, labels)
 
-    def _check_values(self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None = None) -> None:
+    def check_values(self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None = None) -> None:
         config = self.config
         if input_ids.numel() and (input_ids.min() < 0 or input_ids.max() >= config.vocab_size):
             low, high = int(input_ids.min()), int(input_ids.max())
@@ -694,210 +643,6 @@ class AirModel(AirPreTrainedModel):
                     f"{int(puzzle_ids.min())}..{int(puzzle_ids.max())}."
                 )
 
-    # ---- the loop --------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def solve(
-        self,
-        input_ids: Tensor,
-        puzzle_ids: Tensor | None = None,
-        max_act_steps: int | None = None,
-        halt: str | Callable[[Tensor, Tensor], Tensor] = "max",
-        return_rollout: bool = False,
-        freeze: str | None = None,
-        *,
-        batch_size: int | None = None,
-        hook: Hook | None = None,
-        carry: AirCarry | None = None,
-        dtype: torch.dtype | None = None,
-        return_logits: bool = True,
-        progress: bool = False,
-        on_finish: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | None] | None = None,
-        queue: Tensor | None = None,
-    ) -> AirSolution:
-        """Solve puzzles by repeating ACT steps; puzzles that stop leave their slot to waiting ones.
-
-        Args:
-            input_ids: (B, S) tokens, any number of puzzles. puzzle_ids: (B,).
-            max_act_steps: default `halt_max_steps`; more is allowed, memory stays the same.
-            halt: "max" runs all steps (the published protocol); "q" stops a puzzle at the first step where training
-                would halt it (q_halt > q_continue, or q_halt > 0 in a model without q_continue); a function of (rows,
-                predictions) says by itself which of them stop, (B,) bool.
-            return_rollout: decode both states after every update (see `AirRollout`).
-            freeze: "z_h" or "z_l" holds that state at its start while the other keeps updating.
-            batch_size: slots; default what suits the device. Out of memory halves it and goes on.
-            hook: called after every update, after `freeze`. carry: start states, a row for each puzzle.
-            dtype: of weights and states meanwhile; default float32 on CPU (bfloat16 products are hundreds of times
-                slower on processors without such instructions), bfloat16 on CUDA, else the weights'. torch.int8, on a
-                CPU: float32 states, products of int8 weights (a scale per row) and int8 inputs (a scale per position).
-            return_logits: False saves B * S * V numbers. progress: show a bar.
-            on_finish: called with (rows, predictions, q_halt_logits, act_steps) of the puzzles that just stopped; may
-                return further rows to solve, which go first. queue: the rows to begin with; default all.
-
-        Returns:
-            AirSolution, rows in the order of `input_ids`.
-        """
-        config, device = self.config, self.lm_head.weight.device
-        max_act_steps = config.halt_max_steps if max_act_steps is None else max_act_steps
-        if max_act_steps < 1:
-            raise ValueError(f"max_act_steps must be 1 or more, got {max_act_steps}.")
-        if halt not in ("max", "q") and not callable(halt):
-            raise ValueError(f"halt must be 'max', 'q' or a function ('rules' in solve_puzzles), got {halt!r}.")
-        if freeze not in (None, "z_h", "z_l"):
-            raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
-        input_ids = input_ids.to(device)
-        puzzle_ids = None if puzzle_ids is None else puzzle_ids.to(device)
-        self._check(input_ids, puzzle_ids, None, carry)
-        self._check_values(input_ids, puzzle_ids)
-        if dtype is None:
-            dtype = {"cpu": torch.float32, "cuda": torch.bfloat16}.get(device.type, self.lm_head.weight.dtype)
-        if in_int8 := dtype == torch.int8:
-            if device.type != "cpu":
-                raise ValueError(f"dtype=torch.int8 is for CPUs, the model is on {device.type}. Use torch.bfloat16.")
-            if self._is_compiled():
-                raise ValueError("dtype=torch.int8 is for blocks that are not compiled: leave out one of the two.")
-            dtype = torch.float32
-
-        total, s, updates = len(input_ids), config.seq_len, len(config.schedule)
-        recorder = _Recorder(self, total, max_act_steps, device) if return_rollout else None
-        step_hook = _chain(_freezer(self, freeze), hook, recorder)
-        batch_size = min(batch_size or self.default_batch_size(device, dtype, total), max(total, 1))
-        solution = AirSolution(
-            predictions=torch.zeros(total, s, dtype=torch.long, device=device),
-            logits=torch.zeros(total, s, config.vocab_size, dtype=dtype, device=device) if return_logits else None,
-            q_halt_logits=torch.zeros(total, device=device),
-            q_continue_logits=torch.zeros(total, device=device),
-            act_steps=torch.zeros(total, dtype=torch.int32, device=device),
-        )
-
-        def start(rows: Tensor) -> AirCarry:
-            if carry is None:
-                return self.initial_carry(len(rows), dtype=dtype)
-            at = rows.to(carry.z_h.device)
-            steps = torch.zeros(len(rows), dtype=torch.int32, device=device)
-            return AirCarry(z_h=carry.z_h[at].to(device, dtype), z_l=carry.z_l[at].to(device, dtype), steps=steps)
-
-        waiting = torch.arange(total, device=device) if queue is None else queue.to(device)
-        if halt != "max" and config.task == "sudoku":
-            # Few clues mean many steps: begun first, such puzzles do not run on in an empty batch at the end.
-            waiting = waiting[(input_ids[waiting] == 1).sum(1).argsort(descending=True, stable=True)]
-        rows, slots, slot_steps, passes, capacity = waiting[:0], None, 0, 0, 0
-        announced = len(waiting)  # not read from the bar: transformers' bar has no total where bars are switched off
-        bar = logging.tqdm(total=announced, unit="puzzle", disable=not progress)
-        was_training = self.training
-        self.eval()
-        try:
-            with self._weights_in(dtype, in_int8), _attention_without_plans(device):
-                while len(rows) or len(waiting):
-                    fresh = waiting[: max(0, batch_size - len(rows))]
-                    count = len(rows) + len(fresh)
-                    try:
-                        if len(fresh):
-                            new = _states(start(fresh))
-                            parts = new if slots is None else map(torch.cat, zip(_states(slots), new))
-                            slots, rows, waiting = AirCarry(*parts), torch.cat([rows, fresh]), waiting[len(fresh) :]
-                            new = parts = None
-                        out = self(
-                            input_ids[rows],
-                            None if puzzle_ids is None else puzzle_ids[rows],
-                            carry=slots,
-                            hook=step_hook,
-                            dtype=dtype,
-                            rows=rows,
-                            return_dict=True,
-                        )
-                    except (RuntimeError, MemoryError) as error:
-                        if not is_out_of_memory(error) or count == 1:
-                            raise
-                        batch_size = count // 2
-                        warnings.warn(f"Out of memory with {count} puzzles at a time: going on with {batch_size}.")
-                        # All start anew: to keep half of the states would keep the memory of all of them.
-                        waiting, rows = torch.cat([rows, waiting]), rows[:0]
-                        slots = new = parts = out = None
-                        if device.type == "cuda":
-                            torch.cuda.empty_cache()
-                        continue
-                    slot_steps, passes, capacity = slot_steps + len(rows), passes + 1, capacity + batch_size
-                    slots = out.carry
-                    done = slots.steps >= max_act_steps
-                    if halt == "q":
-                        done = done | self.halts(out.q_halt_logits, out.q_continue_logits)
-                    elif callable(halt):
-                        done = done | halt(rows, out.logits.argmax(-1)).to(device)
-                    if not done.any():
-                        continue
-                    stopped, predictions = rows[done], out.logits[done].argmax(-1)
-                    solution.predictions[stopped] = predictions
-                    solution.q_halt_logits[stopped] = out.q_halt_logits[done]
-                    solution.q_continue_logits[stopped] = out.q_continue_logits[done]
-                    solution.act_steps[stopped] = slots.steps[done]
-                    if solution.logits is not None:
-                        solution.logits[stopped] = out.logits[done]
-                    bar.update(len(stopped))
-                    if on_finish is not None:
-                        more = on_finish(stopped, predictions, out.q_halt_logits[done], slots.steps[done])
-                        if more is not None and len(more):
-                            # They go first: a chain of attempts that starts late would run on in an empty batch.
-                            waiting = torch.cat([more.to(device), waiting])
-                            announced += len(more)
-                            bar.total = announced
-                    rows, slots = rows[~done], AirCarry(*(z[~done] for z in _states(slots)))
-        finally:
-            bar.close()
-            self.train(was_training)
-        solution.stats = {
-            "batch_size": batch_size,
-            "slot_steps": slot_steps,
-            "passes": passes,
-            "capacity": capacity,  # slot steps that there was room for: running out of memory changes the batch
-            "fill": slot_steps / capacity if capacity else 1.0,
-        }
-        if recorder is not None:
-            solution.rollout = recorder.rollout(solution.act_steps * updates)
-        return solution
-
-    def default_batch_size(self, device: torch.device, dtype: torch.dtype, puzzles: int | None = None) -> int:
-        """Slots that keep the device busy, evened out over so many puzzles: the last round is as full as any."""
-        config, each = self.config, self.config.num_stack_positions
-        if device.type == "cuda":  # up to 262,144 positions
-            per_position = (6 * config.hidden_size + 4 * config.intermediate_size) * 4
-            slots = min(2**18, int(torch.cuda.mem_get_info(device)[0] * 0.6) // per_position) // each
-        else:
-            # 1,024 positions are enough to reuse the weights, and beyond 130,000 numbers a state leaves the cache. In
-            # between, 100 rounds keep the drain at the end short: the batch is fuller and the time the same. Wide
-            # models: 12 full-size Sudokus, more were slower (results/benchmarks).
-            least, most, limit = 1024 // each, 2**17 // config.hidden_size // each, 2**19 // config.hidden_size // each
-            slots = min(limit, max(least, most if puzzles is None else min(most, puzzles // 100)))
-        slots = max(1, slots)
-        return slots if not puzzles else math.ceil(puzzles / math.ceil(puzzles / slots))
-
-    def _is_compiled(self) -> bool:
-        return any(module._compiled_call_impl is not None for module in self.modules())
-
-    @contextlib.contextmanager
-    def _weights_in(self, dtype: torch.dtype, in_int8: bool = False) -> Iterator[None]:
-        """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed.
-
-        Compiled blocks keep their weights and cast by themselves: not every torch notices another dtype behind
-        `weight.data` (2.11 runs the graph of the old one).
-        """
-        if self._is_compiled():
-            yield
-            return
-        pack = _quantize if in_int8 else _pack
-        linears = [module for module in self.modules() if isinstance(module, AirLinear)]
-        kept = [linear.weight.data for linear in linears]
-        try:
-            for linear in linears:
-                linear.weight.data = linear.weight.data.to(dtype)
-                linear.packed = pack(linear.weight.data)
-            yield
-        finally:
-            for linear, data in zip(linears, kept):
-                linear.weight.data, linear.packed = data, None
-
     @contextlib.contextmanager
     def observe_attention(self, observer: Callable[[int, Tensor, Tensor, float], None]) -> Iterator[None]:
         """Inside: observer(layer, q, k, scaling) at every attention, q and k (B, H, T, D / H) after norm and rotation.
@@ -914,107 +659,4 @@ class AirModel(AirPreTrainedModel):
                 module.observer = None
 
 
-@contextlib.contextmanager
-def _attention_without_plans(device: torch.device) -> Iterator[None]:
-    """cuDNN plans its attention anew for every number of puzzles, and halting changes that number in every step."""
-    before = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
-    if before:
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        if before:
-            torch.backends.cuda.enable_cudnn_sdp(True)
-
-
-def _pack(weight: Tensor) -> Tensor | None:
-    """A CPU weight in oneDNN's own layout: products with few rows get up to twice as fast. None where it cannot be."""
-    # Small products gain nothing, and without it `solve` rounds exactly as `forward` does.
-    if weight.device.type != "cpu" or weight.numel() < 2**17 or not torch.backends.mkldnn.is_available():
-        return None
-    try:
-        return torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    except (AttributeError, RuntimeError):  # not every build has it
-        return None
-
-
-def _quantize(weight: Tensor) -> Any:
-    """A CPU weight as int8, one scale per output, packed for `quantized.linear_dynamic`."""
-    scales = (weight.abs().amax(1).double() / 127).clamp_min(1e-12)
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces another format of such tensors for a later release
-        whole = torch.quantize_per_channel(weight.contiguous(), scales, zeros, 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(whole, None)
-
-
-def _int8_product(h: Tensor, packed: Any) -> Tensor:
-    """h (..., D) times the packed weight, with one scale per row of h: no row depends on those beside it."""
-    rows = h.reshape(-1, h.shape[-1])
-    scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12)
-    # torch takes one scale per tensor: rows of largest value 1, and a last one that fixes the range to -1 ... 1.
-    ends = rows.new_zeros(1, rows.shape[1])
-    ends[0, 0], ends[0, -1] = 1.0, -1.0
-    out = torch.ops.quantized.linear_dynamic(torch.cat([rows / scale, ends]), packed, reduce_range=True)
-    return (out[:-1] * scale).view(*h.shape[:-1], -1)
-
-
-def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:
-    return carry.z_h, carry.z_l, carry.steps
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """CPU and MPS allocators, cuBLAS and older releases of torch raise a plain RuntimeError that says so."""
-    text = str(error).lower()
-    said = any(words in text for words in ("out of memory", "allocate memory", "alloc_failed"))
-    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
-
-
-def _chain(*hooks: Hook | None) -> Hook | None:
-    """One hook out of several, each seeing what the one before it left."""
-    hooks = tuple(hook for hook in hooks if hook is not None)
-    if not hooks:
-        return None
-
-    def chained(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        for hook in hooks:
-            z_h, z_l = hook(update, z_h, z_l) or (z_h, z_l)
-        return z_h, z_l
-
-    return chained
-
-
-def _freezer(model: AirModel, freeze: str | None) -> Hook | None:
-    if freeze is None:
-        return None
-
-    def hold(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        start = model.initial_carry(1, dtype=z_h.dtype)
-        return (start.z_h.expand_as(z_h), z_l) if freeze == "z_h" else (z_h, start.z_l.expand_as(z_l))
-
-    return hold
-
-
-class _Recorder:
-    """A hook that decodes both states after every update into (N, U, S) int8."""
-
-    def __init__(self, model: AirModel, total: int, max_act_steps: int, device: torch.device) -> None:
-        self.model, self.updates = model, list(model.config.schedule) * max_act_steps
-        shape = (total, len(self.updates), model.config.seq_len)
-        self.z_h, self.z_l = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in "hl")
-
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        at = update.steps.long() * len(self.model.config.schedule) + update.index
-        for store, z in ((self.z_h, z_h), (self.z_l, z_l)):
-            store[update.rows, at] = self.model.decode_state(z).argmax(-1).to(torch.int8)
-
-    def rollout(self, used: Tensor) -> AirRollout:
-        """used: (N,) updates that each puzzle ran; later ones repeat the last."""
-        at = torch.minimum(
-            torch.arange(len(self.updates), device=used.device), used.long().clamp(min=1).unsqueeze(1) - 1
-        )
-        at = at.unsqueeze(-1).expand_as(self.z_h)
-        return AirRollout(self.z_h.gather(1, at), self.z_l.gather(1, at), self.updates)
-
-
-__all__ = ["AirCarry", "AirModel", "AirOutput", "AirPreTrainedModel", "AirRollout", "AirSolution", "AirUpdate"]
+__all__ = ["AirCarry", "AirModel", "AirOutput", "AirPreTrainedModel", "AirUpdate"]

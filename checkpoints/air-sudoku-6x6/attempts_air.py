@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .modeling_air import AirModel, AirUpdate, Hook, _chain
+from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
+from .solving_air import AirUpdate, Hook, chain
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 
@@ -144,7 +145,6 @@ def solve_puzzles(
     ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
     if ids is not None and ids.shape != (len(tokens),):
         raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
-    dtype = _dtype(dtype)
     options = {
         "max_act_steps": max_act_steps,
         "halt": halt,
@@ -155,7 +155,7 @@ def solve_puzzles(
     }
     if batch_size is None and len(tokens):
         model = models[0]  # by the number of puzzles, not by that of all their attempts
-        options["batch_size"] = model.default_batch_size(model.device, dtype or torch.float32, len(tokens))
+        options["batch_size"] = model.default_batch_size(len(tokens))
     size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
     for at in range(0, max(len(tokens), 1), size):
         rows = slice(at, at + size)
@@ -202,14 +202,6 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
         what = f"{task.name}s of this shape have {len(views.cells)} symmetric views" if symmetries else "same view"
         warnings.warn(f"attempts={attempts}: {what}; more would repeat an answer unless noise is above 0.")
     return views
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if not isinstance(dtype, str):
-        return dtype
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype must be of torch, for example torch.float32 or 'bfloat16', got {dtype!r}.")
-    return getattr(torch, dtype)
 
 
 class _Attempts:
@@ -271,7 +263,7 @@ class _Attempts:
                 inputs,
                 puzzle_ids=self.puzzle_ids,
                 queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
-                hook=_chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
+                hook=chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
                 return_logits=False,
                 on_finish=finish,
                 **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),

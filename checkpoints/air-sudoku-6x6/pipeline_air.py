@@ -25,20 +25,13 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrai
 from transformers.utils import logging
 
 from .attempts_air import Answers, solve_puzzles
-from .configuration_air import AirConfig
+from .configuration_air import TRAVELLING_FILES, AirConfig
 from .modeling_air import AirModel, seen_by_heads
 from .processing_air import AirProcessor, GridTask, make_task, task_from_config
 
 logger = logging.get_logger(__name__)
 
 TASK = "puzzle-solving"
-TRAVELLING_FILES = (
-    "configuration_air.py",
-    "modeling_air.py",
-    "processing_air.py",
-    "attempts_air.py",
-    "pipeline_air.py",
-)
 PUZZLE_KEYS = ("question", "puzzle", "text", "input_ids", "inputs")  # where a data set's row may hold its puzzle
 
 
@@ -259,7 +252,7 @@ class PuzzleSolvingPipeline(Pipeline):
 
         The first answers come soon, and later the drain of a batch at the end of each part counts for little.
         """
-        slots = options["batch_size"] or self.model.default_batch_size(self.device, torch.float32)
+        slots = options["batch_size"] or self.model.default_batch_size()
         at_once, done, waiting = at_once or 4 * slots, 0, []
         most = max(at_once, 100 * slots)
         for puzzle in _rows(inputs):

@@ -60,6 +60,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedding": "none"}
 
+# The source files that go to the Hub with a model, beside its weights: it loads there without this package.
+TRAVELLING_FILES = (
+    "configuration_air.py",
+    "modeling_air.py",
+    "solving_air.py",
+    "processing_air.py",
+    "attempts_air.py",
+    "pipeline_air.py",
+)
+
 CUSTOM_PIPELINES = {
     "puzzle-solving": {
         "impl": "pipeline_air.PuzzleSolvingPipeline",
@@ -449,4 +459,4 @@ def _init(self: AirConfig, *args: Any, **kwargs: Any) -> None:
 
 AirConfig.__init__ = _init
 
-__all__ = ["AirConfig", "VARIANTS"]
+__all__ = ["AirConfig", "TRAVELLING_FILES", "VARIANTS"]
