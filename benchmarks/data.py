@@ -166,7 +166,9 @@ def run(args: argparse.Namespace) -> dict:
                 writer = csv.writer(file)
                 writer.writerow(["question", "answer"])
                 writer.writerows((sudoku.decode(p), sudoku.decode(g)) for p, g in zip(rows[:thousand], grids))
-            config = BuildConfig("sudoku-extreme", str(source), num_aug=1000, num_proc=cores, progress=False)
+            config = BuildConfig(
+                dataset="sudoku-extreme", source=str(source), num_aug=1000, num_proc=cores, progress=False
+            )
             seconds = timed(lambda: build(config, Path(folder) / "copies"))
             out["copies"] = figure(1001 * min(thousand, len(rows)), seconds, 1, "rows written with their copies")
         if "memory" in args.only:

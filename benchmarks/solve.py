@@ -228,7 +228,7 @@ class Bench:
         box = None if task.box_height is None else (task.box_height, task.box_width)
         size = {"grid": (task.height, task.width), "box": box, "num_train": 1, "num_test": self.args.puzzles}
         with tempfile.TemporaryDirectory() as folder:
-            build(BuildConfig(name, "generate", **size, progress=False), Path(folder) / "data")
+            build(BuildConfig(dataset=name, source="generate", **size, progress=False), Path(folder) / "data")
             return load_puzzles(str(Path(folder) / "data"), "test", task=task)
 
 

@@ -18,8 +18,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from air_model.datasets_builders.cards import card, features
 from air_model.datasets_builders.loading import (
     CHUNK,
     META,
@@ -45,16 +48,15 @@ ROWS_PER_SHARD = 500_000
 STREAMS = {"train": 0, "test": 1, "grids": 2}
 
 
-@dataclass(frozen=True)
-class BuildConfig:
-    """What to build; everything here and the source's content decide the bytes, `num_proc` and `progress` do not.
+@dataclass(kw_only=True)
+class Options:
+    """What to build; everything here and the source's content decide the bytes.
 
     num_train, num_test: rows to keep (a seeded random choice), or to generate; None = all (generate: 1,000 each).
     num_aug: symmetric copies per training puzzle, beside the original. easier: one easier copy beside every training
     row. difficulty and hold_out: see `generated`.
     """
 
-    dataset: str
     source: str = "generate"
     grid: tuple[int, int] | None = None
     box: tuple[int, int] | None = None
@@ -69,6 +71,13 @@ class BuildConfig:
     hold_out: str = "grids"
     revision: str | None = None
     skip_bad: bool = False
+
+
+@dataclass(kw_only=True)
+class BuildConfig(Options):
+    """Options of one data set. `num_proc` and `progress` do not decide any byte."""
+
+    dataset: str
     name: str | None = None
     num_proc: int | None = field(default=None, compare=False)
     progress: bool = field(default=True, compare=False)
@@ -466,20 +475,8 @@ class _Writer:
     """Parquet shards of one split, written in chunks; counts, statistics and a fingerprint of the content."""
 
     def __init__(self, folder: Path, split: str, task: GridTask):
-        import pyarrow as pa
-
         self.folder, self.split, self.task = folder, split, task
-        cells = pa.list_(pa.field("item", pa.uint8()), task.seq_len)
-        self.schema = pa.schema(
-            [
-                ("inputs", cells),
-                ("labels", cells),
-                ("rating", pa.int32()),
-                ("source", pa.string()),
-                ("puzzle_id", pa.int32()),
-                ("group", pa.int32()),
-            ]
-        ).with_metadata(_feature_metadata(task))
+        self.schema = features(task.seq_len).arrow_schema
         self.count = self.groups = self.in_shard = 0
         self.files: list[Path] = []
         self.writer = None
@@ -487,9 +484,6 @@ class _Writer:
         self.stats: dict[str, list] = {"rating": [], "given": [], "moves": []}
 
     def write(self, rows: Rows, groups: np.ndarray) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not len(rows):
             return
         if self.writer is None or self.in_shard >= ROWS_PER_SHARD:
@@ -506,9 +500,8 @@ class _Writer:
             for part in (rows.inputs, rows.labels)
         ]
         ids = np.zeros(len(rows), np.int32)  # one puzzle id for all (SPEC): 0
-        columns = [*cells, pa.array(rows.rating, pa.int32()), pa.array(rows.source, pa.string()), ids, groups]
-        self.writer.write_table(pa.table([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns],
-                                         schema=self.schema))  # fmt: skip
+        columns = [*cells, *map(pa.array, (rows.rating, rows.source, ids, groups))]
+        self.writer.write_table(pa.table(columns, schema=self.schema))
         for part in (rows.inputs, rows.labels, rows.rating, groups):
             self.digest.update(np.ascontiguousarray(part).data)
         self.count += len(rows)
@@ -532,21 +525,6 @@ class _Writer:
             "bytes": size,
             "fingerprint": self.digest.hexdigest()[:16],
         }
-
-
-def _feature_metadata(task: GridTask) -> dict[str, str]:
-    """What `datasets` reads from a parquet schema, so that List(uint8, length) comes back exactly."""
-    cells = {"feature": {"dtype": "uint8", "_type": "Value"}, "length": task.seq_len, "_type": "List"}
-    value = lambda dtype: {"dtype": dtype, "_type": "Value"}  # noqa: E731
-    features = {
-        "inputs": cells,
-        "labels": cells,
-        "rating": value("int32"),
-        "source": value("string"),
-        "puzzle_id": value("int32"),
-        "group": value("int32"),
-    }
-    return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
 def code_hash() -> str:
@@ -578,8 +556,6 @@ def build(config: BuildConfig, output_dir: str | Path, *, force: bool = False) -
         BadRows: rows of the source that cannot be used, all of them (unless config.skip_bad); nothing is written.
         FileNotFoundError, ValueError: the source or the options do not fit.
     """
-    from air_model.datasets_builders.cards import card
-
     output = Path(output_dir)
     key = content_hash(config)
     if (output / META).exists():

@@ -22,32 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.builder import Key
 
-from air_model.datasets_builders.build import BuildConfig, build, content_hash
+from air_model.datasets_builders.build import BuildConfig, Options, build, content_hash
+from air_model.datasets_builders.cards import features
 
 
 @dataclasses.dataclass
-class PuzzleConfig(datasets.BuilderConfig):
+class PuzzleConfig(Options, datasets.BuilderConfig):
     """Options of build.BuildConfig; see there."""
 
     source: str = "hub"
-    grid: tuple[int, int] | None = None
-    box: tuple[int, int] | None = None
-    num_train: int | None = None
-    num_test: int | None = None
-    num_aug: int = 0
-    easier: bool = False
-    min_rating: int | None = None
-    seed: int = 0
-    difficulty: str | None = None
-    min_path: int | None = None
-    hold_out: str = "grids"
-    revision: str | None = None
-    skip_bad: bool = False
 
     def build_config(self, dataset: str, **more: Any) -> BuildConfig:
-        names = {f.name for f in dataclasses.fields(BuildConfig)} & {f.name for f in dataclasses.fields(self)}
-        values = {name: getattr(self, name) for name in names - {"name"}}
-        return BuildConfig(dataset, **values, **more)
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
+        return BuildConfig(**{**options, **more}, dataset=dataset)
 
 
 def _configs() -> list[PuzzleConfig]:
@@ -85,11 +72,7 @@ class _PuzzleBuilder(datasets.ArrowBasedBuilder):
         config = self.config.build_config(self.DATASET, name=self.config.name.split("-seed")[0])
         meta = build(config, folder)
         table = folder / meta["default_config"]
-        cells = datasets.List(datasets.Value("uint8"), length=meta["task"]["height"] * meta["task"]["width"])
-        self.info.features = datasets.Features(
-            {"inputs": cells, "labels": cells, "rating": datasets.Value("int32"), "source": datasets.Value("string"),
-             "puzzle_id": datasets.Value("int32"), "group": datasets.Value("int32")}
-        )  # fmt: skip
+        self.info.features = features(meta["task"]["height"] * meta["task"]["width"])
         out = []
         for split in meta["configs"][meta["default_config"]]["splits"]:
             shards = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,65 @@ def _features(task: GridTask, inputs: np.ndarray, labels: np.ndarray, rating: np
     return {"clues": clues} if rating is None else {"clues": clues, "rating, guesses": rating.astype(float)}
 
 
+@dataclass
+class Found:
+    """What the rows of one split turned out to be."""
+
+    rows: int = 0
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    other_rule: int = 0  # sound maze labels that do not follow Down, Left, Right, Up
+    originals: int = 0  # sound first rows of groups
+    puzzles: set[bytes] = field(default_factory=set)  # their forms up to symmetry
+    grids: set[bytes] = field(default_factory=set)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def report(self, expected: int, task: GridTask) -> dict:
+        return {
+            "rows": self.rows,
+            "rows_expected": expected,
+            "puzzles": self.originals,
+            "faults": len(self.faults),
+            "faulty_rows": [{"row": number, "reason": reason} for number, reason in self.faults[:LISTED]],
+            "equivalent_to_another_of_the_split": self.originals - len(self.puzzles),
+        } | ({"labels_of_another_rule": self.other_rule} if isinstance(task, MazeTask) else {})
+
+
+def read_split(folder: Path, config: str, split: str, task: GridTask, num_proc: int | None, bar: tqdm) -> Found:
+    """Check all rows of a split, chunk by chunk."""
+    found, last_group, parts = Found(), -1, []
+    for inputs, labels, rating, group in _batches(folder, config, split):
+        faults = rule_faults(task, inputs, labels, {}, num_proc)
+        found.faults += [(found.rows + i + 1, reason) for i, reason in sorted(faults.items())]
+        sound = np.ones(len(inputs), bool)
+        sound[list(faults)] = False
+        if isinstance(task, MazeTask):
+            found.other_rule += int((task.label(inputs[sound]) != labels[sound]).any(-1).sum())
+        first = np.diff(group, prepend=last_group) != 0  # of each group: the original
+        own = sound & first
+        for forms, seen in zip(_forms(task, inputs[own], labels[own]), (found.puzzles, found.grids)):
+            seen.update(forms)
+        found.originals += int(own.sum())
+        parts.append(_features(task, inputs[first], labels[first], rating[first]))
+        last_group = int(group[-1])
+        found.rows += len(inputs)
+        bar.update(len(inputs))
+    found.values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return found
+
+
+def overlaps(found: dict[str, Found]) -> dict:
+    """How many puzzles and solved grids of each other split are in training, up to symmetry."""
+    train = found.get("train")
+    return {
+        f"train and {split}": {
+            "puzzles_up_to_symmetry": len(train.puzzles & other.puzzles),
+            "solved_grids_up_to_symmetry": len(train.grids & other.grids) if train.grids else None,
+        }
+        for split, other in found.items()
+        if train is not None and split != "train"
+    }
+
+
 def verify(
     folder: str | Path, reference: str | None = None, num_proc: int | None = None, progress: bool = True
 ) -> dict:
@@ -58,68 +118,30 @@ def verify(
         raise FileNotFoundError(f"{folder} was not written by build_dataset.py ({META} is missing).")
     meta = json.loads((folder / META).read_text())
     task, config = task_from_meta(meta), meta["default_config"]
-    report: dict = {"folder": folder.name, "splits": {}, "overlaps": {}, "statistics": {}}
-    values: dict[str, dict[str, np.ndarray]] = {}
-    puzzles: dict[str, set[bytes]] = {}
-    grids: dict[str, set[bytes]] = {}
-    order = sorted(meta["configs"][config]["splits"], key=lambda split: split != "train")
-    for split in order:
-        expected = meta["configs"][config]["splits"][split]["rows"]
-        faults: list[tuple[int, str]] = []
-        rule, row, seen_groups = 0, 0, -1
-        puzzles[split], grids[split] = set(), set()
-        originals, parts = 0, []
-        with tqdm(total=expected, desc=f"verify {split}", unit=" rows", disable=not progress) as bar:
-            for inputs, labels, rating, group in _batches(folder, config, split):
-                found = rule_faults(task, inputs, labels, {}, num_proc)
-                faults += [(row + i + 1, reason) for i, reason in sorted(found.items())]
-                first = np.diff(group, prepend=seen_groups) != 0  # of each group: the original
-                sound = first.copy()
-                sound[list(found)] = False
-                if isinstance(task, MazeTask):
-                    fine = np.ones(len(inputs), bool)
-                    fine[list(found)] = False
-                    off = (task.label(inputs[fine]) != labels[fine]).any(-1)
-                    rule += int(off.sum())
-                one, two = _forms(task, inputs[sound], labels[sound])
-                puzzles[split].update(one)
-                grids[split].update(two)
-                originals += int(sound.sum())
-                parts.append(_features(task, inputs[first], labels[first], rating[first]))
-                seen_groups = int(group[-1])
-                row += len(inputs)
-                bar.update(len(inputs))
-        values[split] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        report["splits"][split] = {
-            "rows": row,
-            "rows_expected": expected,
-            "puzzles": originals,
-            "faults": len(faults),
-            "faulty_rows": [{"row": number, "reason": reason} for number, reason in faults[:LISTED]],
-            "equivalent_to_another_of_the_split": originals - len(puzzles[split]),
-        }
-        if isinstance(task, MazeTask):
-            report["splits"][split]["labels_of_another_rule"] = rule
-    for split in order[1:] if "train" in order else []:
-        report["overlaps"][f"train and {split}"] = {
-            "puzzles_up_to_symmetry": len(puzzles["train"] & puzzles[split]),
-            "solved_grids_up_to_symmetry": len(grids["train"] & grids[split]) if grids["train"] else None,
-        }
-    report["symmetry"] = "none: the group is too large to search" if _unsearchable(task) else "complete"
-    for split, quantities in values.items():
-        report["statistics"][split] = {name: _numbers(v) for name, v in quantities.items()}
+    expected = {split: info["rows"] for split, info in meta["configs"][config]["splits"].items()}
+    found = {}
+    for split in sorted(expected, key=lambda split: split != "train"):
+        with tqdm(total=expected[split], desc=f"verify {split}", unit=" rows", disable=not progress) as bar:
+            found[split] = read_split(folder, config, split, task, num_proc, bar)
+    report: dict = {
+        "folder": folder.name,
+        "splits": {split: one.report(expected[split], task) for split, one in found.items()},
+        "overlaps": overlaps(found),
+        "symmetry": "none: the group is too large to search" if _unsearchable(task) else "complete",
+        "statistics": {split: {name: _numbers(v) for name, v in one.values.items()} for split, one in found.items()},
+    }
     real = None
     if reference is not None:
-        found = load_puzzles(reference, "train", task=task)
-        real = _features(task, found.inputs, found.labels, found.rating)
-        report["reference"] = {"source": str(Path(reference).name), "rows": len(found)} | {
-            "statistics": {name: _numbers(v) for name, v in real.items()}
-        }
+        puzzles = load_puzzles(reference, "train", task=task)
+        real = _features(task, puzzles.inputs, puzzles.labels, puzzles.rating)
+        statistics = {name: _numbers(v) for name, v in real.items()}
+        report["reference"] = {"source": Path(reference).name, "rows": len(puzzles), "statistics": statistics}
     report["ok"] = all(
         s["faults"] == 0 and s["rows"] == s["rows_expected"] and not s.get("labels_of_another_rule")
         for s in report["splits"].values()
     ) and not any(o["puzzles_up_to_symmetry"] for o in report["overlaps"].values())
     report["summary"] = _summary(report)
+    values = {split: one.values for split, one in found.items()}
     _plot(values, real, folder / "verification.png", meta["source"] == "generate")
     _write(folder / "verification.json", json.dumps(report, indent=2) + "\n")
     _write(folder / "verification.md", _markdown(report))
@@ -187,14 +209,12 @@ def _markdown(report: dict) -> str:
 
 def _plot(values: dict, real: dict | None, target: Path, generated: bool) -> None:
     """Histograms of every quantity: the splits as lines, the real puzzles filled."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(next(iter(values.values())))
     colours = dict(zip(values, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.2), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)
     for name, ax in zip(names, axes[0]):
         pools = [v[name] for v in values.values()] + ([real[name]] if real and name in real else [])
         every = np.concatenate(pools)
@@ -213,7 +233,6 @@ def _plot(values: dict, real: dict | None, target: Path, generated: bool) -> Non
     axes[0][0].legend(frameon=False, fontsize=8)
     temporary = target.with_name(f".{target.name}.tmp")
     figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
-    plt.close(figure)
     os.replace(temporary, target)
 
 

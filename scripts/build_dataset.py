@@ -21,6 +21,7 @@ table that is to be published or compared.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -85,27 +86,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from air_model.datasets_builders.build import BuildConfig, build
+    from air_model.datasets_builders.build import BuildConfig, Options, build
 
-    fields = ("source", "num_train", "num_test", "num_aug", "easier", "min_rating", "grid", "box", "difficulty",
-              "min_path", "hold_out", "seed", "num_proc", "revision", "skip_bad")  # fmt: skip
-    options = {name: getattr(args, name) for name in fields}
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
     options["num_aug"] = args.num_aug or 0
     if args.config:
-        preset = {k: v for k, v in CONFIGS[args.config].items() if getattr(args, k) is None}
-        options |= preset
+        options |= {k: v for k, v in CONFIGS[args.config].items() if getattr(args, k) is None}
         if args.config == "generated" and args.source not in ("generate", "hub"):
             print("--config generated goes with --source generate.", file=sys.stderr)
             return 2
         if args.config == "generated":
             options["source"] = "generate"
-        if (options["num_train"], options["num_aug"]) == tuple(
-            CONFIGS[args.config].get(k, d) for k, d in (("num_train", None), ("num_aug", 0))
-        ):
+        if all(options[k] == CONFIGS[args.config].get(k, d) for k, d in (("num_train", None), ("num_aug", 0))):
             options["name"] = args.config
     output = Path(args.output_dir)
     try:
-        meta = build(BuildConfig(args.dataset, progress=not args.quiet, **options), output, force=args.force)
+        config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
+        meta = build(config, output, force=args.force)
         for split, rows in meta["skipped_rows"].items():
             for row, line, reason in rows:
                 print(f"left out: {split} row {row} (line {line}): {reason}", file=sys.stderr)

@@ -21,7 +21,7 @@ stream = list(load_dataset("user/puzzles", split="train", streaming=True))
 hub = load_puzzles("user/puzzles", "train", revision=short)
 plain = load_puzzles("user/plain", "train")
 module.HUB["sudoku-extreme"] = ("user/csv", short_csv := sys.argv[4])
-config = module.BuildConfig("sudoku-extreme", "hub", num_train=3, progress=False)
+config = module.BuildConfig(dataset="sudoku-extreme", source="hub", num_train=3, progress=False)
 meta = module.build(config, out)
 print(json.dumps({
     "whole": whole["inputs"][:] == ours.inputs.tolist(),
