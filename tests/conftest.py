@@ -24,12 +24,20 @@ if importlib.util.find_spec("air_model") is None:
     sys.path[:0] = found
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*found, os.environ.get("PYTHONPATH")]))
 
+EMULATION = str(Path(__file__).resolve().parent / "rounding")
+sys.path.append(EMULATION)
+if os.environ.get("AIR_ROUNDING_SEED"):  # for the processes that tests start: its sitecustomize.py
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [EMULATION, os.environ.get("PYTHONPATH")]))
+
+import air_rounding  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from air_model import AirConfig, AirModel  # noqa: E402
 
 torch.set_num_threads(1)
+if os.environ.get("AIR_ROUNDING_SEED"):
+    air_rounding.start()
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED = ROOT.parent / "shared"  # real puzzles and published results; not part of the repository
 needs_shared = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared folder with real puzzles")
