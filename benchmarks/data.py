@@ -30,12 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import _checkout  # noqa: E402, F401  (makes this checkout importable as air_model)
 
-from air_model.datasets_builders import PuzzleSampler, load_puzzles  # noqa: E402
+from air_model.datasets_builders import PuzzleSet, load_puzzles  # noqa: E402
 from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
 from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
 from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
 from air_model.records import cpu_name  # noqa: E402
+from air_model.training.batches import PuzzleSampler  # noqa: E402
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
 
@@ -88,12 +89,13 @@ def peak_memory(*arguments: str) -> float:
 def write_copies(target: Path, puzzles: np.ndarray, grids: np.ndarray, count: int) -> None:
     """A CSV of `count` Sudokus, each another symmetric copy of one of the given ones."""
     task = SudokuTask()
-    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True)
     letters = np.frombuffer(task.alphabet.encode(), np.uint8)
     with target.open("wb") as file:
         file.write(b"question,answer,rating\n")
         for first in range(0, count, 10_000):
-            inputs, labels = sampler.take(first, min(10_000, count - first), 0)
+            symmetries = task.random_symmetries(np.random.default_rng(first), min(10_000, count - first))
+            at = np.arange(first, first + len(symmetries.cells)) % len(puzzles)
+            inputs, labels = symmetries.apply(puzzles[at]), symmetries.apply(grids[at])
             rows = [letters[inputs], letters[labels]]
             comma, end = (np.tile(np.frombuffer(text, np.uint8), (len(inputs), 1)) for text in (b",", b",0\n"))
             file.write(np.concatenate([rows[0], comma, rows[1], end], axis=1).tobytes())
@@ -152,10 +154,9 @@ def run(args: argparse.Namespace) -> dict:
         out["mazes"] = figure(thousand, timed(work), cores, "30x30 mazes")
     if "feed" in args.only:
         for name, options in (("symmetries", {}), ("symmetries and easier copies", {"easier_share": 0.5})):
-            sampler = PuzzleSampler(rows, grids, sudoku, symmetries=True, **options)
-            sampler.take(0, 768, 0)
+            sampler = PuzzleSampler(PuzzleSet(rows, grids, sudoku), 768, seed=0, **options)
             batches = int(2000 * scale)
-            work = lambda: [sampler.take(768 * k, 768, 0) for k in range(batches)]  # noqa: B023, E731
+            work = lambda: [sampler.draw(k + 1) for k in range(batches)]  # noqa: B023, E731
             out[f"feed: {name}"] = figure(batches, timed(work), 1, "batches of 768 on one thread")
     with tempfile.TemporaryDirectory() as folder:
         if "copies" in args.only:

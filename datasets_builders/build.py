@@ -35,7 +35,6 @@ from air_model.datasets_builders.loading import (
     task_for,
     task_to_meta,
 )
-from air_model.datasets_builders.sampler import PuzzleSampler, label_mazes
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
 
 HUB = {
@@ -439,6 +438,8 @@ def _unseen(forms: np.ndarray, seen: set[bytes]) -> np.ndarray:
 def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) -> Iterator[tuple[Rows, np.ndarray]]:
     """A training chunk with its copies: each original, its easier copy, then `num_aug` copies (and their easier ones),
     together with the group (base puzzle) of each row."""
+    from air_model.datasets_builders.maze_kernels import label
+
     copies = config.num_aug + 1
     share = 2 if config.easier else 1
     per_step = max(1, CHUNK // (copies * share))
@@ -453,12 +454,12 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
                 raise ValueError(f"{task} has {len(task.dihedral) - 1} symmetric copies: lower num_aug.")
             which = np.tile(np.arange(copies) % len(task.dihedral), len(part))
             inputs = np.take_along_axis(inputs, task.dihedral[which], axis=1)
-            labels[turned] = label_mazes(task, inputs[turned])
+            labels[turned] = label(inputs[turned], task.height, task.width)
         elif config.num_aug:
-            sampler = PuzzleSampler(part.inputs, part.labels, task, symmetries=True)
-            inputs[turned], labels[turned] = sampler.batch(at[turned], rng)
+            symmetries = task.random_symmetries(rng, int(turned.sum()))
+            inputs[turned], labels[turned] = symmetries.apply(inputs[turned]), symmetries.apply(labels[turned])
         if config.easier:
-            easy, _ = PuzzleSampler(inputs, labels, task, easier_share=1.0).batch(np.arange(len(inputs)), rng)
+            easy = easier(inputs, labels, task, rng)
             at = np.repeat(at, 2)
             inputs = np.stack([inputs, easy], axis=1).reshape(-1, task.seq_len)
             labels = np.repeat(labels, 2, axis=0)
@@ -466,6 +467,15 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
             Rows(inputs, labels, part.rating[at], [part.source[i] for i in at]),
             (first_group + start + at).astype(np.int32),
         )
+
+
+def easier(inputs: np.ndarray, labels: np.ndarray, task: GridTask, rng: np.random.Generator) -> np.ndarray:
+    """The puzzles with k random blanks filled from the answer, k uniform in 1 ... blanks - 1 (arXiv:2601.10679)."""
+    blank = inputs == task.blank_token
+    k = 1 + (rng.random(len(inputs)) * np.maximum(blank.sum(-1) - 1, 0)).astype(int)
+    order = np.where(blank, rng.random(inputs.shape), 2.0).argsort(-1).argsort(-1)  # rank among the blanks
+    # Of a puzzle with one blank nothing may be filled.
+    return np.where(blank & (order < np.minimum(k, blank.sum(-1) - 1)[:, None]), labels, inputs)
 
 
 # ---- writing
@@ -530,7 +540,7 @@ class _Writer:
 def code_hash() -> str:
     """Hash of the code that decides the bytes."""
     here = Path(__file__).parent
-    names = ["build", "loading", "sampler", "canonical", "sudoku_kernels", "sudoku_solver", "maze_kernels"]
+    names = ["build", "loading", "canonical", "sudoku_solver", "maze_kernels"]
     names += ["generate_sudoku", "generate_maze", "cards"]
     files = [here / f"{name}.py" for name in names] + [here.parent / "processing_air.py"]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]

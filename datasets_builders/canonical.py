@@ -6,14 +6,32 @@ relabelled so that the first row reads 1 ... n; the order of the other rows then
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numba as nb
 import numpy as np
 
-from air_model.datasets_builders.sampler import _line_table
 from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import MazeTask, SudokuTask
+
+MAX_TABLE = 400_000  # orders of lines that can be searched
+
+
+def _line_table(size: int, per_group: int) -> np.ndarray | None:
+    """Every order of the lines (groups permuted, lines within each permuted), (orders, size); None if too many."""
+    groups = size // per_group
+    if math.factorial(groups) * math.factorial(per_group) ** groups > MAX_TABLE:
+        return None
+    inner = list(itertools.permutations(range(per_group)))
+    return np.array(
+        [
+            [g * per_group + line for g, order in zip(outer, within) for line in order]
+            for outer in itertools.permutations(range(groups))
+            for within in itertools.product(inner, repeat=groups)
+        ],
+        np.intp,
+    )
 
 
 @nb.njit(cache=True, nogil=True)

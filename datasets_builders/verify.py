@@ -151,7 +151,7 @@ def verify(
 def _unsearchable(task: GridTask) -> bool:
     if not isinstance(task, SudokuTask):
         return False
-    from air_model.datasets_builders.sampler import _line_table
+    from air_model.datasets_builders.canonical import _line_table
 
     return _line_table(task.width, task.box_width) is None
 

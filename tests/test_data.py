@@ -15,7 +15,7 @@ from conftest import ROOT, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_model.datasets_builders import BadRows, PuzzleSampler, load_puzzles
+from air_model.datasets_builders import BadRows, load_puzzles
 from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
@@ -197,66 +197,48 @@ def test_a_symmetry_keeps_the_solution_count_and_maps_the_solution(n, seed, remo
         assert (symmetry.apply(before[2]) == after[2]).all()
 
 
-# ---- sampler
+# ---- copies
 
 
-def test_sampled_copies_are_valid_and_repeatable():
-    task, puzzles, grids = sudokus(9, 10)
-    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5)
-    inputs, labels = sampler.take(3, 64, seed=1)
-    again = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5).take(3, 64, seed=1)
-    assert task.verdicts(inputs, labels).valid.all() and (inputs == again[0]).all() and (labels == again[1]).all()
-    assert not (sampler.take(3, 64, seed=2)[0] == inputs).all() and inputs.dtype == np.uint8
+def copies(task, puzzles, labels, **options):
+    """(rows, groups) of a training chunk with its copies."""
+    from air_model.datasets_builders.build import BuildConfig, Rows, expanded
+
+    rows = Rows(puzzles, labels, np.zeros(len(puzzles), np.int32), ["x"] * len(puzzles))
+    config = BuildConfig(dataset="sudoku-extreme" if task.name == "sudoku" else "maze-hard", **options)
+    ((out, groups),) = expanded(rows, 0, config, task)
+    return out, groups
 
 
-@pytest.mark.parametrize("n", [6, 9, 16])
-def test_numba_and_numpy_draw_the_same_copies(n, monkeypatch):
-    task = SudokuTask(n)
-    grids = random_grids(task, seeds_for(0, 0, 0, 4))
-    puzzles = np.where(np.random.default_rng(0).random(grids.shape) < 0.5, 1, grids).astype(np.uint8)
-    sampler = PuzzleSampler(puzzles, grids, task, symmetries=True, easier_share=0.5)
-    fast = sampler.take(0, 100, seed=0)
-    monkeypatch.setitem(sys.modules, "air_model.datasets_builders.sudoku_kernels", None)
-    slow = sampler.take(0, 100, seed=0)
-    assert (fast[0] == slow[0]).all() and (fast[1] == slow[1]).all()
+@pytest.mark.parametrize("n", [6, 9])
+def test_stored_copies_are_valid_different_and_repeatable(n):
+    task, puzzles, grids = sudokus(n, 4)
+    out, groups = copies(task, puzzles, grids, num_aug=20)
+    again, _ = copies(task, puzzles, grids, num_aug=20)
+    assert task.verdicts(out.inputs, out.labels).valid.all() and (out.inputs == again.inputs).all()
+    assert groups.tolist() == np.repeat(np.arange(4), 21).tolist() and (out.inputs[::21] == puzzles).all()
+    assert len(np.unique(out.inputs, axis=0)) > 70
 
 
 def test_easier_copies_fill_between_one_and_all_but_one_blank_uniformly():
+    from air_model.datasets_builders.build import easier
+
     task, puzzles, grids = sudokus(6, 1, "minimal")
     blanks = int((puzzles[0] == 1).sum())
-    sampler = PuzzleSampler(puzzles, grids, task, easier_share=1.0)
-    inputs, _ = sampler.batch(np.zeros(8000, np.int64), np.random.default_rng(0))
+    many, answers = np.repeat(puzzles, 8000, 0), np.repeat(grids, 8000, 0)
+    inputs = easier(many, answers, task, np.random.default_rng(0))
     added = (inputs != 1).sum(-1) - (puzzles[0] != 1).sum()
     counts = np.bincount(added, minlength=blanks + 1)
     assert counts[0] == 0 and counts[blanks] == 0 and counts[1:blanks].min() > 0.7 * 8000 / (blanks - 1)
+    assert ((inputs == many) | (inputs == answers)).all()
+    one = np.where(np.arange(36) == 3, 1, grids)
+    assert (easier(one, grids, task, np.random.default_rng(0)) == one).all()
 
 
-def test_an_epoch_takes_one_copy_of_every_group():
-    task, puzzles, grids = sudokus(4, 12)
-    groups = np.repeat(np.arange(4), 3)
-    sampler = PuzzleSampler(puzzles, grids, task, groups=groups)
-    assert len(sampler) == 4
-    for epoch in range(3):
-        assert sorted(groups[sampler.rows(4 * epoch, 4, seed=0)]) == [0, 1, 2, 3]
-    assert (sampler.rows(2, 7, 0) == sampler.rows(0, 9, 0)[2:]).all()
-
-
-def test_turned_mazes_are_labelled_anew_and_foreign_labels_refused(monkeypatch):
+def test_turned_mazes_are_labelled_anew():
     task, puzzles, labels = mazes(6)
-    sampler = PuzzleSampler(puzzles, labels, task, symmetries=True)
-    for _ in range(2):  # the second time from the cache
-        inputs, made = sampler.take(0, 60, seed=0)
-        assert (task.label(inputs) == made).all() and len(np.unique(inputs, axis=0)) > 20
-    wide = MazeTask(2, 2)
-    with pytest.raises(ValueError, match="switch symmetries off"):
-        PuzzleSampler(wide.encode("S  G")[None], wide.encode("So G")[None], wide, symmetries=True)
-
-
-@pytest.mark.parametrize("options, says", [({"easier_share": 2.0}, "0 to 1"), ({"easier_share": 0.5}, "Sudoku")])
-def test_impossible_sampler_options_are_refused(options, says):
-    task, puzzles, labels = mazes(2)
-    with pytest.raises(ValueError, match=says):
-        PuzzleSampler(puzzles, labels, task, **options)
+    out, _ = copies(task, puzzles, labels, num_aug=7)
+    assert (task.label(out.inputs) == out.labels).all() and len(np.unique(out.inputs, axis=0)) > 20
 
 
 # ---- loading
