@@ -1,0 +1,85 @@
+"""Do answers stay when a CPU multiplies in bfloat16? Every puzzle is solved in float32 and in bfloat16, and compared.
+
+    python benchmarks/precision.py --model checkpoints/air-sudoku-9x9-cpu --data dev.csv.gz
+    python benchmarks/precision.py --model checkpoints/* --data a.csv b.csv.gz built/folder --limit 1000 \\
+        --output results/cpu_precision.json                        # one --data for each model; a .md table beside it
+
+"changed" counts the puzzles whose two answers differ, "lost" those that float32 alone solves, "won" those that bfloat16
+alone does. Seconds are of this process (user and system).
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    import _checkout  # noqa: F401
+
+import torch
+
+from air_model.datasets_builders import load_puzzles
+from air_model.pipeline_air import load_model
+from air_model.train_accelerate import environment
+from air_model.training_air import write_json
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[str, Any]:
+    """One model's answers in both precisions: exact accuracies, counts and seconds."""
+    model, puzzles = load_model(folder), load_puzzles(data, split, limit=limit)
+    inputs = torch.from_numpy(puzzles.inputs)
+    row: dict[str, Any] = {"model": Path(folder).name, "data": Path(data).name, "n": len(inputs), "halt": halt}
+    answers, right = {}, {}
+    for name, dtype in DTYPES.items():
+        start = time.process_time()
+        answers[name] = model.solve(inputs, halt=halt, dtype=dtype, return_logits=False).predictions.numpy()
+        row[f"seconds_{name}"] = round(time.process_time() - start, 1)
+        # A maze has many shortest paths: right is what the rules accept.
+        right[name] = puzzles.task.verdicts(puzzles.inputs, answers[name]).valid
+        row[f"solved_{name}"] = int(right[name].sum())
+        row[f"exact_{name}"] = int((answers[name] == puzzles.labels).all(1).sum())
+    row["changed"] = int((answers["float32"] != answers["bfloat16"]).any(1).sum())
+    row["lost"] = int((right["float32"] & ~right["bfloat16"]).sum())
+    row["won"] = int((right["bfloat16"] & ~right["float32"]).sum())
+    return row
+
+
+def table(record: dict[str, Any]) -> str:
+    """The rows in Markdown, under what made them."""
+    names = list(record["rows"][0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in record["rows"])]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    where = f"{record['hardware']['device']}, commit {record['commit']}, {record['date']}"
+    return f"# float32 and bfloat16 answers on a CPU\n\n`{record['command']}`\n\n{where}\n\n{body}\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", required=True, help="folders of models")
+    parser.add_argument("--data", nargs="+", required=True, help="CSVs or built folders, one for each model")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--halt", choices=["max", "q"], default="max")
+    parser.add_argument("--output", type=Path, help="a .json; the table goes beside it as .md")
+    args = parser.parse_args(argv)
+    if len(args.model) != len(args.data):
+        parser.error(f"{len(args.model)} models and {len(args.data)} data sets: give one --data for each --model.")
+    rows = []
+    for model, data in zip(args.model, args.data):
+        rows.append(compare(model, data, args.split, args.limit, args.halt))
+        print(json.dumps(rows[-1]), flush=True)
+    record = {"command": shlex.join(["python", *sys.argv]), "rows": rows, **environment(torch.device("cpu"), 1)}
+    if args.output:
+        write_json(args.output, record)
+        args.output.with_suffix(".md").write_text(table(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
