@@ -8,6 +8,7 @@ Shapes: B puzzles, S cells, T positions of a state, D hidden size, V tokens, U u
 
 import contextlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -180,6 +181,28 @@ def check_settings(max_act_steps: int, halt: Any, freeze: str | None, batch_size
         raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+
+
+# Values of ONEDNN_MAX_CPU_ISA without bfloat16 products.
+_ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def bf16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), and the environment lets torch do so.
+
+    ATEN_CPU_CAPABILITY limits torch's own kernels, ONEDNN_MAX_CPU_ISA its products: whoever sets one to less than
+    AVX512-BF16 gets False. Without such instructions oneDNN emulates: a fifth of float32's speed with AVX512, a
+    hundredth with AVX2.
+    """
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all"
+    # oneDNN's own answer is yes with plain AVX512; the processor's does not know what the environment limits.
+    return (
+        any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and isa.upper() not in _ISAS_WITHOUT_BF16
+    )
 
 
 def solving_dtype(dtype: torch.dtype | str | None, weight: Tensor) -> torch.dtype:

@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py --model checkpoints/air-sudoku-9x9-cpu --data dev.csv.gz
     python benchmarks/precision.py --model checkpoints/* --data a.csv b.csv.gz built/folder --limit 1000 \\
-        --output results/cpu_precision.json                        # one --data for each model; a .md table beside it
+        --output results/cpu_precision.json     # one --data for each model; a .md table beside it
 
-"changed" counts the puzzles whose two answers differ, "lost" those that float32 alone solves, "won" those that bfloat16
-alone does. Seconds are of this process (user and system).
+"changed" counts the puzzles whose two answers differ, "lost" those that float32 alone solves, "won" those that
+bfloat16 alone does. Seconds are of this process (user and system).
 """
 
 import argparse
@@ -24,8 +24,7 @@ import torch
 
 from air_model.datasets_builders import load_puzzles
 from air_model.pipeline_air import load_model
-from air_model.train_accelerate import environment
-from air_model.training_air import write_json
+from air_model.records import environment, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -9,6 +9,7 @@ from air_model import solve_puzzles
 from air_model.attempts_air import _choose, normal_of, symmetric_views
 from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, task_from_config
+from air_model.solving_air import bf16_is_fast
 
 TASK = SudokuTask(4)
 SOLVED = TASK.encode("1234341221434321")
@@ -432,3 +433,33 @@ def test_a_roll_out_of_models_with_other_updates_is_refused():
     models = [halting_model(), halting_model(l_cycles=3)]
     with pytest.raises(ValueError, match="same updates"):
         solve_puzzles(models, None, puzzles_of(2), return_rollout=True)
+
+
+@pytest.mark.parametrize(
+    ("probes", "limits", "fast"),
+    [
+        ({}, {}, True),
+        ({"avx512_bf16": False}, {}, True),  # AMX alone
+        ({"avx512_bf16": False, "amx": False}, {}, False),  # plain AVX512, where oneDNN says that it can
+        ({"onednn": False}, {}, False),
+        ({"torch": "AVX2"}, {}, False),
+        ({"torch": "DEFAULT"}, {}, False),
+        ({}, {"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, False),
+        ({}, {"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, False),
+        ({}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, True),
+    ],
+)
+def test_bf16_is_fast_where_the_processor_has_it_and_the_environment_does_not_hide_it(
+    monkeypatch, probes, limits, fast
+):
+    said = {"avx512_bf16": True, "amx": True, "onednn": True, "torch": "AVX512", **probes}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: said["avx512_bf16"])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: said["amx"])
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: said["onednn"])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: said["torch"])
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in limits.items():
+        monkeypatch.setenv(name, value)
+    assert bf16_is_fast() is fast
