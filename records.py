@@ -1,25 +1,109 @@
-"""Records on disk: run.json and lists of runs, written so that no reader sees half a file; where a run was made."""
+"""Records on disk: run.json, lists of runs, files of scripts/evaluate.py; written so that no reader sees half a file."""
 
 import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside the target, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `path` to write to: it takes its place at the end, so that a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> Path:
+    return write_text(path, json.dumps(plain(value), indent=1) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """As JSON knows it: arrays as lists, what is not finite as None, so that every reader accepts the file."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy's and torch's
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Raises ValueError, which names the file, where it is no JSON; FileNotFoundError where it is not there."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON ({error}): write it again, or remove it.") from None
+
+
+def run_record(model: str | os.PathLike) -> dict[str, Any] | None:
+    """run.json of the run that made a model: in its folder, or beside it where training left it (`runs/x/model`)."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / "run.json").is_file():
+            return read_json(folder / "run.json")
+    return None
+
+
+def read_evaluations(paths: Path | Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Name -> contents of files that scripts/evaluate.py wrote; what else there is, is passed over.
+
+    Args:
+        paths: files, or a model's folder: then those in it, in its `results/` and around it in the folder of its run
+            are read. A file may hold several evaluations by name.
+
+    Raises:
+        ValueError: damaged JSON, or a number that no measurement can have.
+    """
+    if isinstance(paths, Path):
+        # runs/x/model lies in a run's folder; anything else beside a model may belong to another one.
+        around = [paths.parent] if (paths.parent / "run.json").is_file() else []
+        paths = [file for folder in (paths, paths / "results", *around) for file in sorted(folder.glob("*.json"))]
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        content = read_json(path) if path.name not in ("run.json", "config.json") else None
+        entries = {path.stem: content, **content} if isinstance(content, dict) else {}
+        for name, entry in entries.items():
+            if not (isinstance(entry, dict) and {"n", "exact_accuracy"} <= entry.keys()):
+                continue
+            n, exact = entry["n"], entry["exact_accuracy"]
+            if not (isinstance(n, int) and n > 0 and isinstance(exact, (int, float)) and 0 <= exact <= 1):
+                raise ValueError(f"{path} holds no measurement ({n = }, exact_accuracy = {exact}).")
+            while found.get(name, entry) != entry:
+                name = f"{path.parent.name}-{name}"
+            found[name] = entry
+    return dict(sorted(found.items()))
+
+
+def setting(evaluation: dict[str, Any], *names: str) -> Any:
+    """A setting of an evaluation, at its top or under `settings`, by the first name found; None if not recorded."""
+    places = (evaluation, evaluation.get("settings") or {})
+    return next((place[n] for place in places for n in names if place.get(n) is not None), None)
 
 
 def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
@@ -27,9 +111,7 @@ def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
     target, known = Path(target), set()
     if target.is_file():
         for line in target.read_text().splitlines():
-            with contextlib.suppress(
-                ValueError, KeyError, TypeError
-            ):  # lines that are no such record stay as they are
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # what is no such record stays as it is
                 row = json.loads(line)
                 known.add((row["name"], row["date"]))
     new = [json.loads(json.dumps(report, default=str)) for report in reports]
@@ -47,14 +129,10 @@ def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
 
 
 def earlier_runs(source: str) -> list[dict[str, Any]]:
-    """The runs that made the model a run starts from (`init_from`), oldest first: name, steps and seconds of each.
-
-    Read from the run.json in the model's folder, or beside it where training left it. Without a readable one: [].
-    """
-    for file in (Path(source) / "run.json", Path(source).parent / "run.json") if source else ():
-        # It is only a record: whatever is wrong with it must not cost the run that goes on.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            run = json.loads(file.read_text())
+    """The runs that made the model a run starts from (`init_from`), oldest first: name, steps and seconds of each."""
+    # It is only a record: whatever is wrong with it must not cost the run that goes on.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if source and (run := run_record(source)):
             return [*run.get("earlier_runs", []), {k: run.get(k) for k in ("name", "steps", "wall_seconds")}]
     return []
 
@@ -95,9 +173,10 @@ def source_state() -> dict[str, Any]:
     }
 
 
-def environment(device: torch.device, world: int) -> dict[str, Any]:
-    """Commit, versions and hardware, for run.json."""
+def environment(device: "torch.device", world: int) -> dict[str, Any]:
+    """Commit, date, versions and hardware, for run.json and evaluation files."""
     import accelerate
+    import torch
     import transformers
 
     return {

@@ -24,12 +24,11 @@ from air_model.analysis.common import (
     number,
     plus_minus,
     variant_name,
-    write_json,
     write_parquet,
-    write_text,
 )
 from air_model.analysis.interventions import parse_intervention
 from air_model.processing_air import GridTask, make_task, task_from_config
+from air_model.records import write_json, write_text
 from air_model.solving_air import AirRollout
 
 

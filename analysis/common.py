@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.utils import logging
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask, task_from_config
+from air_model.records import whole
 
 CHUNK = 32  # puzzles that one entry of the cache holds, at least
 
@@ -164,10 +164,8 @@ def _read_npz(file: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as stream:
+    with whole(file) as partial, open(partial, "wb") as stream:
         np.savez(stream, **arrays)
-    os.replace(partial, file)
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -211,35 +209,6 @@ def variant_name(config: AirConfig) -> str | None:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
-    """Nested results with numpy values as what JSON knows; NaN becomes None, so that every reader accepts the file."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, (np.ndarray, Tensor)):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
-
-
-def write_json(path: str | Path, result: Any) -> Path:
-    return write_text(path, json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
-
-
 def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
     """Write equally long columns as one parquet table, atomically."""
     try:
@@ -247,12 +216,9 @@ def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
         import pyarrow.parquet
     except ImportError:
         raise ValueError("Writing parquet needs pyarrow: pip install pyarrow, or leave --parquet out.") from None
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-    os.replace(partial, path)
-    return path
+    with whole(path) as partial:
+        pyarrow.parquet.write_table(pyarrow.table(columns), partial)
+    return Path(path)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 2) -> str:

@@ -28,6 +28,7 @@ from air_model.datasets_builders.loading import PuzzleSet
 from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, SUDOKU_EDGES, calibration, score, wilson
 from air_model.modeling_air import AirModel
 from air_model.processing_air import Symmetry
+from air_model.records import whole
 from air_model.solving_air import AirUpdate
 
 SAVE_SECONDS = 30.0
@@ -142,11 +143,9 @@ class Evaluation:
             columns[name] = np.concatenate([getattr(answers, name) for _, answers in pending])
         for name in COLUMNS[6:]:
             columns[name] = np.concatenate([getattr(answers.verdict, name) for _, answers in pending])
-        name = f"{self.rank}-{uuid.uuid4().hex}"
-        partial = self.folder / f".{name}.partial"
-        with open(partial, "wb") as file:
+        part = self.folder / f"part-{self.rank}-{uuid.uuid4().hex}.npz"
+        with whole(part) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **columns, seconds=np.float64(seconds))
-        os.replace(partial, self.folder / f"part-{name}.npz")
 
     def read(self) -> dict[str, np.ndarray]:
         """All parts together, one row per puzzle, in the order of the puzzles; and the seconds they took."""

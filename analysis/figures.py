@@ -11,7 +11,6 @@ may draw from several threads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from air_model.processing_air import PAD, GridTask
+from air_model.records import whole
 
 STATE_COLOURS = {"h": "#D55E00", "l": "#0072B2"}
 STATE_NAMES = {"h": "$z_H$", "l": "$z_L$"}
@@ -52,11 +52,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path, dpi: int = DPI) -> Path:
     """Write the figure atomically; the suffix (.png, .pdf, .svg) says how."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
-    figure.savefig(partial, dpi=dpi, metadata=metadata or None)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=dpi, metadata=metadata or None)
     return path
 
 
@@ -459,10 +457,8 @@ def animate_rollout(
         images.append(image)
         if on_frame is not None:
             on_frame(len(images), len(updates))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-    _write_gif(images, partial, frame_seconds, hold_seconds)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        _write_gif(images, partial, frame_seconds, hold_seconds)
     return path
 
 

@@ -7,13 +7,13 @@ and every cell says which.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from air_model.analysis.common import markdown_table, share
+from air_model.records import read_evaluations, read_json, run_record, setting
 
 HALTS = {"max": "all steps", "q": "adaptive halting", "rules": "until the rules accept"}
 BENCHMARKS = {  # task: name, size, and how a data set of it is called
@@ -30,7 +30,7 @@ class Evaluation:
     trained_steps: int
 
     def __getattr__(self, name: str) -> Any:
-        return self.values.get(name)
+        return setting(self.values, name)
 
     @property
     def data_name(self) -> str:
@@ -77,9 +77,9 @@ class Checkpoint:
 
     @classmethod
     def read(cls, home: Path) -> Checkpoint:
-        config = json.loads((home / "config.json").read_text())
-        run = json.loads((home / "run.json").read_text()) if (home / "run.json").is_file() else {}
-        return cls(home.name, config, run, [Evaluation(e, config.get("halt_max_steps", 16)) for e in _found(home)])
+        config, found = read_json(home / "config.json"), read_evaluations(home).values()
+        known = [Evaluation(one, config.get("halt_max_steps", 16)) for one in found if setting(one, "halt")]
+        return cls(home.name, config, run_record(home) or {}, known)
 
     @property
     def link(self) -> str:
@@ -130,18 +130,6 @@ class Checkpoint:
         if single is not None:
             more = [e for e in more if (e.data_name, e.split) == (single.data_name, single.split)]
         return single, max(more, key=lambda e: (e.n, e.solved), default=None)
-
-
-def _found(home: Path) -> list[dict[str, Any]]:
-    """The evaluations in the JSON files below a checkpoint's folder."""
-    out = []
-    for file in sorted(home.rglob("*.json")):
-        content = json.loads(file.read_text())
-        for entry in (content, *content.values()) if isinstance(content, dict) else ():
-            if isinstance(entry, dict) and {"exact_accuracy", "n"} <= entry.keys():
-                flat = {**entry, **(entry.get("settings") or {})}
-                out += [flat] if flat.get("halt") else []
-    return out
 
 
 def read_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from air_model.analysis.common import write_text
+from air_model.records import write_text
 
 FIGURES = {
     "rollout": ("rollout_curves", "rollout_*_strip", "rollout_[0-9]*"),

@@ -29,10 +29,10 @@ import torch
 
 from air_model import AirConfig, AirModel
 from air_model.analysis.attention import PUBLISHED_STEPS, attention_study
-from air_model.analysis.common import Study, write_json
+from air_model.analysis.common import Study
 from air_model.analysis.freeze import freeze_study
 from air_model.processing_air import task_from_config
-from air_model.records import environment
+from air_model.records import environment, write_json
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

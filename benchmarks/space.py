@@ -31,7 +31,7 @@ import torch
 from air_model import AirConfig, AirModel
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
-from air_model.records import cpu_name
+from air_model.records import cpu_name, write_json
 from air_model.spaces_demo.examples import levels, new_puzzle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -252,10 +252,7 @@ def main(argv: list[str] | None = None) -> int:
             result["latency"] = {**circumstances(), **latency(timed, args.port, args.clicks)}
         if args.only != "latency":
             result["memory"] = {**circumstances(), **memory(small, args.port + 1, args.solves)}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, args.output)
+    write_json(args.output, result)
     print(json.dumps(result, indent=1))
     return 0
 

@@ -14,7 +14,6 @@ evaluation again with the same settings and --output: it goes on from the parts 
 
 import argparse
 import datetime
-import json
 import os
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import torch
 
 from air_model.pipeline_air import device_of, in_size, load_model, takes_size
 from air_model.processing_air import task_from_config
+from air_model.records import environment, write_json
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
@@ -83,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from air_model.analysis.evaluation import Evaluation, draw_calibration
-    from air_model.records import environment
 
     check_args(args)
     rank, world, device, wait = processes(args.device)
@@ -141,7 +140,7 @@ def evaluate(args: argparse.Namespace) -> int:
     result |= environment(device, world)
     result["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     if args.output:
-        write_json(result, args.output)
+        write_json(args.output, result)
     if args.calibration_plot:
         draw_calibration(result["calibration"], args.calibration_plot, Path(args.model[0]).name)
     evaluation.clear()
@@ -247,19 +246,10 @@ def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
     }
     draw_thought_curve(curves, args.curve)
     numbers = args.output or args.curve.with_suffix(".json")
-    write_json(
-        {"data": args.data, "split": args.split, "data_fingerprint": puzzles.fingerprint, "curves": curves},
-        numbers,
-    )
+    about = {"data": args.data, "split": args.split, "data_fingerprint": puzzles.fingerprint}
+    write_json(numbers, {**about, "curves": curves})
     print(f"{args.curve} and {numbers}")
     return 0
-
-
-def write_json(value: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def report(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.analysis import tables
-from air_model.analysis.common import write_text
+from air_model.records import write_text
 
 RESULTS = tables.ROOT / "results"
 

@@ -10,7 +10,7 @@ A `Job` says what to run. `run(engine, job)` yields lists of plain dictionaries,
 All computing is `solve_puzzles` on `AirModel.solve`; the updates come out through its hook.
 """
 
-import json
+import contextlib
 import math
 import queue
 import re
@@ -34,6 +34,7 @@ from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe, load_model
 from air_model.processing_air import GridTask, Symmetry, task_from_config
+from air_model.records import read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook
 from air_model.spaces_demo.examples import levels, usual_level
 
@@ -398,21 +399,11 @@ def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
 
 def _accuracy(folder: Path) -> float | None:
     """Exact accuracy of one attempt per puzzle, by an evaluation file of scripts/evaluate.py in the folder."""
-    best = None
-    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("results/*.json"))]:
-        if path.name in ("run.json", "config.json") or path.stat().st_size > 1 << 20:
-            continue
-        try:
-            content = json.loads(path.read_text())
-        except (ValueError, OSError):
-            continue
-        if not isinstance(content, dict) or not isinstance(content.get("exact_accuracy"), (int, float)):
-            continue
-        settings = content.get("settings")
-        attempts = (settings if isinstance(settings, dict) else content).get("attempts") or 1
-        if attempts == 1 and content.get("n"):
-            best = max(best or 0.0, float(content["exact_accuracy"]))
-    return best
+    with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
+        measured = read_evaluations(folder).values()
+        single = [one["exact_accuracy"] for one in measured if setting(one, "attempts") in (None, 1)]
+        return max(single, default=None)
+    return None
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

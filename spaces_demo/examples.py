@@ -8,7 +8,6 @@ never waits for the generators' compiler; only sizes that the file lacks do.
 """
 
 import json
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ if not __package__:
 import numpy as np
 
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
+from air_model.records import write_text
 
 POOL = Path(__file__).parent / "static" / "puzzles.json"
 SUDOKU_SIZES = (4, 6, 8, 9, 10, 12, 16)
@@ -111,9 +111,7 @@ def main() -> int:
         made = {level: generated(task, level, PER_LEVEL[task.name], seed=8) for level in levels(task)}
         content[shape_of(task)] = {level: [task.decode(p) for p in puzzles] for level, puzzles in made.items()}
         print(shape_of(task), {level: len(puzzles) for level, puzzles in made.items()}, flush=True)
-    partial = POOL.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=0) + "\n")
-    os.replace(partial, POOL)
+    write_text(POOL, json.dumps(content, indent=0) + "\n")
     return 0
 
 
