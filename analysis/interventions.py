@@ -5,7 +5,8 @@
     run_with(study, None)                            # the normal run; a do-nothing intervention equals it bit for bit
 
 An intervention is a hook on `AirModel.solve` (what it does to the states) and a view (what is decoded). All work
-puzzle by puzzle, so results do not depend on the batch size. ACT steps are counted from 0; windows are half open.
+puzzle by puzzle, so results do not depend on the batch size. All ACT steps are run (`halt="max"`), so the puzzles of
+a batch are always at the same one; steps are counted from 0, windows are half open.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from air_model.analysis.common import Study
 from air_model.modeling_air import AirModel
-from air_model.solving_air import AirRollout, AirSolution, AirUpdate, Hook
+from air_model.solving_air import AirRollout, AirSolution, AirUpdate, Hook, Recorder, chain, freezer
 
-STATE_NAMES = ("z_h", "z_l")
+States = tuple[Tensor, Tensor]  # z_h, z_l
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Intervention:
         """What it does after every update; `first` is the number of the call's first puzzle in the data."""
         return None
 
-    def view(self, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
+    def view(self, z_h: Tensor, z_l: Tensor) -> States:
         """The states as they are decoded."""
         return z_h, z_l
 
@@ -56,109 +57,90 @@ class Intervention:
             )
 
 
-def _check_state(state: str) -> None:
-    if state not in STATE_NAMES:
-        raise ValueError(f"state must be 'z_h' or 'z_l', got {state!r}.")
+@dataclass(frozen=True)
+class _OfState(Intervention):
+    """Concerns one state, "z_h" or "z_l"."""
+
+    state: str
+
+    def __post_init__(self) -> None:
+        if self.state not in ("z_h", "z_l"):
+            raise ValueError(f"state must be 'z_h' or 'z_l', got {self.state!r}.")
+
+    def own(self, z_h: Tensor, z_l: Tensor) -> Tensor:
+        return z_h if self.state == "z_h" else z_l
+
+    def put(self, value: Tensor, z_h: Tensor, z_l: Tensor) -> States:
+        """`value` in place of the state."""
+        return (value, z_l) if self.state == "z_h" else (z_h, value)
+
+    def begin(self, model: AirModel, z: Tensor) -> Tensor:
+        """The state before the first update, for all puzzles of z."""
+        return getattr(model.initial_carry(1, dtype=z.dtype), self.state).expand_as(z)
+
+
+def _step(update: AirUpdate) -> int:
+    return int(update.steps[0])
+
+
+def _inside(step: int, start: int, stop: int | None) -> bool:
+    return start <= step and (stop is None or step < stop)
 
 
 def _window(start: int, stop: int | None) -> str:
     return f"{start}-{'' if stop is None else stop}"
 
 
-def _rows_of(mask: Tensor) -> Tensor:
-    return mask.view(-1, 1, 1)
-
-
-def _replace(state: str, z_h: Tensor, z_l: Tensor, mask: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """`value` in place of one state, for the rows in `mask`."""
-    if state == "z_h":
-        return torch.where(_rows_of(mask), value, z_h), z_l
-    return z_h, torch.where(_rows_of(mask), value, z_l)
-
-
 @dataclass(frozen=True)
-class Freeze(Intervention):
+class Freeze(_OfState):
     """Hold a state from the beginning of ACT step `start` until that of `stop` (None: to the end)."""
 
-    state: str
     start: int = 0
     stop: int | None = None
 
-    def __post_init__(self) -> None:
-        _check_state(self.state)
+    @property
+    def always(self) -> bool:
+        return self.start == 0 and self.stop is None
 
     @property
     def name(self) -> str:
-        whole = self.start == 0 and self.stop is None
-        return f"freeze:{self.state}" + ("" if whole else f":{_window(self.start, self.stop)}")
+        return f"freeze:{self.state}" + ("" if self.always else f":{_window(self.start, self.stop)}")
 
     @property
     def skips(self) -> str | None:
-        return self.state[-1] if self.start == 0 and self.stop is None else None
+        return self.state[-1] if self.always else None
 
     def hook(self, model: AirModel, first: int = 0) -> Hook | None:
-        if self.stop is not None and self.stop <= self.start:
-            return None
-        held = _Memory()
-        last = len(model.config.schedule) - 1
+        if self.always:
+            return freezer(model, self.state)
+        last, held = len(model.config.schedule) - 1, []
 
-        def hold(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            z = z_h if self.state == "z_h" else z_l
-            if self.start == 0:
-                start = getattr(model.initial_carry(1, dtype=z.dtype), self.state)
-                held.put(update, start.expand_as(z), update.steps < 0)
-            else:
-                held.put(update, z, (update.steps == self.start - 1) & (update.index == last))
-            inside = update.steps >= self.start
-            if self.stop is not None:
-                inside = inside & (update.steps < self.stop)
-            return _replace(self.state, z_h, z_l, inside, held.values) if inside.any() else None
+        def hold(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> States | None:
+            step, z = _step(update), self.own(z_h, z_l)
+            if step == self.start - 1 and update.index == last:
+                held[:] = [z]
+            if not _inside(step, self.start, self.stop):
+                return None
+            return self.put(held[0] if self.start else self.begin(model, z), z_h, z_l)
 
         return hold
 
 
-class _Memory:
-    """States remembered per puzzle while puzzles come and go in the batch."""
-
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def put(self, update: AirUpdate, z: Tensor, mask: Tensor) -> None:
-        """Remember z for the rows in `mask`; puzzles never seen before get theirs in any case."""
-        if self.rows is None:
-            self.rows, self.values = update.rows, z.clone()
-        elif len(self.rows) != len(update.rows) or not torch.equal(self.rows, update.rows):
-            same = update.rows[:, None] == self.rows
-            old = self.values[same.int().argmax(1)]
-            self.rows, self.values = update.rows, torch.where(_rows_of(same.any(1)), old, z)
-        if mask.any():
-            self.values = torch.where(_rows_of(mask), z, self.values)
-
-
 @dataclass(frozen=True)
-class Reset(Intervention):
+class Reset(_OfState):
     """Put a state back to its start at the end of ACT step `at`."""
 
-    state: str
     at: int
-
-    def __post_init__(self) -> None:
-        _check_state(self.state)
 
     @property
     def name(self) -> str:
         return f"reset:{self.state}:{self.at}"
 
-    def hook(self, model: AirModel, first: int = 0) -> Hook | None:
-        last = len(model.config.schedule) - 1
+    def hook(self, model: AirModel, first: int = 0) -> Hook:
+        end = (self.at, len(model.config.schedule) - 1)
 
-        def reset(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            now = update.steps == self.at
-            if update.index != last or not now.any():
-                return None
-            start = getattr(model.initial_carry(1, dtype=z_h.dtype), self.state)
-            return _replace(self.state, z_h, z_l, now, start.expand_as(z_h))
+        def reset(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> States | None:
+            return self.put(self.begin(model, z_h), z_h, z_l) if (_step(update), update.index) == end else None
 
         return reset
 
@@ -173,33 +155,25 @@ class Swap(Intervention):
     def name(self) -> str:
         return f"swap:{self.at}"
 
-    def hook(self, model: AirModel, first: int = 0) -> Hook | None:
-        last = len(model.config.schedule) - 1
-
-        def swap(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            now = _rows_of(update.steps == self.at)
-            if update.index != last or not now.any():
-                return None
-            return torch.where(now, z_l, z_h), torch.where(now, z_h, z_l)
-
-        return swap
+    def hook(self, model: AirModel, first: int = 0) -> Hook:
+        end = (self.at, len(model.config.schedule) - 1)
+        return lambda update, z_h, z_l: (z_l, z_h) if (_step(update), update.index) == end else None
 
 
 @dataclass(frozen=True)
-class Perturb(Intervention):
+class Perturb(_OfState):
     """Add Gaussian noise to a state after each of its updates in [start, stop); scale 1 is the state's own size (RMS).
 
     The noise of a puzzle depends on `seed`, its number in the data and the update, not on its batch.
     """
 
-    state: str
     scale: float
     start: int = 0
     stop: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_state(self.state)
+        super().__post_init__()
         if not self.scale >= 0:
             raise ValueError(f"The scale of a perturbation must be 0 or more, got {self.scale}.")
 
@@ -211,20 +185,17 @@ class Perturb(Intervention):
         if self.scale == 0:
             return None
 
-        def disturb(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            inside = update.steps >= self.start
-            if self.stop is not None:
-                inside = inside & (update.steps < self.stop)
-            if update.level != self.state[-1] or not inside.any():
+        def disturb(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> States | None:
+            step = _step(update)
+            if update.level != self.state[-1] or not _inside(step, self.start, self.stop):
                 return None
-            z = z_h if self.state == "z_h" else z_l
-            noise = torch.zeros(z.shape)
-            for i in torch.nonzero(inside.cpu()).flatten().tolist():
-                keys = (self.seed, first + int(update.rows[i]), int(update.steps[i]), update.index)
-                noise[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(_mixed(keys)))
-            size = z.float().square().mean((1, 2), keepdim=True).sqrt()
-            moved = (z.float() + self.scale * size * noise.to(z.device)).to(z.dtype)
-            return _replace(self.state, z_h, z_l, inside, moved)
+            z = self.own(z_h, z_l).float()
+            noise = torch.empty(z.shape)
+            for i, row in enumerate(update.rows.tolist()):
+                key = torch.Generator().manual_seed(_mixed((self.seed, first + row, step, update.index)))
+                noise[i] = torch.randn(z.shape[1:], generator=key)
+            size = z.square().mean((1, 2), keepdim=True).sqrt()
+            return self.put((z + self.scale * size * noise.to(z.device)).to(z_h.dtype), z_h, z_l)
 
         return disturb
 
@@ -238,25 +209,19 @@ def _mixed(keys: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class Through(Intervention):
+class Through(_OfState):
     """Decode a state through the other's statistics: its features, standardised over the positions of a puzzle, take
     the mean and spread that the other state's features have there. The run itself stays as it is."""
-
-    state: str
-
-    def __post_init__(self) -> None:
-        _check_state(self.state)
 
     @property
     def name(self) -> str:
         return f"through:{self.state}"
 
-    def view(self, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        own, other = (z_h, z_l) if self.state == "z_h" else (z_l, z_h)
-        spread = own.float().std(1, keepdim=True).clamp_min(1e-6)
-        scaled = (own.float() - own.float().mean(1, keepdim=True)) / spread
-        moved = (scaled * other.float().std(1, keepdim=True) + other.float().mean(1, keepdim=True)).to(own.dtype)
-        return (moved, z_l) if self.state == "z_h" else (z_h, moved)
+    def view(self, z_h: Tensor, z_l: Tensor) -> States:
+        own, other = (z.float() for z in ((z_h, z_l) if self.state == "z_h" else (z_l, z_h)))
+        scaled = (own - own.mean(1, keepdim=True)) / own.std(1, keepdim=True).clamp_min(1e-6)
+        moved = scaled * other.std(1, keepdim=True) + other.mean(1, keepdim=True)
+        return self.put(moved.to(z_h.dtype), z_h, z_l)
 
 
 def parse_intervention(text: str) -> Intervention:
@@ -294,26 +259,6 @@ def _parsed_window(fields: list[str]) -> tuple[int, int | None]:
     return int(start or 0), int(stop) if stop else None
 
 
-class _Decoder:
-    """A hook that decodes both states after every update, as an intervention views them, into (N, U, S) int8."""
-
-    def __init__(self, model: AirModel, total: int, steps: int, intervention: Intervention | None):
-        self.model, self.intervention = model, intervention
-        self.updates = list(model.config.schedule) * steps
-        shape, device = (total, len(self.updates), model.config.seq_len), model.lm_head.weight.device
-        self.tokens = {level: torch.zeros(shape, dtype=torch.int8, device=device) for level in "hl"}
-
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        at = update.steps.long() * len(self.model.config.schedule) + update.index
-        views = dict(zip("hl", (z_h, z_l) if self.intervention is None else self.intervention.view(z_h, z_l)))
-        for level, store in self.tokens.items():
-            # In the normal run the other state is as it was: no need to decode it again within an ACT step.
-            if self.intervention is None and level != update.level and update.index > 0:
-                store[update.rows, at] = store[update.rows, at - 1]
-            else:
-                store[update.rows, at] = self.model.decode_state(views[level]).argmax(-1).to(torch.int8)
-
-
 @contextlib.contextmanager
 def skipped_updates(model: AirModel, level: str | None) -> Iterator[None]:
     """Inside, updates of this level return the state as it is: for states that are held all the time anyway."""
@@ -342,20 +287,15 @@ def run_with(study: Study, intervention: Intervention | None = None, *, first: i
         hook: an observer of the states as the intervention leaves them.
     """
     steps = study.config.halt_max_steps if max_act_steps is None else max_act_steps
-    hooks: list[Hook] = []
-    if intervention is not None:
-        intervention.check(steps)
-        if (own := intervention.hook(study.model, first)) is not None:
-            hooks.append(own)
-    decoder = _Decoder(study.model, len(study), steps, intervention)
-    hooks += [decoder] if hook is None else [decoder, hook]
+    intervention = intervention or Intervention()
+    intervention.check(steps)
+    recorder = Recorder(study.model, len(study), steps)
 
-    def chained(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        for one in hooks:
-            z_h, z_l = one(update, z_h, z_l) or (z_h, z_l)
-        return z_h, z_l
+    def record(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        recorder(update, *intervention.view(z_h, z_l))
 
-    with skipped_updates(study.model, None if intervention is None else intervention.skips):
-        solution = study.solve(hook=chained, max_act_steps=steps)
-    solution.rollout = AirRollout(decoder.tokens["h"], decoder.tokens["l"], decoder.updates)
+    with skipped_updates(study.model, intervention.skips):
+        hooks = chain(intervention.hook(study.model, first), record, hook)
+        solution = study.solve(hook=hooks, max_act_steps=steps)
+    solution.rollout = AirRollout(recorder.z_h, recorder.z_l, recorder.updates)
     return solution
