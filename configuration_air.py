@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -135,7 +136,8 @@ class AirConfig(PreTrainedConfig):
     """
 
     model_type = "air"
-    keys_to_ignore_at_inference = ["carry"]
+    _auto_class = "AutoConfig"  # save_pretrained then copies this file and writes auto_map
+    keys_to_ignore_at_inference = ["carry", "lm_loss", "q_halt_loss", "q_continue_loss", "target_q_continue"]
     attribute_map = {"d_model": "hidden_size"}
 
     task: Literal["sudoku", "maze", "grid"] = "sudoku"
@@ -203,7 +205,10 @@ class AirConfig(PreTrainedConfig):
             self.puzzle_embedding_size = self.hidden_size
         if self.prefix_length is None:
             self.prefix_length = math.ceil(self.puzzle_embedding_size / max(self.hidden_size, 1))
-        self.custom_pipelines = {} if self.pipeline_is_registered else copy.deepcopy(CUSTOM_PIPELINES)
+        if self.pipeline_is_registered:
+            self.custom_pipelines = {}
+        elif not self.custom_pipelines:  # what a folder says may name another repository, or a checkout
+            self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -214,6 +219,17 @@ class AirConfig(PreTrainedConfig):
         if unknown:
             hints = "".join(nearest(name, fields) for name in unknown)
             raise ValueError(f"Unknown AirConfig fields {unknown}.{hints} See AirConfig for the list.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As PreTrainedConfig.save_pretrained, and processor_config.json: it follows from the config.
+
+        A model's save_pretrained comes by here too, between its list of the files that were there before and its
+        upload of what is new: so the processor goes along to a folder and to the Hub.
+        """
+        from .processing_air import AirProcessor
+
+        super().save_pretrained(save_directory, **kwargs)
+        AirProcessor.from_config(self).save_pretrained(save_directory)
 
     def to_dict(self) -> dict[str, Any]:
         # Always saved, or a later plain `push_to_hub` of the model would drop the pipeline.

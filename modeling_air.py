@@ -361,7 +361,13 @@ class AirPreTrainedModel(PreTrainedModel):
 class AirModel(SolvingMixin, AirPreTrainedModel):
     """A two-state recursive reasoner over a grid of tokens; builds on any device, variants differ by config alone."""
 
+    _auto_class = "AutoModel"  # save_pretrained then copies this file and those it imports from, and writes auto_map
+
     def __init__(self, config: AirConfig) -> None:
+        # Here, for that file needs this one. transformers finds the line, and brings and saves that file along.
+        from .pipeline_air import register_pipeline
+
+        register_pipeline()
         super().__init__(config)
         d = config.hidden_size
         self.embed_tokens = AirEmbedding(config.vocab_size, d)

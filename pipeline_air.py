@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .attempts_air import Answers, solve_puzzles
-from .configuration_air import TRAVELLING_FILES, AirConfig
+from .configuration_air import AirConfig
 from .modeling_air import AirModel, seen_by_heads
 from .processing_air import AirProcessor, GridTask, make_task, task_from_config
 
@@ -389,14 +389,11 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    processor = processor or AirProcessor.from_config(model.config)
-    model.config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         with _without_bars():
             model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        for name in TRAVELLING_FILES:
-            shutil.copyfile(Path(__file__).parent / name, Path(temporary) / name)
+        if processor is not None:
+            processor.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir()):
             os.replace(path, folder / path.name)
 
@@ -456,15 +453,15 @@ def register() -> None:
 
     The package does this when it is imported; the folders that it saves then need no trust_remote_code here.
     """
-    from transformers.pipelines import PIPELINE_REGISTRY
-
     AutoConfig.register(AirConfig.model_type, AirConfig, exist_ok=True)
     AutoModel.register(AirConfig, AirModel, exist_ok=True)
     AutoProcessor.register(AirConfig, AirProcessor, exist_ok=True)
-    # From now on save_pretrained copies the source files and writes auto_map.
-    AirConfig.register_for_auto_class()
-    AirModel.register_for_auto_class("AutoModel")
     AirConfig.pipeline_is_registered = True
+    register_pipeline()
+
+
+def register_pipeline() -> None:
+    """Make pipeline("puzzle-solving", model=MODEL) find its class, also for a model that brought its own code."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(TASK, PuzzleSolvingPipeline, pt_model=AutoModel, type="text")
 

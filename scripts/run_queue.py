@@ -336,7 +336,7 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
         run["steps"] = int(source.name.rsplit("_", 1)[1])  # of these weights, whatever the record says by now
     if model is not None:
         model.save_pretrained(target, max_shard_size="15MB")
-        for extra in target.glob("*.py"):
+        for extra in (*target.glob("*.py"), target / "processor_config.json"):
             extra.unlink()
     (target / "run.json").write_text(json.dumps(run, indent=1) + "\n")
     evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((work / "evaluations").glob("*.json"))}
@@ -404,6 +404,7 @@ def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
         staged = Path(temporary) / "staged"
         staged.mkdir()
         stage_model(model, staged, repo_id=target.name, evaluations=files)
+        use_code_of_checkout(staged)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(staged, target)
     print(
@@ -411,8 +412,26 @@ def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
     )
 
 
+def use_code_of_checkout(folder: Path) -> None:
+    """Take the travelling code out of a model folder, and name the folder `.` in its place.
+
+    transformers reads "FOLDER--module.Class" as a class of another folder or repository, relative to where a process
+    runs: in the root of a checkout such a model loads as one that brings its code.
+    """
+    from air_model.configuration_air import TRAVELLING_FILES
+
+    for name in TRAVELLING_FILES:
+        (folder / name).unlink()
+    for name in ("config.json", "processor_config.json"):
+        contents = json.loads((folder / name).read_text())
+        for classes in (contents["auto_map"], *contents.get("custom_pipelines", {}).values()):
+            for key in classes.keys() & {"AutoConfig", "AutoModel", "AutoProcessor", "impl"}:
+                classes[key] = f".--{classes[key]}"
+        (folder / name).write_text(json.dumps(contents, indent=2) + "\n")
+
+
 def refresh() -> None:
-    """Give every shipped checkpoint today's travelling code, config and card; weights and numbers stay."""
+    """Give every shipped checkpoint today's config and card; weights and numbers stay."""
     for target in sorted((ROOT / "checkpoints").iterdir()):
         if (target / "config.json").is_file():
             evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((target / "results").glob("*.json"))}
@@ -471,7 +490,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--go-on", type=Path, metavar="PARCEL", help="weights and step of a run on an earlier machine")
     parser.add_argument("--collect", type=Path, metavar="PARCEL", help="take a finished parcel into the repository")
     parser.add_argument("--write", action="store_true", help="write results/QUEUE.md")
-    parser.add_argument("--refresh", action="store_true", help="today's code and card into every shipped checkpoint")
+    parser.add_argument("--refresh", action="store_true", help="today's config and card into every shipped checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to train_accelerate.py")
     args = parser.parse_intermixed_args(argv)
     try:

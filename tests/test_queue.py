@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,44 @@ def test_only_finished_runs_are_collected(tmp_path, capsys):
     assert "holds no run.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", TRAVELLING_FILES)
-def test_shipped_checkpoints_carry_the_code_of_this_checkout(name):
-    """`python scripts/run_queue.py --refresh` brings them up to date."""
-    for folder in (ROOT / "checkpoints").glob("*/config.json"):
-        assert (folder.parent / name).read_text() == (ROOT / name).read_text(), folder.parent.name
+COMMANDS = """
+import json, sys
+if sys.argv[1] == "installed":
+    import air_model
+else:
+    sys.modules["air_model"] = None
+from transformers import AutoModel, AutoProcessor, pipeline
+
+trust = {} if sys.argv[1] == "installed" else {"trust_remote_code": True}
+model = AutoModel.from_pretrained("checkpoints/air-sudoku-6x6", **trust)
+processor = AutoProcessor.from_pretrained("checkpoints/air-sudoku-6x6", **trust)
+pipe = pipeline("puzzle-solving", model="checkpoints/air-sudoku-6x6", **trust)
+again = pipeline("puzzle-solving", model=model)
+model.save_pretrained(sys.argv[2])
+found = [one("1" + "." * 35, max_act_steps=1) for one in (pipe, again)]
+print(json.dumps([type(model).__module__, processor.task, found[0] == found[1]]))
+"""
+
+
+@pytest.mark.parametrize("how", ["installed", "bare checkout"])
+def test_a_shipped_checkpoint_loads_in_the_root_of_a_checkout_and_saves_its_code(how, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
+    if how == "installed":
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path" / "air_model").symlink_to(ROOT)
+        environment["PYTHONPATH"] = str(tmp_path / "path")
+    command = [sys.executable, "-c", COMMANDS, how, str(tmp_path / "saved")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    module, task, same = json.loads(done.stdout.splitlines()[-1])
+    assert (module == "air_model.modeling_air") == (how == "installed") and task == "sudoku" and same
+    files = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert files == {"config.json", "model.safetensors", "processor_config.json", *TRAVELLING_FILES}
+    assert ".--" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_shipped_checkpoints_hold_no_code():
+    assert not list((ROOT / "checkpoints").rglob("*.py"))
 
 
 def test_shipped_checkpoints_fit_the_repository():
