@@ -533,9 +533,8 @@ def together(options: Options, names: Sequence[str], task: GridTask) -> None:
     if len({result["task"] for result in results}) > 1:
         raise ValueError("The models solve different tasks: their results have no common mean.")
     table = freeze.across_runs([result["freeze_summary"] for result in results])
-    write_json(
-        options.output_dir / "freeze_runs.json", {"task": results[0]["task"], "models": list(names), "runs": table}
-    )
+    runs = {"task": results[0]["task"], "models": list(names), "runs": table}
+    write_json(options.output_dir / "freeze_runs.json", runs)
     if options.figures:
         note = f"mean ± std over {len(names)} checkpoints"
         plots.freeze_bars(table, options.output_dir / "figures" / "freeze_runs.png", title=note)

@@ -23,11 +23,11 @@ from torch import Tensor
 from air_model.analysis.common import Study, in_chunks, mean_std_sem
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
+from air_model.metrics.puzzle_accuracy.scores import calibration
 from air_model.processing_air import GridTask
 from air_model.solving_air import AirUpdate
 
 STILL = 0.01  # a state whose relative step over an ACT step is below this has settled
-BINS = 10
 
 
 class _Watcher:
@@ -146,21 +146,6 @@ class GeometryResult:
             return None
         solved = self.solved
         probability = 1 / (1 + np.exp(-self.halt))
-        edges = np.linspace(0, 1, BINS + 1)
-        index = np.clip(np.digitize(probability, edges) - 1, 0, BINS - 1)
-        bins = []
-        for b in range(BINS):
-            chosen = index == b
-            bins.append(
-                {
-                    "from": float(edges[b]),
-                    "to": float(edges[b + 1]),
-                    "n": int(chosen.sum()),
-                    "confidence": float(probability[chosen].mean()) if chosen.any() else None,
-                    "solved": float(solved[chosen].mean()) if chosen.any() else None,
-                }
-            )
-        error = sum(b["n"] * abs(b["confidence"] - b["solved"]) for b in bins if b["n"]) / probability.size
         stops = self.halt > (self.proceed if self.q_continue else 0)
         last = stops.shape[1] - 1
         stop_at = np.where(stops.any(1), np.argmax(stops, 1), last)
@@ -168,8 +153,7 @@ class GeometryResult:
         rows = np.arange(len(stops))
         ever = first_right >= 0
         return {
-            "bins": bins,
-            "expected_calibration_error": float(error),
+            "calibration": calibration(probability.reshape(-1), solved.reshape(-1)),
             "steps_used": _stats(stop_at + 1),
             "never_stops": float((~stops.any(1)).mean()),
             "accuracy_when_stopped": float(solved[rows, stop_at].mean()),
@@ -430,8 +414,9 @@ def say_convergence(convergence: dict[str, Any]) -> str:
 def say_halting(halting: dict[str, Any] | None) -> str:
     if halting is None:
         return "Without labels nothing can be said about halting."
+    error = halting["calibration"]["expected_calibration_error"]
     return (
-        f"The halting probability is off by {100 * halting['expected_calibration_error']:.1f} points on average; "
+        f"The halting probability is off by {100 * error:.1f} points on average; "
         f"stopping where the model wants to takes {halting['steps_used']['mean']:.1f} ACT steps and solves "
         f"{100 * halting['accuracy_when_stopped']:.1f} %, all steps solve "
         f"{100 * halting['accuracy_after_all_steps']:.1f} %."

@@ -535,13 +535,13 @@ def halting_figure(halting: dict[str, Any], path: str | Path, *, dpi: int = DPI)
     """Reliability of the halting probability, and when puzzles are first solved against when the model would stop."""
     figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
-    bins = [b for b in halting["bins"] if b["n"]]
+    bins = halting["calibration"]["bins"]
     left.plot([0, 1], [0, 1], color=FAINT, lw=1.2)
     total = sum(b["n"] for b in bins)
-    left.scatter([b["confidence"] for b in bins], [b["solved"] for b in bins], zorder=3, color=STATE_COLOURS["h"],
+    left.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], zorder=3, color=STATE_COLOURS["h"],
                  s=[20 + 300 * b["n"] / total for b in bins], edgecolor=INK, lw=0.6)  # fmt: skip
     left.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-    error = 100 * halting["expected_calibration_error"]
+    error = 100 * halting["calibration"]["expected_calibration_error"]
     _styled(left, f"calibration (error {error:.1f} points; area: how often)", "sigmoid(q_halt)", "share solved")
     steps = np.arange(len(halting["stops_at"]))
     right.bar(steps - 0.2, halting["first_solved_at"], 0.38, color=PALETTE[2], label="first solved")

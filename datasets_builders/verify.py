@@ -7,7 +7,6 @@ Right, Up rule. Both: no puzzle twice in a split (groups of copies aside), none 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from air_model.datasets_builders.build import _digests, rule_faults
 from air_model.datasets_builders.loading import CHUNK, META, load_puzzles, task_from_meta
 from air_model.processing_air import GridTask, MazeTask, SudokuTask
+from air_model.records import whole, write_json, write_text
 
 LISTED = 100  # faults written out per split; the number of all is given too
 
@@ -143,8 +143,8 @@ def verify(
     report["summary"] = _summary(report)
     values = {split: one.values for split, one in found.items()}
     _plot(values, real, folder / "verification.png", meta["source"] == "generate")
-    _write(folder / "verification.json", json.dumps(report, indent=2) + "\n")
-    _write(folder / "verification.md", _markdown(report))
+    write_json(folder / "verification.json", report)
+    write_text(folder / "verification.md", _markdown(report))
     return report
 
 
@@ -231,12 +231,5 @@ def _plot(values: dict, real: dict | None, target: Path, generated: bool) -> Non
         ax.set(xlabel=name, ylabel="density")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=8)
-    temporary = target.with_name(f".{target.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
-    os.replace(temporary, target)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with whole(target) as partial:
+        figure.savefig(partial, dpi=150, metadata={"Software": None})
