@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from air_model.analysis.common import markdown_table, share
-from air_model.records import read_evaluations, read_json, run_record, setting
+from air_model.records import all_seconds, read_evaluations, read_json, run_record, setting
 
 HALTS = {"max": "all steps", "q": "adaptive halting", "rules": "until the rules accept"}
 BENCHMARKS = {  # task: name, size, and how a data set of it is called
@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def minutes(self) -> str:
-        return f"{sum(part.get('wall_seconds') or 0.0 for part in self.parts) / 60:.0f}" if self.parts else ""
+        return f"{all_seconds(self.run) / 60:.0f}" if self.run else ""
 
     @property
     def hardware(self) -> str:
