@@ -17,7 +17,7 @@ $(VENV)/.installed: setup.py
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	touch $@
 
-quickstart: $(VENV)/.installed ## train a small AIR on 6x6 Sudoku, evaluate, solve and draw (about 5 minutes, CPU)
+quickstart: $(VENV)/.installed ## train a small AIR on 6x6 Sudoku, evaluate, solve and draw (about 3 minutes, CPU)
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed lint ## lint and run the tests (CPU)

@@ -1,12 +1,13 @@
 """The main job, from nothing to solved puzzles: `make quickstart` runs this.
 
-    python scripts/quickstart.py                          # about 5 minutes on two CPU cores
+    python scripts/quickstart.py                          # about 3 minutes on a CPU core
     python scripts/quickstart.py --output-dir runs/try    # somewhere else
     python scripts/quickstart.py max_steps=200            # any training value may be overridden
 
 Generates 6x6 Sudokus, trains a small AIR on them with train_accelerate.py, evaluates it on puzzles whose solution grid
 it has never seen in any symmetric copy, solves one on screen, and draws both states of the model over its roll-out.
-Interrupted? The same command goes on where it stopped.
+Interrupted? The same command goes on where it stopped. A result below the mark is a sentence at the end; exit status 1
+is for a run that did not get there.
 """
 
 import argparse
@@ -21,9 +22,9 @@ if not __package__:
     import _checkout  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-# 16 more mazes or Sudokus than these would not make the page clearer, and evaluating them takes seconds.
-NUM_TRAIN, NUM_TEST = 2000, 500
-CONFIRMED = 0.95  # exact accuracy that a run with the recipe's own values must reach
+DATA = shlex.split("sudoku-extreme --source generate --grid 6x6 --num-train 2000 --num-test 500 --seed 0")
+# Exact accuracy that the recipe's own values reached on all emulated processors (results/quickstart_processors.md).
+CONFIRMED = 0.99
 
 
 def say(number: int, text: str) -> None:
@@ -37,11 +38,20 @@ def run(script: str, main, arguments: list[str]) -> None:
         raise SystemExit(status)
 
 
-def shipped_checkpoint() -> Path | None:
-    """The best shipped model for puzzles of real size, if there is one."""
+def solve_with_shipped() -> None:
+    """Puzzles of real size, with the models that come with this release."""
+    from air_model.scripts import solve
+
     names = ["air-sudoku-extreme-best", "air-sudoku-extreme", "air-sudoku-9x9-cpu"]
-    folders = (ROOT / "checkpoints" / name for name in names)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    folders = [folder for name in names if ((folder := ROOT / "checkpoints" / name) / "config.json").is_file()]
+    if folders:
+        print(f"\nAnd puzzles of real size, with {folders[0].name}, which comes with this release:")
+        example = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+        solve.main(["--model", str(folders[0]), "--attempts", "8", example])
+    maze_model, maze = ROOT / "checkpoints" / "air-maze-small", ROOT / "docs" / "maze.txt"
+    if (maze_model / "config.json").is_file() and maze.is_file():
+        print(f"\nAnd a maze, with {maze_model.name}: a shortest path from S to G.")
+        solve.main(["--model", str(maze_model), "--attempts", "8", str(maze)])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,9 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     say(1, "Data: 6x6 Sudokus with one solution each. There are only 49 solution grids up to symmetry; some of them")
     print("      are held out whole, so no test puzzle, nor a symmetric copy of one, is trained on.")
     if not data.exists():
-        sizes = ["--grid", "6x6", "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)]
-        arguments = ["sudoku-extreme", "--source", "generate", *sizes, "--seed", "0", "--output-dir", str(data)]
-        run("scripts/build_dataset.py", build_dataset.main, arguments)
+        run("scripts/build_dataset.py", build_dataset.main, [*DATA, "--output-dir", str(data)])
 
     say(2, "Training: a two-layer AIR, 64 numbers a cell, fresh symmetries of the puzzles all the time")
     arguments = ["--recipe", "quickstart", "--output-dir", str(training), "--resume", f"data={data}", *args.overrides]
@@ -99,22 +107,16 @@ def main(argv: list[str] | None = None) -> int:
     for name, draw in (("rollout.png", draw_rollout), ("rollout.gif", animate_rollout)):
         print(f"wrote {draw(rollout, puzzles.inputs[hardest], puzzles.task, out / name, **drawing)}")
 
-    if shipped := shipped_checkpoint():
-        print(f"\nAnd puzzles of real size, with {shipped.name}, which comes with this release:")
-        example = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
-        solve.main(["--model", str(shipped), "--attempts", "8", example])
-    maze_model, maze = ROOT / "checkpoints" / "air-maze-small", ROOT / "docs" / "maze.txt"
-    if (maze_model / "config.json").is_file() and maze.is_file():
-        print(f"\nAnd a maze, with {maze_model.name}: a shortest path from S to G.")
-        solve.main(["--model", str(maze_model), "--attempts", "8", str(maze)])
+    solve_with_shipped()
     exact, n = result["exact_accuracy"], result["n"]
     print(
         f"\n{exact:.1%} of {n} held-out puzzles solved exactly at 16 ACT steps, "
         f"{(time.perf_counter() - start) / 60:.1f} minutes in all. Everything is in {out}/."
     )
-    if not args.overrides and exact < CONFIRMED:
-        print(f"That is below the {CONFIRMED:.0%} that this recipe reached where it was tuned: please report it.")
-        return 1
+    if exact < CONFIRMED:
+        print(f"That is below the {CONFIRMED:.0%} that the recipe's own values reached on every processor tried.")
+        if not args.overrides:
+            print("All of it ran, but please report this.")
     print(f"Next: python spaces_demo/app.py (AIR_MODEL={model_dir}), or train 9x9: README, «What to run».")
     return 0
 
