@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
+from .reading_air import encode_puzzles
 from .solving_air import AirUpdate, Hook, chain
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
@@ -63,25 +64,6 @@ def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
         first = np.sort(np.unique(both, axis=0, return_index=True)[1])[:attempts]
         cells, tokens = both[first, : task.seq_len], both[first, task.seq_len :].astype(np.uint8)
     return Symmetry(cells, tokens)
-
-
-def encode_puzzles(task: GridTask, puzzles: Any, check: bool = True, first: int = 1) -> np.ndarray:
-    """Puzzles as text or tokens -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from `first`."""
-    if isinstance(puzzles, Tensor):
-        puzzles = puzzles.detach().cpu().numpy()
-    if isinstance(puzzles, np.ndarray) and puzzles.dtype == np.uint8 and not check:
-        return puzzles
-    puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
-    rows = []
-    for number, puzzle in enumerate(puzzles, start=first):
-        try:
-            rows.append(task.as_tokens(puzzle))
-            if check:
-                task.check_puzzle(rows[-1])
-        except ValueError as error:
-            several = len(puzzles) > 1 or first > 1
-            raise ValueError(f"Puzzle {number}: {error}" if several else str(error)) from None
-    return np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
 
 
 def solve_puzzles(
@@ -403,4 +385,4 @@ def _joined(parts: list[Answers]) -> Answers:
     return Answers(**whole, verdict=verdict, rollout=rollout, stats=stats)
 
 
-__all__ = ["Answers", "encode_puzzles", "solve_puzzles", "symmetric_views"]
+__all__ = ["Answers", "solve_puzzles", "symmetric_views"]

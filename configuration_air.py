@@ -67,6 +67,8 @@ TRAVELLING_FILES = (
     "modeling_air.py",
     "solving_air.py",
     "processing_air.py",
+    "reading_air.py",
+    "search_air.py",
     "attempts_air.py",
     "pipeline_air.py",
 )

@@ -27,54 +27,58 @@ from transformers.utils import logging
 from .attempts_air import Answers, solve_puzzles
 from .configuration_air import AirConfig
 from .modeling_air import AirModel, seen_by_heads
-from .processing_air import AirProcessor, GridTask, make_task, task_from_config
+from .processing_air import AirProcessor, GridTask, Verdict, make_task, task_from_config
+from .reading_air import PUZZLE_KEYS, as_text, is_one_grid, maze_lines, puzzle_of, without_margin
 
 logger = logging.get_logger(__name__)
 
 TASK = "puzzle-solving"
-PUZZLE_KEYS = ("question", "puzzle", "text", "input_ids", "inputs")  # where a data set's row may hold its puzzle
+SHORT, LONG = 16_000, 100_000  # effort of a search for further solutions, and for one where none was found
 
 
 class OtherSizeError(ValueError):
     """A well-formed puzzle, of a size that no model at hand can take."""
 
 
-def tasks_of(tasks: list[GridTask], puzzle: Any) -> list[GridTask]:
-    """The tasks that a puzzle may be of: those of `tasks`, else the same kinds in the size it is written in.
+def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> list[tuple[GridTask, np.ndarray]]:
+    """The tasks that a puzzle may be of, with its tokens: those of `tasks`, else the same kinds in the size it is
+    written in.
 
     Raises:
         ValueError: it is of none; the message is about the first, or about a drawing as large as it is drawn.
     """
-    own, other, errors, drawn = [], [], [], []
+    found, errors, drawn = [], [], []
     for task in tasks:
         try:
-            task.as_tokens(puzzle)
-            own.append(task)
+            found.append((task, task.as_tokens(puzzle, values)))
         except ValueError as error:
             errors.append(error)
-            other += _resized_tasks(task, puzzle, drawn)
-    if not own and not other:
+    if found:
+        return found
+    for task in tasks:
+        found += _resized(task, puzzle, values, drawn)
+    if not found:
         raise (drawn or errors)[0]
-    return own + other
+    return found
 
 
-def _resized_tasks(task: GridTask, puzzle: Any, drawn: list[ValueError]) -> list[GridTask]:
-    lines = len(puzzle.splitlines()) if isinstance(puzzle, str) and task.name != "sudoku" else 0
+def _resized(
+    task: GridTask, puzzle: Any, values: str | None, drawn: list[ValueError]
+) -> list[tuple[GridTask, np.ndarray]]:
+    lines = len(maze_lines(puzzle, task.letters)) if isinstance(puzzle, str) and task.name != "sudoku" else 0
     for height, width in _sizes_of(task, puzzle):
         try:
             other = make_task(task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None)
-            other.as_tokens(puzzle)
+            return [(other, other.as_tokens(puzzle, values))]
         except ValueError as error:
             if 1 < lines == height != task.height:  # so it is no puzzle of the model's size that lacks a cell
                 drawn.append(error)
-            continue
-        return [other]
     return []
 
 
 def _sizes_of(task: GridTask, puzzle: Any) -> Iterator[tuple[int, int]]:
     """Rows and columns that a puzzle may have by what it is written as."""
-    if not isinstance(puzzle, str):
+    if (text := as_text(puzzle)) is None:
         shape = np.shape(puzzle)
         count = shape[0] if len(shape) == 1 else 0
         if len(shape) == 2:
@@ -84,9 +88,10 @@ def _sizes_of(task: GridTask, puzzle: Any) -> Iterator[tuple[int, int]]:
         yield from ((side, side) for side in range(4, 36))
         return
     else:
-        lines = [line for line in puzzle.splitlines() if line]
+        lines = maze_lines(text, task.letters)
         count = len(lines[0]) if len(lines) == 1 else 0
         if len(lines) > 1:
+            lines = without_margin(lines)
             yield len(lines), len(lines[0])
             yield len(lines) - 2, len(lines[0]) - 2  # a drawn frame
     if count and math.isqrt(count) ** 2 == count:
@@ -137,9 +142,12 @@ def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:
 
 
 def sort_by_size(
-    models: list[AirModel], puzzles: Iterable[Any], check: bool = True
+    models: list[AirModel], puzzles: Iterable[Any], check: bool = True, values: str | None = None
 ) -> tuple[dict[GridTask, tuple[list[int], np.ndarray]], dict[int, ValueError]]:
-    """Puzzles of mixed sizes, by the task that each is of.
+    """Puzzles of mixed sizes, or rows of a data set that hold them, by the task that each is of.
+
+    Args:
+        values: "digits" or "tokens": what numbers are; as for `GridTask.as_tokens`.
 
     Returns:
         {task: (places in the list, tokens (n, S) uint8)}, and what is refused: {place: ValueError}, an OtherSizeError
@@ -150,15 +158,16 @@ def sort_by_size(
     refused: dict[int, ValueError] = {}
     for place, puzzle in enumerate(puzzles):
         try:
-            found = tasks_of(tasks, puzzle)
-            task = next((t for t in found if any(takes_size(m.config, t) for m in models)), None)
-            if task is None:
+            found = readings(tasks, *puzzle_of(puzzle, values))
+            chosen = next((r for r in found if any(takes_size(m.config, r[0]) for m in models)), None)
+            if chosen is None:
                 made = " or ".join(f"{t.height}x{t.width}" for t in tasks)
+                own = found[0][0]
                 raise OtherSizeError(
-                    f"This {found[0].name} is {found[0].height}x{found[0].width}; the model was made for {made} and "
-                    "takes no other size."
+                    f"This {own.name} is {own.height}x{own.width}; the model was made for {made} and takes no other "
+                    "size."
                 )
-            tokens = task.as_tokens(puzzle)
+            task, tokens = chosen
             if check:
                 task.check_puzzle(tokens)
         except ValueError as error:
@@ -173,16 +182,21 @@ def sort_by_size(
 class PuzzleSolvingPipeline(Pipeline):
     """`pipeline("puzzle-solving")`: puzzles in, checked answers out.
 
-    Call it with a puzzle (text or S tokens), a list of them, a generator, or a data set (rows: puzzles, or dicts with
-    a "question", "puzzle" or "text"). A list gives a list; generators and data sets are read and answered lazily.
+    Call it with a puzzle (text, rows, digits or tokens), a list of them, a generator, a pandas column, or a data set
+    (rows: puzzles, or dicts with a "question", "puzzle" or "text"). A list gives a list; generators and data sets are
+    read and answered lazily. Numbers that may be digits as well as tokens need values="digits" or values="tokens";
+    tensors and input_ids hold tokens.
     Puzzles of mixed sizes are grouped by size and solved where the model can take them (see `takes_size`); one that it
     cannot take gets an entry whose `error` says so, while the others are solved. An ill-formed puzzle is a ValueError.
     Options, at construction or per call, are those of `solve_puzzles`, with halt="rules" by default; batch_size is the
-    number of puzzles computed together and changes no answer.
+    number of puzzles computed together and changes no answer; count_solutions=False spares the search for further
+    solutions, milliseconds a puzzle.
 
     Each answer is a dict: solution (text), solved and valid (the rules accept it), complete, consistent (with the
-    clues), message (a sentence, naming the first wrong cell), confidence (sigmoid of q_halt), act_steps (spent, over
-    all attempts), attempts; with return_rollout=True also rollout: {"updates": [...], "z_h": [texts], "z_l": [texts]}.
+    clues), message (a sentence, naming the first wrong cell), confidence (sigmoid of q_halt; 0 where no solution is
+    known to exist), solutions (of the puzzle: 0, 1, "several", or None where a short search did not tell; a maze's are
+    its shortest paths), act_steps (spent, over all attempts), attempts; with return_rollout=True also rollout:
+    {"updates": [...], "z_h": [texts], "z_l": [texts]}.
     """
 
     _load_processor = None  # used where the folder has one; the model's config can stand in for it
@@ -202,7 +216,7 @@ class PuzzleSolvingPipeline(Pipeline):
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         known = ("attempts", "max_act_steps", "halt", "noise", "selection", "symmetries", "seed", "return_rollout")
-        known += ("progress", "puzzle_ids", "dtype")
+        known += ("progress", "puzzle_ids", "dtype", "values", "count_solutions")
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"The pipeline has no option {unknown}. Options: batch_size, {', '.join(known)}.")
         return {}, options, {}
@@ -212,16 +226,8 @@ class PuzzleSolvingPipeline(Pipeline):
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         options = {**self._forward_params, **self._sanitize_parameters(**options)[1]}
         options["batch_size"] = batch_size or self._batch_size
-        if isinstance(inputs, Tensor):
-            inputs = inputs.detach().cpu().numpy()
-        if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a pandas table: its rows, not its columns
-            inputs = inputs.to_dict("records")
-        if isinstance(inputs, Mapping):  # a row of a data set, or a batch of them: one column holds the puzzles
-            inputs = _puzzle_of(inputs)
-            inputs = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
-        if isinstance(inputs, np.ndarray) and not inputs.ndim:
-            inputs = inputs.item()
-        one = isinstance(inputs, str) or self._is_one_grid(inputs)
+        inputs, options["values"] = self._opened(inputs, options.pop("values", None))
+        one = is_one_grid(self.processor.grid_task, inputs)
         if one or isinstance(inputs, (list, tuple, np.ndarray)):
             inputs = [inputs] if one else inputs
             found = list(self._stream(inputs, options, at_once=max(len(inputs), 1)))
@@ -234,18 +240,22 @@ class PuzzleSolvingPipeline(Pipeline):
             f"Pass a puzzle as text, a list of them, a generator or a data set; got {type(inputs).__name__}."
         )
 
-    def _is_one_grid(self, inputs: Any) -> bool:
-        """S tokens, flat or as rows."""
+    def _opened(self, inputs: Any, values: str | None) -> tuple[Any, str | None]:
+        """Tables, columns and tensors as lists and arrays, and what numbers in them are."""
         task = self.processor.grid_task
-        try:
-            shape = np.shape(inputs) if isinstance(inputs, (list, tuple, np.ndarray)) and _is_numeric(inputs) else ()
-        except ValueError:  # grids of several sizes
-            return False
-        if len(shape) == 2:  # rows and columns, of another size as well; (S, S) are S puzzles of S tokens
-            if shape == (task.height, task.width) or shape[0] == shape[1] != task.seq_len:
-                return True
-            return shape[1] != task.seq_len and math.isqrt(shape[1]) ** 2 != shape[1]  # no row is a puzzle by itself
-        return len(shape) == 1 and shape != (0,)
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a pandas table: its rows, not its columns
+            grid = inputs.shape == (task.height, task.width) and not {*PUZZLE_KEYS} & {*map(str, inputs.columns)}
+            inputs = inputs.to_numpy() if grid else inputs.to_dict("records")
+        if isinstance(inputs, Mapping):  # a row of a data set, or a batch of them: one column holds the puzzles
+            inputs, values = puzzle_of(inputs, values)
+        for method in ("to_list", "to_pylist"):  # a column of pandas, polars or arrow
+            inputs = getattr(inputs, method)() if hasattr(inputs, method) else inputs
+        if isinstance(inputs, Tensor):
+            inputs, values = inputs.detach().cpu().numpy(), values or "tokens"
+        if isinstance(inputs, np.ndarray):
+            values = values or (task.values_of(inputs) if inputs.dtype.kind in "iu" else None)
+            inputs = inputs if inputs.ndim else inputs.item()
+        return inputs, values
 
     def _stream(self, inputs: Any, options: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
         """Answers in order, `at_once` puzzles read ahead; by default a few batches, then more at a time.
@@ -264,15 +274,17 @@ class PuzzleSolvingPipeline(Pipeline):
             yield from self._solve(waiting, done + 1, options)
 
     def _solve(self, puzzles: list, first: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-        model_inputs = self.preprocess(puzzles, first=first)
-        return self.postprocess(self.forward(model_inputs, **options))
+        options = dict(options)
+        model_inputs = self.preprocess(puzzles, first=first, values=options.pop("values", None))
+        count = options.pop("count_solutions", True)
+        return self.postprocess(self.forward(model_inputs, **options), count_solutions=count)
 
     # Pipeline's three stages, each for a list of puzzles.
 
-    def preprocess(self, puzzles: Any, first: int = 1) -> dict[str, Any]:
+    def preprocess(self, puzzles: Any, first: int = 1, values: str | None = None) -> dict[str, Any]:
         """Tokens by size, and a sentence for each puzzle whose size the model cannot take; counted from `first`."""
         puzzles = [puzzles] if isinstance(puzzles, (str, dict)) else puzzles
-        groups, errors = sort_by_size([self.model], (_puzzle_of(puzzle) for puzzle in puzzles))
+        groups, errors = sort_by_size([self.model], puzzles, values=values)
         refused = {}
         for place, error in errors.items():
             refused[place] = f"Puzzle {first + place}: {error}" if len(puzzles) > 1 or first > 1 else str(error)
@@ -297,11 +309,11 @@ class PuzzleSolvingPipeline(Pipeline):
             outputs.append({"task": task, "places": places, "puzzles": tokens, "answers": answers})
         return {"groups": outputs, "refused": model_inputs["refused"]}
 
-    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: dict[str, Any], count_solutions: bool = True) -> list[dict[str, Any]]:
         found = {place: refusal(sentence) for place, sentence in outputs["refused"].items()}
         for group in outputs["groups"]:
             for i, place in enumerate(group["places"]):
-                found[place] = describe(group["task"], group["puzzles"][i], group["answers"], i)
+                found[place] = describe(group["task"], group["puzzles"][i], group["answers"], i, count_solutions)
         return [found[place] for place in sorted(found)]
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
@@ -312,18 +324,29 @@ class PuzzleSolvingPipeline(Pipeline):
         save_release(self.model, save_directory, self.processor)
 
 
-def describe(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int) -> dict[str, Any]:
-    """Answer i as a dict of texts and numbers, ready for JSON."""
+def describe(
+    task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, count_solutions: bool = True
+) -> dict[str, Any]:
+    """Answer i to a puzzle (tokens) as a dict of texts and numbers, ready for JSON."""
     tokens = answers.tokens[i]
-    complete, consistent, valid = (bool(f[i]) for f in answers.verdict[:3])
+    verdict = Verdict(*(bool(f[i]) for f in answers.verdict[:3]))
+    message, confidence = task.explain(puzzle, tokens, verdict), float(answers.confidence[i])
+    solutions = task.solutions(puzzle, SHORT if verdict.valid else LONG) if count_solutions else None
+    if task.name == "sudoku" and solutions == "several":
+        message += " This is one of several solutions." if verdict.valid else " The puzzle has several solutions."
+    elif task.name == "sudoku" and solutions == 0:
+        message = f"The puzzle has no solution. {message}"
+    if not (verdict.valid or solutions or task.name == "grid"):
+        confidence = 0.0  # nothing that may be right is known
     result = {
         "solution": task.decode(tokens),
-        "solved": valid,
-        "valid": valid,
-        "complete": complete,
-        "consistent": consistent,
-        "message": task.verdict(puzzle, tokens).message,
-        "confidence": float(answers.confidence[i]),
+        "solved": verdict.valid,
+        "valid": verdict.valid,
+        "complete": verdict.complete,
+        "consistent": verdict.consistent,
+        "message": message,
+        "confidence": confidence,
+        "solutions": solutions,
         "act_steps": int(answers.act_steps[i]),
         "attempts": int(answers.attempts[i]),
     }
@@ -340,16 +363,8 @@ def describe(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int) -> di
 def refusal(sentence: str) -> dict[str, Any]:
     """The entry of a puzzle that was not computed: the fields of `describe`, and `error`."""
     verdict = dict.fromkeys(("solved", "valid", "complete", "consistent"), False)
-    spent = {"confidence": 0.0, "act_steps": 0, "attempts": 0}
+    spent = {"confidence": 0.0, "solutions": None, "act_steps": 0, "attempts": 0}
     return {"solution": None, **verdict, "message": sentence, **spent, "error": sentence}
-
-
-def _is_numeric(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "iu"
-    while isinstance(value, (list, tuple)) and len(value):
-        value = value[0]
-    return isinstance(value, (int, np.integer))
 
 
 def _rows(inputs: Any) -> Iterator[Any]:
@@ -358,16 +373,6 @@ def _rows(inputs: Any) -> Iterator[Any]:
         yield from inputs
     else:
         yield from (inputs[i] for i in range(len(inputs)))
-
-
-def _puzzle_of(row: Any) -> Any:
-    """The puzzle of a data set's row: the row itself, or one of its columns."""
-    if not isinstance(row, Mapping):
-        return row
-    for key in PUZZLE_KEYS:
-        if key in row:
-            return row[key]
-    raise ValueError(f"A row with the columns {sorted(row)} has no puzzle; expected one of {', '.join(PUZZLE_KEYS)}.")
 
 
 @contextlib.contextmanager

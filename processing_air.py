@@ -9,13 +9,16 @@ evaluation, analyses and the demo never retype them. `AirProcessor` wraps one fo
     verdict = processor.check(puzzle_text, answer_text)      # verdict.complete, .consistent, .valid, .message
 
 Shape letters: N puzzles, S cells (row-major), H rows, W columns, V tokens. Tokens are uint8, token 0 is PAD. Cells in
-messages are counted from 1. This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
+messages are counted from 1. Numbers may mean digits or tokens (blank 1, digit d is d + 1): `values` says which, and
+what people call a processor or a pipeline with is never guessed. This file travels to the Hub: it needs numpy and
+transformers, nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import numbers
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +26,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
+from .reading_air import (
+    BLANKS,
+    DIGITS,
+    digits_of_number,
+    encode_puzzles,
+    is_one_grid,
+    maze_cells,
+    numbering,
+    sudoku_cells,
+    tokens_of,
+)
+from .search_air import count_solutions, flood
+
 PAD = 0
-UNKNOWN = "?"  # how a PAD token (a model may predict it) is written; never accepted as input
-DIGITS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # a 16x16 Sudoku uses 1-9 and A-G
-BOX_DRAWING = "".join(map(chr, range(0x2500, 0x2580)))
+UNKNOWN = "?"  # how a PAD token (a model may predict it) is written; as input it is a blank of a Sudoku
 CHUNK = 8192  # rows handled at once by the vectorised rules: memory stays flat whatever N is
 
 
@@ -128,28 +142,36 @@ class GridTask:
         """The S characters of the cells, without what `encode` tolerates around them."""
         return "".join(text.split())
 
-    def _too_long_or_short(self, count: int) -> ValueError:
+    def _wrong_count(self, count: int) -> ValueError:
         where = f" The cells end at {self.cell(count - 1)}." if 0 < count < self.seq_len else ""
+        if count > self.seq_len and count % self.seq_len == 0:
+            where = f" These look like {count // self.seq_len} puzzles: give each by itself, in a list or a file."
         return ValueError(
             f"The {self.name} text has {count} cells, {self.seq_len} expected ({self.height} rows of {self.width})."
             f"{where}"
         )
 
+    def foreign(self, letter: str, where: str) -> ValueError:
+        return ValueError(f"Foreign letter {letter!r} at {where}: this {self.name} uses {self._letters_help}.")
+
     def encode(self, text: str) -> np.ndarray:
-        """Text to tokens, uint8 (S,). Raises ValueError for a wrong length or a foreign letter (naming its cell)."""
+        """Text to tokens, uint8 (S,). Raises ValueError for a foreign letter (naming its cell) or a wrong length."""
         if not isinstance(text, str):
             raise ValueError(f"A puzzle must be text (str), got {type(text).__name__}.")
-        cells = self._cells_of(text)
+        cells, table = text, self._codes
+        if len(text) != self.seq_len or not table.keys() >= set(text):
+            cells = self._cells_of(text)
+        for index, letter in enumerate(cells):
+            if letter not in table:
+                raise self.foreign(letter, self.cell(index) if index < self.seq_len else f"cell {index + 1}")
         if len(cells) != self.seq_len:
-            raise self._too_long_or_short(len(cells))
-        table = self._codes
-        try:
-            return np.fromiter((table[c] for c in cells), np.uint8, self.seq_len)
-        except KeyError:
-            index, letter = next((i, c) for i, c in enumerate(cells) if c not in table)
-            raise ValueError(
-                f"Foreign letter {letter!r} at {self.cell(index)}: this {self.name} uses {self._letters_help}."
-            ) from None
+            raise self._wrong_count(len(cells))
+        return np.fromiter((table[c] for c in cells), np.uint8, self.seq_len)
+
+    @cached_property
+    def letters(self) -> frozenset[str]:
+        """All letters that a text of this task may use for its cells."""
+        return frozenset(self._codes)
 
     @cached_property
     def _codes(self) -> dict[str, int]:
@@ -175,32 +197,36 @@ class GridTask:
             text = [f"\x1b[1;34m{c}\x1b[0m" if new else c for c, new in zip(text, added)]
         return [text[r * self.width : (r + 1) * self.width] for r in range(self.height)]
 
-    def as_tokens(self, grid: Any) -> np.ndarray:
-        """Text, a list, an array or a tensor of S tokens -> uint8 (S,); ValueError when it is none of these."""
-        if isinstance(grid, str):
-            return self.encode(grid)
-        if hasattr(grid, "detach"):
-            grid = grid.detach().cpu().numpy()
-        grid = np.asarray(grid)
+    def as_tokens(self, grid: Any, values: str | None = "tokens") -> np.ndarray:
+        """Text, a list, an array or a tensor of S cells -> uint8 (S,); ValueError when it is none of these.
+
+        Args:
+            values: what numbers are: "tokens", or "digits" of a Sudoku (0, None or NaN for a blank). None refuses
+                numbers that may be either; a tensor, as processors and models give it, holds tokens.
+        """
+        return tokens_of(self, grid, values)
+
+    def text_of_number(self, number: numbers.Real) -> str:
+        raise ValueError(f"A {self.name} puzzle must be text or tokens, got the number {number!r}.")
+
+    def tokens_of_numbers(self, grid: np.ndarray, values: str | None) -> np.ndarray:
+        if values == "digits":
+            raise ValueError(f"values='digits' is for Sudokus: give a {self.name} as text or tokens.")
         if grid.dtype.kind not in "iu":
             raise ValueError(f"Tokens must be whole numbers, got an array of {grid.dtype}.")
-        grid = grid.reshape(-1) if grid.shape == (self.height, self.width) else grid
-        if grid.shape != (self.seq_len,):
-            raise ValueError(
-                f"A {self.name} grid has {self.seq_len} cells ({self.height} x {self.width}), got shape {grid.shape}."
-            )
-        if len(bad := np.flatnonzero((grid < 0) | (grid >= self.vocab_size))):
-            raise ValueError(
-                f"Token {grid[bad[0]]} at {self.cell(bad[0])} is out of range: tokens go from 0 to"
-                f" {self.vocab_size - 1}."
-            )
-        return grid.astype(np.uint8)
+        return grid
+
+    def values_of(self, grids: Any) -> str | None:
+        """What numbers are where they can be one thing only: "tokens", or None where they may be digits as well."""
+        return "tokens"
 
     # ---- rules
 
-    def check_puzzle(self, puzzle: Any) -> None:
-        """Raise ValueError naming the cell unless this is a well-formed puzzle (text or tokens)."""
-        tokens = self.as_tokens(puzzle)
+    def check_puzzle(self, puzzle: Any, values: str | None = "tokens") -> None:
+        """Raise ValueError naming the cell unless this is a well-formed puzzle (as for `as_tokens`)."""
+        self._check(self.as_tokens(puzzle, values))
+
+    def _check(self, tokens: np.ndarray) -> None:
         if len(pads := np.flatnonzero(tokens == PAD)):
             raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell of a puzzle needs a value.")
 
@@ -211,14 +237,23 @@ class GridTask:
         """
         self.check_puzzle(puzzle)
 
-    def verdict(self, puzzle: Any, answer: Any) -> Verdict:
+    def verdict(self, puzzle: Any, answer: Any, values: str | None = "tokens") -> Verdict:
         """Judge one answer by the rules (not by a stored label). Raises ValueError when the puzzle is ill-formed."""
-        puzzle, answer = self.as_tokens(puzzle), self.as_tokens(answer)
-        self.check_puzzle(puzzle)
-        flags = self.verdicts(puzzle[None], answer[None])
-        complete, consistent, valid = (bool(f[0]) for f in flags[:3])
-        message = "Solved." if valid else self._explain(puzzle, answer, complete, consistent)
-        return Verdict(complete, consistent, valid, message)
+        puzzle, answer = self.as_tokens(puzzle, values), self.as_tokens(answer, values)
+        self._check(puzzle)
+        verdict = Verdict(*(bool(f[0]) for f in self.verdicts(puzzle[None], answer[None])[:3]))
+        return verdict._replace(message=self.explain(puzzle, answer, verdict))
+
+    def explain(self, puzzle: np.ndarray, answer: np.ndarray, verdict: Verdict) -> str:
+        """A verdict on one answer (tokens) in words, naming the first cell that is wrong."""
+        return "Solved." if verdict.valid else self._explain(puzzle, answer, verdict.complete, verdict.consistent)
+
+    def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
+        """How many answers a well-formed puzzle (tokens) has: 0, 1, "several", or None where that is not known.
+
+        effort: guesses times cells, after which the search gives up.
+        """
+        return None
 
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         if not consistent:
@@ -317,7 +352,7 @@ class SudokuTask(GridTask):
 
     @cached_property
     def _codes(self) -> dict[str, int]:
-        codes = dict.fromkeys("._*0", self.blank_token)
+        codes = dict.fromkeys(BLANKS, self.blank_token)
         for value, digit in enumerate(DIGITS[: self.height], start=2):
             codes[digit] = codes[digit.lower()] = value
         return codes
@@ -325,23 +360,32 @@ class SudokuTask(GridTask):
     @property
     def _letters_help(self) -> str:
         n = self.height
-        return f"the digits 1-{min(n, 9)}{f' and A-{DIGITS[n - 1]}' if n > 9 else ''}, and . 0 _ or * for a blank"
+        return f"the digits 1-{min(n, 9)}{f' and A-{DIGITS[n - 1]}' if n > 9 else ''}, and . 0 - _ * ? x for a blank"
 
     def _cells_of(self, text: str) -> str:
-        """Drop white space and drawn lines. Numbers above 9 may be written out where white space parts all cells."""
-        for line in "|+-=" + BOX_DRAWING:
-            text = text.replace(line, " ")
-        parts = text.split()
-        if self.height > 9 and len(parts) == self.seq_len and any(len(p) > 1 for p in parts):
-            return "".join(self._letter_of_number(p, i) for i, p in enumerate(parts))
-        return "".join(parts)
+        return sudoku_cells(text, self.height, self.letters)
 
-    def _letter_of_number(self, part: str, index: int) -> str:
-        if len(part) == 1:
-            return part
-        if not part.isdecimal() or not 1 <= int(part) <= self.height:
-            raise ValueError(f"{part!r} at {self.cell(index)} is not a number from 1 to {self.height}.")
-        return DIGITS[int(part) - 1]
+    def text_of_number(self, number: numbers.Real) -> str:
+        return digits_of_number(number, (4, 6, 8, 9), self.height)
+
+    def tokens_of_numbers(self, grid: np.ndarray, values: str | None) -> np.ndarray:
+        values = values or self.values_of(grid)
+        if values is None:
+            raise ValueError(
+                "These numbers may be digits (0 for a blank) or tokens (1 for a blank, digit d is d + 1): say which, "
+                "with values='digits' or values='tokens'."
+            )
+        if values == "tokens":
+            return super().tokens_of_numbers(grid, values)
+        grid = np.where(grid != grid, 0, grid)  # NaN: an empty field of a table
+        if len(bad := np.flatnonzero((grid < 0) | (grid > self.height) | (grid != np.floor(grid)))):
+            raise ValueError(f"{grid[bad[0]]} at {self.cell(bad[0])} is no digit from 0 (a blank) to {self.height}.")
+        return grid.astype(np.int64) + 1
+
+    def values_of(self, grids: Any) -> str | None:
+        grids = np.asarray(grids)
+        certain = grids.size and grids.dtype.kind in "iu" and grids.min() > PAD and grids.max() == self.height + 1
+        return "tokens" if certain else None
 
     def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
         lines = self._styled(tokens, puzzle, ansi)
@@ -406,9 +450,8 @@ class SudokuTask(GridTask):
                     return int(same[0]), int(same[1]), ("row", "column", "box")[u // self.height]
         return None
 
-    def check_puzzle(self, puzzle: Any) -> None:
-        super().check_puzzle(puzzle)
-        tokens = self.as_tokens(puzzle)
+    def _check(self, tokens: np.ndarray) -> None:
+        super()._check(tokens)
         if (twins := self._twins(tokens)) is not None:
             a, b, unit = twins
             raise ValueError(
@@ -430,6 +473,14 @@ class SudokuTask(GridTask):
             a, b, unit = twins
             return f"{self.cell(a)} and {self.cell(b)} both hold {self.alphabet[answer[a]]} in the same {unit}."
         return f"{self.cell(self._first(answer < 2))} is empty ({int((answer < 2).sum())} empty cells in all)."
+
+    def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
+        can = [1 << int(t) - 2 if t >= 2 else (1 << self.height) - 1 for t in puzzle]
+        return count_solutions(can, *self._lists, effort=effort // self.seq_len)
+
+    @cached_property
+    def _lists(self) -> tuple[list[list[int]], list[list[int]]]:
+        return [np.flatnonzero(row).tolist() for row in self.peers], self.units.tolist()
 
     # ---- geometry
 
@@ -497,42 +548,7 @@ class MazeTask(GridTask):
         return "# (wall), space or . (free), S, G and o (path)"
 
     def _cells_of(self, text: str) -> str:
-        """Drop line breaks and a drawn frame; every line must then be one row. Nothing else is guessed."""
-        lines = [line for line in text.splitlines() if line]
-        if len(lines) > 1:
-            lines = self._without_frame(lines)
-            if len(lines) != self.height:
-                raise ValueError(
-                    f"The maze text has {len(lines)} lines, {self.height} expected (a row of {self.width} cells each)."
-                )
-            for r, line in enumerate(lines):
-                if len(line) != self.width:
-                    raise ValueError(
-                        f"Line {r + 1} of the maze text has {len(line)} cells, {self.width} expected. Spaces at the"
-                        " end of a line count; write . for a free cell where an editor drops them."
-                    )
-        cells = "".join(lines)
-        if "." in cells:
-            if " " in cells:
-                raise ValueError(
-                    f"The maze text uses both . ({self.cell(cells.index('.'))}) and a space"
-                    f" ({self.cell(cells.index(' '))}): write free cells one way only."
-                )
-            cells = cells.replace(".", " ")
-        return cells
-
-    def _without_frame(self, lines: list[str]) -> list[str]:
-        """Strip one surrounding frame where the text is exactly one cell larger on each side and the frame is uniform:
-        walls all around, or a drawing of + - | = or box-drawing characters."""
-        if len(lines) != self.height + 2 or any(len(line) != self.width + 2 for line in lines):
-            return lines
-        rim = set(lines[0] + lines[-1] + "".join(line[0] + line[-1] for line in lines))
-        if rim == {"#"} or rim <= set("+-|=" + BOX_DRAWING):
-            return [line[1:-1] for line in lines[1:-1]]
-        raise ValueError(
-            f"The maze text has {len(lines)} lines of {self.width + 2}, {self.height} of {self.width} expected, and"
-            " its rim is not a frame (walls or drawn lines all around)."
-        )
+        return maze_cells(text, self)
 
     def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
         lines = self._styled(tokens, puzzle, ansi)
@@ -541,9 +557,8 @@ class MazeTask(GridTask):
 
     # ---- rules
 
-    def check_puzzle(self, puzzle: Any) -> None:
-        super().check_puzzle(puzzle)
-        tokens = self.as_tokens(puzzle)
+    def _check(self, tokens: np.ndarray) -> None:
+        super()._check(tokens)
         for token in (self.START, self.GOAL):
             found = np.flatnonzero(tokens == token)
             if len(found) != 1:
@@ -563,6 +578,14 @@ class MazeTask(GridTask):
         start, goal = (self.cell(self._first(puzzle == token)) for token in (self.START, self.GOAL))
         return f"No path leads from S ({start}) to G ({goal})."
 
+    def solutions(self, puzzle: np.ndarray, effort: int = 0) -> int | str | None:
+        """Shortest paths; these are counted without a search."""
+        start, goal = (self._grid((puzzle == token)[None]) for token in (self.START, self.GOAL))
+        there, back = (flood(self._grid(puzzle[None] > self.WALL), end)[0] for end in (start, goal))
+        moves = int(back[self._first(puzzle == self.START)])
+        on_some = int(((there >= 0) & (there + back == moves)).sum())
+        return 0 if moves < 0 else 1 if on_some == moves + 1 else "several"
+
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         return puzzles != self.SPACE
 
@@ -572,7 +595,7 @@ class MazeTask(GridTask):
         consistent = ((puzzles == answers) | ((puzzles == self.SPACE) & marks)).all(-1)
         start, goal = puzzles == self.START, puzzles == self.GOAL
         at_start = np.argmax(start, axis=-1)[:, None]
-        walked = np.take_along_axis(_flood(self._grid(marks | start | goal), self._grid(goal)), at_start, 1)[:, 0]
+        walked = np.take_along_axis(flood(self._grid(marks | start | goal), self._grid(goal)), at_start, 1)[:, 0]
         shortest = np.take_along_axis(self.distances(puzzles), at_start, 1)[:, 0]
         complete = (walked >= 0) & (answers != PAD).all(-1)
         # As many marks as a shortest path has inner cells, and joined: then the marks are exactly one such path.
@@ -589,7 +612,7 @@ class MazeTask(GridTask):
             i = self._first((puzzle != answer) & ~((puzzle == self.SPACE) & marks))
             given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
             return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
-        walked = _flood(self._grid((marks | (puzzle == self.START) | (puzzle == self.GOAL))[None]),
+        walked = flood(self._grid((marks | (puzzle == self.START) | (puzzle == self.GOAL))[None]),
                         self._grid((puzzle == self.START)[None]))[0]  # fmt: skip
         if walked[goal] < 0:
             reached = np.flatnonzero(walked >= 0)
@@ -612,7 +635,7 @@ class MazeTask(GridTask):
         out = np.empty(puzzles.shape, np.int32)
         for start in range(0, len(puzzles), 1024):
             part = puzzles[start : start + 1024]
-            out[start : start + 1024] = _flood(self._grid(part > self.WALL), self._grid(part == self.GOAL))
+            out[start : start + 1024] = flood(self._grid(part > self.WALL), self._grid(part == self.GOAL))
         return out
 
     def label(self, puzzles: Any) -> np.ndarray:
@@ -650,30 +673,6 @@ class MazeTask(GridTask):
             out[walking, here[walking]] = self.PATH
         out = out.reshape(n, self.height + 2, width)[:, 1:-1, 1:-1].reshape(n, -1)
         return out[0] if single else out
-
-
-def _flood(passable: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Breadth-first distances for N grids at once: passable, source bool (N, H, W) -> int32 (N, H * W), -1 = never.
-
-    All grids grow by one move per round as flat bool arrays with a closed rim, so a round is a few SIMD passes.
-    """
-    n, height, width = passable.shape
-    rim = ((0, 0), (1, 1), (1, 1))
-    open_, front = np.pad(passable, rim).reshape(-1), np.pad(source, rim).reshape(-1)
-    distance = np.where(front, 0, -1).astype(np.int32)
-    open_ = open_ & ~front
-    step = width + 2
-    rounds = 0
-    while front.any():
-        rounds += 1
-        near = np.zeros_like(front)
-        for k in (1, step):
-            near[k:] |= front[:-k]
-            near[:-k] |= front[k:]
-        front = near & open_
-        open_ ^= front
-        distance[front] = rounds
-    return distance.reshape(n, height + 2, width + 2)[:, 1:-1, 1:-1].reshape(n, -1)
 
 
 def default_box(size: int, box_height: int | None = None, box_width: int | None = None) -> tuple[int, int]:
@@ -765,7 +764,8 @@ class AirProcessor(ProcessorMixin):
         """Encode one puzzle or a list of puzzles.
 
         Args:
-            text: a puzzle as text or S tokens, or a list (or (N, S) array) of them.
+            text: a puzzle as text, rows, S digits or tokens, or a list (or (N, S) array) of them.
+            values: "digits" or "tokens": what numbers are. Needed where they may be either; a tensor holds tokens.
             return_tensors: "pt" (default), "np" or None (lists).
             check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of
                 mazes with path marks are answers, not puzzles: only their letters are checked.
@@ -778,21 +778,19 @@ class AirProcessor(ProcessorMixin):
         """
         # By keyword only: transformers keeps defaults out of a processor's explicit arguments.
         return_tensors, check = kwargs.pop("return_tensors", "pt"), kwargs.pop("check", True)
+        values = kwargs.pop("values", None)
         if not isinstance(text, str) and not hasattr(text, "__len__"):
             raise ValueError("AirProcessor takes puzzles as text: processor('53..7....…').")
         if not isinstance(text, str) and len(text) == 0:
             raise ValueError("AirProcessor got an empty list: pass at least one puzzle.")
-        puzzles = [text] if isinstance(text, str) or np.ndim(text) == 1 and not _is_text_list(text) else list(text)
-        rows = []
-        for number, puzzle in enumerate(puzzles, start=1):
-            try:
-                tokens = self.grid_task.as_tokens(puzzle)
-                if check and not (self.task == "maze" and (tokens == MazeTask.PATH).any()):
-                    self.grid_task.check_puzzle(tokens)
-            except ValueError as error:
-                raise ValueError(f"Puzzle {number}: {error}" if len(puzzles) > 1 else str(error)) from None
-            rows.append(tokens.astype(np.int64))
-        return BatchFeature({"input_ids": np.stack(rows)}, tensor_type=return_tensors)
+        puzzles = [text] if is_one_grid(self.grid_task, text) else text
+        tokens = encode_puzzles(self.grid_task, puzzles, False, values=values)
+        if check:
+            answers = (tokens == MazeTask.PATH).any(-1) & (self.task == "maze")
+            for number in np.flatnonzero(~answers):
+                with numbering(int(number) + 1, len(tokens) > 1):
+                    self.grid_task.check_puzzle(tokens[number])
+        return BatchFeature({"input_ids": tokens.astype(np.int64)}, tensor_type=return_tensors)
 
     def decode(self, ids: Any, **kwargs) -> str | list[str]:
         """Token ids (S,) to text, or (N, S) to a list of texts."""
@@ -804,18 +802,22 @@ class AirProcessor(ProcessorMixin):
     def batch_decode(self, ids: Any, **kwargs) -> list[str]:
         return self.decode(ids)
 
-    def format(self, grid: Any, puzzle: Any = None, ansi: bool = False) -> str:
-        """A puzzle or answer (text or tokens) as readable lines."""
+    def format(self, grid: Any, puzzle: Any = None, ansi: bool = False, values: str | None = None) -> str:
+        """A puzzle or answer (text, digits or tokens) as readable lines."""
         task = self.grid_task
-        return task.format(task.as_tokens(grid), None if puzzle is None else task.as_tokens(puzzle), ansi)
+        puzzle = None if puzzle is None else task.as_tokens(puzzle, values)
+        return task.format(task.as_tokens(grid, values), puzzle, ansi)
 
-    def check_puzzle(self, puzzle: Any) -> None:
-        """Raise ValueError naming the cell unless `puzzle` (text or tokens) is well-formed."""
-        self.grid_task.check_puzzle(puzzle)
+    def check_puzzle(self, puzzle: Any, values: str | None = None) -> None:
+        """Raise ValueError naming the cell unless `puzzle` (text, digits or tokens) is well-formed."""
+        self.grid_task.check_puzzle(puzzle, values)
 
-    def check(self, puzzle: Any, answer: Any) -> Verdict:
-        """Is `answer` complete, consistent with `puzzle`, and valid? Both as text or tokens."""
-        return self.grid_task.verdict(puzzle, answer)
+    def check(self, puzzle: Any, answer: Any, values: str | None = None) -> Verdict:
+        """Is `answer` complete, consistent with `puzzle`, and valid?
+
+        Both as text or numbers; values: "digits" or "tokens", what numbers are (see `__call__`).
+        """
+        return self.grid_task.verdict(puzzle, answer, values)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> AirProcessor:
@@ -835,12 +837,3 @@ class AirProcessor(ProcessorMixin):
                 fields |= {name: config.get(name) for name in ("box_height", "box_width")}
             return cls(task, **fields)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-
-def _is_text_list(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and isinstance(value[0], str)
-        or (isinstance(value, np.ndarray) and value.dtype.kind in "UOS")
-    )

@@ -540,9 +540,10 @@ class _Writer:
 def code_hash() -> str:
     """Hash of the code that decides the bytes."""
     here = Path(__file__).parent
-    names = ["build", "loading", "canonical", "sudoku_solver", "maze_kernels"]
+    names = ["build", "loading", "files", "canonical", "sudoku_solver", "maze_kernels"]
     names += ["generate_sudoku", "generate_maze", "cards"]
-    files = [here / f"{name}.py" for name in names] + [here.parent / "processing_air.py"]
+    files = [here / f"{name}.py" for name in names]
+    files += [here.parent / f"{name}_air.py" for name in ("processing", "reading", "search")]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Puzzles as arrays, from a CSV, a folder or the Hub; none of it needs the `datasets` package.
+"""Puzzles as arrays, from a file (see `files`), a folder or the Hub; none of it needs the `datasets` package.
 
 puzzles = load_puzzles("train_1000.csv.gz", "train")         # one file is one split
 puzzles = load_puzzles("folder of build_dataset.py", "test")
@@ -7,25 +7,22 @@ puzzles = load_puzzles("sapientinc/sudoku-extreme", "test", limit=1000)
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 import math
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from air_model.datasets_builders.files import CHUNK, ENDINGS, read_rows
 from air_model.processing_air import PAD, GridTask, make_task
+from air_model.reading_air import as_array, as_text
 
 UNRATED = -1  # a row without a rating among rated ones; the metric knows the number as well
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
-COLUMNS = {"question": ("question", "q"), "answer": ("answer", "a"), "rating": ("rating",), "source": ("source",)}
-CHUNK = 50_000
 
 
 class BadRows(ValueError):
@@ -90,19 +87,22 @@ def load_puzzles(
     limit: int | None = None,
     config: str | None = None,
     revision: str | None = None,
+    values: str | None = None,
 ) -> PuzzleSet:
     """Load one split.
 
     Args:
-        data: a CSV (`.gz` allowed) with question and answer columns: the whole file, whatever `split` says; a folder
-            that scripts/build_dataset.py wrote; a folder with one CSV per split, named by it (train*.csv, …); or a
-            data set on the Hub ("user/name": CSVs, or what build_dataset.py wrote).
+        data: a table with puzzles and answers (question,answer or puzzle,solution or quizzes,solutions; CSV, TSV,
+            JSON, JSON lines, parquet; `.gz` and `.zip` allowed): the whole file, whatever `split` says; a folder that
+            scripts/build_dataset.py wrote; a folder with one such file per split, named by it (train*.csv, …); or a
+            data set on the Hub ("user/name": such files, or what build_dataset.py wrote).
         split: "train", "test", "dev", ...
         task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze or
             boxes other than the squarest need a GridTask.
         limit: only the first rows.
         config: which table of a built folder; by default its default one.
         revision: of a Hub data set.
+        values: "digits" or "tokens": what numbers are, where puzzles are lists of them (not of text).
 
     Raises:
         FileNotFoundError: no such file, folder, split or Hub data set (or no network).
@@ -110,24 +110,25 @@ def load_puzzles(
     """
     path = Path(data)
     if path.is_file():
-        return _load_csv(path, task, limit)
+        return _load_file(path, task, limit, values)
     if not path.exists():
         path = hub_folder(str(data), split, revision)
     if (path / META).exists():
         return _load_built(path, split, task, limit, config)
     if any(path.rglob("*.parquet")):
-        return _load_parquet(path, split, task, limit, config)
-    return _load_csv(find_csv(path, split), task, limit)
+        return _load_parquet(path, split, task, limit, config, values)
+    return _load_rows([find_csv(path, split)], task, limit, values)
 
 
 def find_csv(folder: Path, split: str) -> Path:
-    """The CSV of a split in a folder; FileNotFoundError naming what is there."""
-    files = sorted(p for p in folder.iterdir() if p.name.endswith((".csv", ".csv.gz")))
+    """The table of a split in a folder; FileNotFoundError naming what is there."""
+    # The card of a data set may bring its JSON, what build_dataset.py wrote another.
+    files = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and p.name != META)
     found = [p for p in files if p.name.startswith(split)]
     if not found:
-        have = ", ".join(p.name for p in files) or "no CSV at all"
+        have = ", ".join(p.name for p in files) or "no table at all"
         raise FileNotFoundError(
-            f"{folder} has no split {split!r} (a file named {split}*.csv or .csv.gz); it has: {have}."
+            f"{folder} has no split {split!r} (a file named {split}*.csv, .csv.gz, .jsonl, ...); it has: {have}."
         )
     if len(found) > 1:
         raise ValueError(
@@ -146,7 +147,7 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
     from huggingface_hub import snapshot_download
 
     names = "*" if split is None else f"*{split}*"
-    patterns = [f"{names}.csv", f"{names}.csv.gz", f"{names}.parquet", "README.md", META]
+    patterns = [*(f"{names}{ending}" for ending in ENDINGS), "README.md", META]
     try:
         revision = full_revision(repo_id, revision)
         folder = Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
@@ -157,8 +158,8 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
             f" stand-in with `python scripts/build_dataset.py {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'}"
             " --source generate --output-dir DIR` and pass DIR instead."
         ) from error
-    if not folder.is_dir() or not any(p.suffix in (".csv", ".gz", ".parquet") for p in folder.rglob("*")):
-        what = "no CSV or parquet file" if split is None else f"no CSV or parquet file of the split {split!r}"
+    if not folder.is_dir() or not any(p.name.endswith(ENDINGS) for p in folder.rglob("*")):
+        what = "no CSV, JSON or parquet file" + ("" if split is None else f" of the split {split!r}")
         raise FileNotFoundError(f"The Hub data set {repo_id!r} has {what}.")
     return folder
 
@@ -186,58 +187,15 @@ def full_revision(repo_id: str, revision: str | None) -> str | None:
 # ---- CSV
 
 
-def read_rows(
-    path: Path, bad: list[tuple[int, int, str]]
-) -> Iterator[tuple[list[str], list[str], list[str], list[str], int]]:
-    """Chunks of (questions, answers, ratings, sources, first row number) of a CSV.
-
-    Columns are found by name, in any order and case. A file that ends early or is no text yields what it holds and
-    adds the fault to `bad`.
-    """
-    opener = gzip.open if path.name.endswith(".gz") else open
-    row = 0
-    # "replace" reads any byte, so a foreign letter is reported with its row rather than as a decoding error.
-    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            header = [name.strip().lower() for name in next(reader, [])]
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is not a complete gzip file ({error}): download or write it again.") from None
-        at = {}
-        for column, names in COLUMNS.items():
-            found = [i for i, name in enumerate(header) if name in names]
-            if not found and column in ("question", "answer"):
-                raise ValueError(
-                    f"{path} has no column {' or '.join(names)}: its header is {', '.join(header) or 'empty'}. A"
-                    " puzzle CSV needs question (or q) and answer (or a); rating and source are optional."
-                )
-            at[column] = found[0] if found else None
-        out: tuple[list[str], ...] = ([], [], [], [])
-        first = 1
-        while True:
-            try:
-                record = next(reader)
-            except StopIteration:
-                break
-            except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
-                bad.append((row + 1, reader.line_num + 1, f"the file is damaged or ends early ({error})"))
-                break
-            if not record:
-                continue
-            row += 1
-            for values, column in zip(out, COLUMNS):
-                i = at[column]
-                values.append(record[i] if i is not None and i < len(record) else "")
-            if len(out[0]) == CHUNK:
-                yield *out, first
-                out, first = ([], [], [], []), row + 1
-        if out[0]:
-            yield *out, first
-
-
-def guess_task(question: str, where: str) -> GridTask:
-    """Task of a puzzle text: a maze has walls or spaces, everything else is a Sudoku. Square grids only."""
-    cells = question.strip("\r\n")
+def guess_task(question: Any, where: str) -> GridTask:
+    """Task of a puzzle: a maze has walls or spaces, everything else is a Sudoku. Square grids only."""
+    if (text := as_text(question)) is None:
+        text = "." * (1 if np.isscalar(question) else as_array(question).size)
+    cells = text.strip("\r\n")
+    if "#" not in cells and math.isqrt(len(cells)) ** 2 != len(cells):
+        cells = re.sub(r"\s", "", cells)  # drawn
+    elif "\n" in cells:
+        cells = "".join(cells.splitlines())
     side = math.isqrt(len(cells))
     if side < 2 or side * side != len(cells):
         raise ValueError(
@@ -247,28 +205,26 @@ def guess_task(question: str, where: str) -> GridTask:
     return make_task("maze" if "#" in cells or " " in cells else "sudoku", side, side)
 
 
-def encode_many(texts: list[str], task: GridTask) -> tuple[np.ndarray, dict[int, str]]:
-    """Texts to tokens (N, S) uint8, vectorised, and the faults {index: reason}; bad rows hold PAD."""
+def encode_many(puzzles: list[Any], task: GridTask, values: str | None = None) -> tuple[np.ndarray, dict[int, str]]:
+    """Texts (or numbers, see `GridTask.as_tokens`) to tokens (N, S) uint8, and the faults {index: reason}.
+
+    Plain texts are read all at once; bad rows hold PAD.
+    """
     size = task.seq_len
-    out = np.zeros((len(texts), size), np.uint8)
+    out = np.zeros((len(puzzles), size), np.uint8)
     faults: dict[int, str] = {}
     table = np.full(256, 255, np.uint8)
     for letter, token in task._codes.items():
         table[ord(letter)] = token
-    plain = [i for i, text in enumerate(texts) if len(text) == size and text.isascii()]
+    plain = [i for i, text in enumerate(puzzles) if isinstance(text, str) and len(text) == size and text.isascii()]
+    good = np.zeros(len(puzzles), bool)
     if plain:
-        joined = "".join([texts[i] for i in plain]).encode("ascii")
-        tokens = table[np.frombuffer(joined, np.uint8)].reshape(-1, size)
-        good = (tokens != 255).all(-1)
-        out[np.array(plain)[good]] = tokens[good]
-        slow = [i for i, ok in zip(plain, good) if not ok]
-    else:
-        slow = []
-    for i in {*range(len(texts))} - {*plain} if len(plain) < len(texts) else ():
-        slow.append(i)
-    for i in sorted(slow):  # drawings and line breaks are tolerated; the rest is named
+        tokens = table[np.frombuffer("".join([puzzles[i] for i in plain]).encode("ascii"), np.uint8)].reshape(-1, size)
+        good[plain] = (tokens != 255).all(-1)
+        out[good] = tokens[good[plain]]
+    for i in np.flatnonzero(~good).tolist():  # drawings, line breaks and numbers are tolerated; the rest is named
         try:
-            out[i] = task.encode(texts[i])
+            out[i] = task.as_tokens(puzzles[i], values)
         except ValueError as error:
             faults[i] = str(error)
     return out, faults
@@ -302,18 +258,25 @@ def pair_faults(task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: di
     return faults
 
 
-def _load_csv(path: Path, task: str | GridTask | None, limit: int | None) -> PuzzleSet:
+def _load_file(path: Path, task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
+    with open(path, "rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    return _load_tables([path], path.name, task, limit, values) if parquet else _load_rows([path], task, limit, values)
+
+
+def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
     bad: list[tuple[int, int, str]] = []
     inputs, labels, ratings = [], [], []
     count = 0
-    for questions, answers, rating, _, first in read_rows(path, bad):
+    path = paths[0]
+    for questions, answers, rating, _, first in (part for path in paths for part in read_rows(path, bad)):
         if limit is not None:
             room = limit - count
             questions, answers, rating = questions[:room], answers[:room], rating[:room]
         if task is None or isinstance(task, str):
             task = task_for(questions[0], task, str(path))
-        x, faults = encode_many(questions, task)
-        y, more = encode_many(answers, task)
+        x, faults = encode_many(questions, task, values)
+        y, more = encode_many(answers, task, values)
         faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
         faults |= pair_faults(task, x, y, faults)
         r = parse_ratings(rating, faults, missing=UNRATED)
@@ -336,7 +299,7 @@ def _load_csv(path: Path, task: str | GridTask | None, limit: int | None) -> Puz
     return PuzzleSet(np.concatenate(inputs), np.concatenate(labels), task, rating, source=path.name)
 
 
-def task_for(question: str, name: str | None, where: str) -> GridTask:
+def task_for(question: Any, name: str | None, where: str) -> GridTask:
     """The task of a name, shaped after the first puzzle; the shape is guessed as a square."""
     guess = guess_task(question, where)
     return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
@@ -381,7 +344,7 @@ def _load_built(
 
 
 def _load_parquet(
-    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None
+    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None, values: str | None
 ) -> PuzzleSet:
     """Parquet files without air_dataset.json, as DatasetDict.push_to_hub writes them: CONFIG/split-*.parquet."""
     files = sorted(path.rglob(f"{split}-*.parquet"))
@@ -394,18 +357,29 @@ def _load_parquet(
     files = [f for f in files if config is None or f.parent.relative_to(path).parts[:1] == (config,)]
     if not files:
         raise ValueError(f"{path} has no configuration {config!r}; it has: {', '.join(folders)}.")
+    return _load_tables(files, path.name, task, limit, values)
+
+
+def _load_tables(
+    files: list[Path], name: str, task: str | GridTask | None, limit: int | None, values: str | None
+) -> PuzzleSet:
+    """Parquet files with token columns inputs and labels, or else with columns of puzzles and answers as text."""
+    import pyarrow.parquet as pq
+
+    if not {"inputs", "labels"} <= set(pq.read_schema(files[0]).names):
+        return _load_rows(files, task, limit, values)
     table = read_parquet(files, limit)
     inputs = table.get("inputs")
     if inputs is None or "labels" not in table or inputs.ndim != 2:
-        raise ValueError(f"{path} has no columns inputs and labels with a list of tokens per row.")
+        raise ValueError(f"{name}: the columns inputs and labels hold no lists of tokens.")
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
-            raise ValueError(f"{path}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
+            raise ValueError(f"{name}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
         ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
         guess = "maze" if ends.all() and table["labels"].max() <= 5 and (inputs == 1).any() else "sudoku"
         task = make_task(task or guess, side, side)
-    return _from_table(table, task, path.name, "")
+    return _from_table(table, task, name, "")
 
 
 def _from_table(table: dict[str, np.ndarray], task: GridTask, source: str, fingerprint: str) -> PuzzleSet:

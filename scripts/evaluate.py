@@ -36,7 +36,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", required=True, help="model folder or Hub id; several are asked one after another")
-    add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer[,rating]")
+    add(
+        "--data",
+        required=True,
+        help="Hub data set, folder of build_dataset.py, or a table (CSV, JSON, parquet, ...) with question,answer or "
+        "puzzle,solution[,rating]",
+    )
+    add("--values", choices=["digits", "tokens"], help="what numbers are, where --data holds lists of them")
     add("--split", default="test")
     add("--limit", type=int, help="only the first N puzzles")
     add(
@@ -89,7 +95,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if world > 1 and args.output is None:
         raise ValueError("Several processes meet in the parts beside --output: give that file.")
     models = [load_model(source, device) for source in args.model]
-    puzzles = load_split(args.data, args.split, args.limit, models)
+    puzzles = load_split(args.data, args.split, args.limit, models, args.values)
     models = [in_size(model, puzzles.task) for model in models]
     check_puzzles(puzzles, args.data)
     if args.compile:
@@ -205,13 +211,13 @@ def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
     return state.process_index, state.num_processes, state.device, state.wait_for_everyone
 
 
-def load_split(data: str, split: str, limit: int | None, models: list) -> Any:
+def load_split(data: str, split: str, limit: int | None, models: list, values: str | None = None) -> Any:
     """The puzzles, after a look at whether they are of the models' size or of one that these take as well."""
     from air_model.datasets_builders.loading import load_puzzles
 
     task = task_from_config(models[0].config)
     try:
-        found = load_puzzles(data, split, limit=1).task
+        found = load_puzzles(data, split, limit=1, values=values).task
     except ValueError:
         found = task  # not a square grid, or a damaged row: the full reading says so
     # Where the number of cells is the model's, its sides count: the guess may have the wrong ones.
@@ -224,7 +230,7 @@ def load_split(data: str, split: str, limit: int | None, models: list) -> Any:
                 f"{data} holds {task}, and {model.name_or_path or 'the model'} was made for {own}: choose the data or "
                 "the model that fits."
             )
-    return load_puzzles(data, split, task=task, limit=limit)
+    return load_puzzles(data, split, task=task, limit=limit, values=values)
 
 
 def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:

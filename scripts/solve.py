@@ -1,7 +1,7 @@
 """Solve puzzles and check the answers by the rules.
 
     python scripts/solve.py --model checkpoints/air-sudoku 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
-    python scripts/solve.py --model DIR puzzle.txt more.csv             # files: a drawn grid, one puzzle a line, or CSV
+    python scripts/solve.py --model DIR puzzle.txt more.csv pack.zip    # files: drawn grids, one puzzle a line, tables
     cat maze.txt | python scripts/solve.py --model DIR -                # standard input
     python scripts/solve.py --model DIR --attempts 8 --json puzzle.txt  # symmetric views until the rules accept
     python scripts/solve.py --model SIX NINE mixed.txt                  # puzzles of each size to the model made for it
@@ -14,16 +14,13 @@ printed as such, with status 0.
 """  # noqa: E501
 
 import argparse
-import csv
-import gzip
 import io
 import json
-import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     import _checkout  # noqa: F401
@@ -32,15 +29,14 @@ import numpy as np
 
 from air_model.attempts_air import Answers, solve_puzzles
 from air_model.pipeline_air import (
-    PUZZLE_KEYS,
     describe,
     load_model,
     models_for,
     refusal,
     sort_by_size,
-    tasks_of,
 )
-from air_model.processing_air import GridTask, SudokuTask, task_from_config
+from air_model.processing_air import GridTask, task_from_config
+from air_model.reading_air import puzzle_of
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -68,6 +64,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", help="float32 or bfloat16; default: bfloat16 on a GPU, float32 on a CPU")
     add("--json", action="store_true", help="an object for one puzzle, a list for several")
     add("--rollout", action="store_true", help="with --json: also both states after every update")
+    add(
+        "--values",
+        choices=["digits", "tokens"],
+        help="what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)",
+    )
     add("--animate", type=Path, metavar="GIF", help="how both states evolve on the first puzzle")
     add("--color", choices=["auto", "always", "never"], default="auto")
     # `--model DIR PUZZLE` would swallow the puzzle: of the words after the first only folders and ids are models.
@@ -90,79 +91,22 @@ def _is_model(word: str) -> bool:
         return False
 
 
-def _read_file(path: Path) -> str:
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix == ".gz"
-            else open(path, encoding="utf-8-sig") as file
-        ):
-            return file.read()
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile):
-        raise ValueError(f"{path} is no text file: puzzles come as .txt or .csv, also with .gz.") from None
-
-
-def read_puzzles(word: str, tasks: list[GridTask]) -> list[str]:
+def read_puzzles(word: str, tasks: list[GridTask]) -> list[Any]:
     """The puzzles of one argument."""
-    text = word
+    from air_model.datasets_builders.files import puzzles_in
+
     if word == "-":
-        text = sys.stdin.read().removeprefix("\ufeff")
-    else:
-        try:
-            is_file, is_folder = Path(word).is_file(), Path(word).is_dir()
-        except (OSError, ValueError):
-            is_file = is_folder = False  # too long for a file name: a puzzle
-        if is_file:
-            text = _read_file(Path(word))
-        elif is_folder or re.search(r"\.(txt|csv|tsv|gz|json)$", word, re.IGNORECASE):
-            raise ValueError(
-                f"{word} is {'a folder' if is_folder else 'no file here'}: give a file of puzzles, or text."
-            )
-    if not text.strip("\r\n"):
-        raise ValueError(f"{'standard input' if word == '-' else word} holds no puzzle.")
-    head = [name.strip().lower() for name in next(csv.reader([text.split("\n", 1)[0].rstrip("\r")]), [])]
-    if column := next((name for name in PUZZLE_KEYS if name in head), None):
-        at = head.index(column)
-        rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
-        if not rows:
-            raise ValueError(f"{word} holds no puzzle, only a line of column names.")
-        return [row[at] if at < len(row) else "" for row in rows]
-
-    def ours(text: str) -> bool:
-        return any(_encodes(task.encode, text) for task in tasks)
-
-    if ours(text):
-        return [text]
-    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if block.strip("\n")]
-    puzzles = []
-    for block in blocks:
-        lines = [line for line in block.split("\n") if line]
-        # One puzzle a line, also of several sizes, or one drawn over several lines; what is neither is refused as a
-        # whole. A line of a drawn maze may look like a small maze, but not every line has its own S and G.
-        each = len(lines) > 1 and any(map(all, (map(whole, lines) for whole in (_is_sudoku_of_any_size, _is_maze))))
-        each = not ours(block) and (len(lines) > 1 and any(map(ours, lines)) or each)
-        puzzles += lines if each else [block]
-    return puzzles
-
-
-def _encodes(encode: Callable[[str], object], text: str) -> bool:
+        return puzzles_in(io.BytesIO(sys.stdin.read().encode()), "standard input", tasks)
     try:
-        encode(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_sudoku_of_any_size(text: str) -> bool:
-    return _encodes(lambda line: tasks_of([SudokuTask()], line), text)
-
-
-def _is_maze(text: str) -> bool:
-    return (
-        math.isqrt(len(text)) ** 2 == len(text)
-        and text.count("S") == text.count("G") == 1
-        and set(text) <= set("# SG")
-    )
+        is_file, is_folder = Path(word).is_file(), Path(word).is_dir()
+    except (OSError, ValueError):
+        is_file = is_folder = False  # too long for a file name: a puzzle
+    if is_file:
+        with open(word, "rb") as file:
+            return puzzles_in(file, word, tasks)
+    if is_folder or re.search(r"\.(txt|csv|tsv|gz|zip|jsonl?|parquet|sd[kmx]|ss)$", word, re.IGNORECASE):
+        raise ValueError(f"{word} is {'a folder' if is_folder else 'no file here'}: give a file of puzzles, or text.")
+    return puzzles_in(io.BytesIO(word.encode()), "The argument", tasks)
 
 
 def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:
@@ -176,7 +120,7 @@ def report(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, color: 
     found = describe(task, puzzle, answers, i)
     steps, attempts = found["act_steps"], found["attempts"]
     cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
-    verdict = "Solved" if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
+    verdict = found["message"].rstrip(".") if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
     board = side_by_side(task, puzzle, answers.tokens[i], color)
     return f"{board}\n{verdict}. Confidence {found['confidence']:.1%}, {cost}."
 
@@ -198,7 +142,7 @@ def solve(args: argparse.Namespace) -> int:
     models = [load_model(source, args.device) for source in args.model]
     tasks = list(dict.fromkeys(task_from_config(model.config) for model in models))
     texts = [text for word in args.puzzles for text in read_puzzles(word, tasks)]
-    groups, refused = sort_by_size(models, texts)
+    groups, refused = sort_by_size(models, texts, values=args.values)
     where: dict[int, tuple[GridTask, np.ndarray, Answers, int]] = {}
     for task, (places, puzzles) in groups.items():
         answers = solve_puzzles(
@@ -220,7 +164,7 @@ def solve(args: argparse.Namespace) -> int:
     color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number, text in enumerate(texts):
         if number in refused:
-            results.append({"puzzle": text, **refusal(str(refused[number]))})
+            results.append({"puzzle": puzzle_of(text)[0], **refusal(str(refused[number]))})
             if not args.json:
                 which = f"puzzle {number + 1}: " if len(texts) > 1 else ""
                 print(f"solve: {which}{refused[number]}", file=sys.stderr)

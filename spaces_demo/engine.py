@@ -11,6 +11,7 @@ All computing is `solve_puzzles` on `AirModel.solve`; the updates come out throu
 """
 
 import contextlib
+import io
 import math
 import queue
 import re
@@ -31,9 +32,11 @@ from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
 from air_model.attempts_air import solve_puzzles, symmetric_views
 from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe, load_model
 from air_model.processing_air import GridTask, Symmetry, task_from_config
+from air_model.reading_air import as_text
 from air_model.records import read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook
 from air_model.spaces_demo.examples import levels, usual_level
@@ -198,7 +201,7 @@ class Engine:
         raise ValueError(f"{error}{more}")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
-        """As `read` for drawing; of a file with one puzzle per line (a CSV too), the first that fits.
+        """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.
 
         The note says what was done.
 
@@ -209,16 +212,21 @@ class Engine:
             checkpoint, tokens = self.read(text, prefer, vacant=True)
             return checkpoint, tokens, checkpoint.missing
         except ValueError as error:
-            lines = text.splitlines()[:1000] if isinstance(text, str) and len(text) <= MAX_TEXT else []
-            for number, line in enumerate(lines, start=1):
-                for part in re.split(r"[,;\t]", line) if len(lines) > 1 else ():
-                    try:
-                        if part.strip():
-                            found = self.read(part.strip('"'), prefer)
-                            return *found, f"Line {number} of the text holds this puzzle; the rest was left out."
-                    except ValueError:
-                        continue
+            for number, puzzle in enumerate(self._several(text), start=1):
+                with contextlib.suppress(ValueError):
+                    found = self.read(puzzle, prefer)
+                    return *found, f"This is puzzle {number} of the text; the rest was left out."
             raise error
+
+    def _several(self, text: Any) -> list[str]:
+        """The puzzles of a text that is not one puzzle by itself."""
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            return []
+        tasks = [checkpoint.task for checkpoint in self.checkpoints.values()]
+        try:
+            return [str(as_text(puzzle)) for puzzle in puzzles_in(io.BytesIO(text.encode()), "The text", tasks)]
+        except ValueError:
+            return []
 
     @staticmethod
     def _better(old: ValueError | None, new: ValueError, checkpoint: Checkpoint, text: str) -> ValueError:

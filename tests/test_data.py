@@ -265,7 +265,7 @@ def test_mazes_are_recognised_and_shaped_by_their_first_row(tmp_path):
 def test_all_bad_rows_are_named_not_only_the_first(tmp_path):
     rows = sudoku_rows()
     rows[1] = (rows[1][0][:-1], *rows[1][1:])
-    rows[4] = ("x" + rows[4][0][1:], *rows[4][1:])
+    rows[4] = ("q" + rows[4][0][1:], *rows[4][1:])
     with pytest.raises(BadRows) as error:
         load_puzzles(write_csv(tmp_path / "bad.csv", rows))
     assert [row for row, _, _ in error.value.rows] == [2, 5] and "row 5 (line 6)" in str(error.value)
@@ -312,8 +312,8 @@ def test_a_missing_split_or_column_names_what_there_is(tmp_path):
     write_csv(tmp_path / "train_2.csv", sudoku_rows(2))
     with pytest.raises(FileNotFoundError, match="train_2.csv"):
         load_puzzles(tmp_path, "test")
-    with pytest.raises(ValueError, match="no column question or q"):
-        load_puzzles(write_csv(tmp_path / "x.csv", [], ("puzzle", "answer")))
+    with pytest.raises(ValueError, match="no column of answers .answer, solution, .* header is puzzle, rating"):
+        load_puzzles(write_csv(tmp_path / "x.csv", [], ("puzzle", "rating")))
 
 
 # ---- building
@@ -375,7 +375,7 @@ def faulty_rows() -> list[tuple]:
     wrong = next(d for d in "1234" if d != answer[0])
     rows[1] = ("." * 16, answer, 0, "")  # many solutions
     rows[2] = (question[:-1], answer, 0, "")
-    rows[3] = ("?" + question[1:], answer, 0, "")
+    rows[3] = ("q" + question[1:], answer, 0, "")
     rows[4] = (question, answer[::-1], 0, "")
     rows[5] = ("11" + "." * 14, answer, 0, "")
     rows[6] = (wrong + answer[1:4] + question[4:], wrong + answer[1:], 0, "")
@@ -387,7 +387,7 @@ def test_every_kind_of_bad_row_is_listed_and_nothing_is_written(tmp_path, capsys
     assert build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o") == 1
     said = capsys.readouterr().err
     assert all(f"row {row} (line {row + 1})" in said for row in (2, 3, 4, 5, 6, 7)) and "row 8" not in said
-    for reason in ("two or more solutions", "15 cells, 16 expected", "Foreign letter '?'", "contradicts the puzzle"):
+    for reason in ("two or more solutions", "15 cells, 16 expected", "Foreign letter 'q'", "contradicts the puzzle"):
         assert reason in said
     assert "Contradicting clues: row 1, column 1 and row 1, column 2" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv"]

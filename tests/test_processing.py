@@ -78,7 +78,7 @@ def test_sudoku_tokens_are_those_of_the_benchmark():
     assert SudokuTask().decode(tokens) == PUZZLE and SudokuTask().vocab_size == 11
 
 
-@pytest.mark.parametrize("blank", "._0*")
+@pytest.mark.parametrize("blank", "._0*-?xX")
 def test_every_blank_letter_means_blank(blank):
     assert SudokuTask().decode(SudokuTask().encode(PUZZLE.replace(".", blank))) == PUZZLE
 
@@ -118,7 +118,7 @@ def test_large_digits_may_be_letters_or_numbers():
     [
         (PUZZLE[:-1], "80 cells, 81 expected"),
         (PUZZLE + ".", "82 cells, 81 expected"),
-        ("x" + PUZZLE[1:], "'x' at row 1, column 1"),
+        ("q" + PUZZLE[1:], "'q' at row 1, column 1"),
         (PUZZLE[:24] + "A" + PUZZLE[25:], "'A' at row 3, column 7"),
         ("", "0 cells"),
     ],

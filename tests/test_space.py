@@ -204,7 +204,7 @@ def test_a_file_with_a_puzzle_per_line_gives_its_first_puzzle(engine):
     text = f"source,question,answer\nhere,{FOUR},{FOUR}\n"
     checkpoint, tokens, note = engine.read_loosely(text)
     assert checkpoint.key == "four" and checkpoint.task.decode(tokens) == FOUR
-    assert note.startswith("Line 2")
+    assert note.startswith("This is puzzle 1 of the text")
 
 
 def test_checkpoints_come_from_folders_and_faults_are_named(tmp_path):

@@ -3,6 +3,8 @@
 metric = evaluate.load("metrics/puzzle_accuracy")        # or the Hub id of this folder
 metric.compute(predictions=tokens, references=labels)
 metric.compute(predictions=tokens, references=labels, inputs=puzzles, task="sudoku", rating=ratings)
+metric.compute(predictions=digits, references=solutions, inputs=puzzles, task="sudoku", values="digits")
+metric.compute(predictions=["53467…"], references=["53467…"], inputs=["53..7…"], task="sudoku")
 """
 
 import datasets
@@ -17,10 +19,11 @@ shortest paths any counts."""
 
 _INPUTS = """
 Args:
-    predictions: (N, S) tokens. references: (N, S) tokens; cells with -100 or 0 (PAD) do not count.
-    inputs: (N, S) puzzle tokens, for blank_cell_accuracy and valid_accuracy.
-    task: "sudoku" or "maze"; needed with inputs. height, width, box_height, box_width: of the grid, where it is not
-        square or its boxes are not the squarest. Validity needs the package air-model.
+    predictions: (N, S) tokens or digits, or N texts. references: likewise; cells with -100 or 0 (PAD) do not count.
+    inputs: the puzzles, likewise, for blank_cell_accuracy and valid_accuracy.
+    values: "tokens" or "digits" (of a Sudoku; 0 where there is none): what numbers are, where they may be either.
+    task: "sudoku" or "maze"; needed with inputs, texts and digits (as is the package air-model). height, width,
+        box_height, box_width: of the grid, where it is not square or its boxes are not the squarest.
     rating: (N,) difficulty, for by_rating.
 Returns:
     n, exact_accuracy, cell_accuracy, blank_cell_accuracy, valid_accuracy, by_rating; 95 % intervals as ..._ci95.
@@ -43,23 +46,62 @@ class PuzzleAccuracy(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": grid, "references": grid}),
+            features=[
+                datasets.Features({"predictions": kind, "references": kind})
+                for kind in (grid, datasets.Value("string"))
+            ],
         )
 
-    def _compute(self, predictions, references, inputs=None, task=None, rating=None, ignored=(-100, 0), **shape):
-        predictions, references = (_grids(name, rows) for name, rows in
-                                   (("predictions", predictions), ("references", references)))  # fmt: skip
+    def _compute(
+        self, predictions, references, inputs=None, task=None, rating=None, ignored=(-100, 0), values=None, **shape
+    ):
         options = {"ignored": ignored}
         if rating is not None:
             options |= {"rating": np.asarray(rating), "edges": MAZE_EDGES if task == "maze" else SUDOKU_EDGES}
+        given = {"predictions": predictions, "references": references}
+        given |= {} if inputs is None else {"inputs": inputs}
+        if inputs is None and values is None and not _texts(given):
+            return score(*(_grids(name, rows) for name, rows in given.items()), **options)
+        if task is None:
+            raise ValueError("inputs, texts and digits need their task: pass task='sudoku' or task='maze' as well.")
+        rules = _rules(task, _cells(references, task), **shape)
+        tokens = {name: _tokens(name, rows, rules, values) for name, rows in given.items()}
         if inputs is not None:
-            if task is None:
-                raise ValueError("inputs were given without their task: pass task='sudoku' or task='maze' as well.")
-            inputs = _grids("inputs", inputs)
-            rules = _rules(task, inputs.shape[1], **shape)
-            options |= {"inputs": inputs, "blank_token": rules.blank_token}
-            options["valid"] = rules.verdicts(inputs, np.maximum(predictions, 0)).valid
-        return score(predictions, references, **options)
+            options |= {"inputs": tokens["inputs"], "blank_token": rules.blank_token}
+            options["valid"] = rules.verdicts(tokens["inputs"], np.maximum(tokens["predictions"], 0)).valid
+        return score(tokens["predictions"], tokens["references"], **options)
+
+
+def _texts(given):
+    return any(isinstance(row, str) for rows in given.values() for row in rows[:1])
+
+
+def _cells(rows, task):
+    """How many cells the grids have."""
+    if len(rows) and isinstance(rows[0], str):
+        return len("".join(rows[0].split()) if task == "sudoku" else "".join(rows[0].splitlines()))
+    return _grids("references", rows).shape[1]
+
+
+def _tokens(name, rows, rules, values):
+    """Texts, tokens or digits as tokens; cells without a digit are blank in a puzzle, PAD in an answer."""
+    if _texts({name: rows}):
+        tokens = np.stack([rules.encode(row) for row in rows]).astype(np.int64)
+        is_open = (tokens == rules.blank_token) & (rules.name == "sudoku") & (name != "inputs")
+        return np.where(is_open, 0, tokens)
+    tokens = _grids(name, rows)
+    if rules.name == "sudoku" and values is None and tokens.size:
+        # A digit is never n + 1, and the blank of a puzzle in digits is 0.
+        if tokens.min() < 1 if name == "inputs" else tokens.max() != rules.height + 1:
+            raise ValueError(
+                f"The {name} may be digits (0 for none) or tokens (1 for a blank, digit d is d + 1): say which, with "
+                "values='digits' or values='tokens'."
+            )
+    if values == "digits":
+        if rules.name != "sudoku" or tokens.max(initial=0) > rules.height:
+            raise ValueError(f"The {name} are no digits of a {rules.name} (0 for none, up to {rules.height}).")
+        return np.where(tokens > 0, tokens + 1, rules.blank_token if name == "inputs" else np.minimum(tokens, 0))
+    return tokens
 
 
 def _grids(name, rows):

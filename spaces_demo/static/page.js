@@ -239,7 +239,7 @@ window.AIR = window.AIR || (() => {
           h("textarea", { id: "air-text", rows: 4, spellcheck: "false", placeholder: "53..7....6..195…   or   a maze of # . S G" })),
         h("div", { class: "actions" },
           h("button", { type: "button", id: "air-use", onclick: () => readText($("air-text").value) }, "Use this text"),
-          h("label", { class: "file" }, "Choose a text file", h("input", { type: "file", id: "air-file", accept: ".txt,.csv,.sdk,text/plain,text/csv", onchange: readFile })))));
+          h("label", { class: "file" }, "Choose a text file", h("input", { type: "file", id: "air-file", accept: ".txt,.csv,.tsv,.json,.jsonl,.sdk,.sdm,.ss,text/plain,text/csv,application/json", onchange: readFile })))));
   }
 
   function buildPad() {

@@ -1,0 +1,213 @@
+"""Puzzles out of files, whatever they are packed in: text, CSV, TSV, JSON, JSON lines, parquet; also in .gz and .zip.
+
+What a file is shows in its first bytes, not in its name. A file is a table (columns found by name, see
+`reading_air.PUZZLE_KEYS`), or text whose puzzles `reading_air.split_puzzles` parts.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from air_model.processing_air import GridTask
+from air_model.reading_air import ANSWER_KEYS, PUZZLE_KEYS, is_one_grid, puzzle_of, split_puzzles
+
+COLUMNS = {"question": PUZZLE_KEYS, "answer": ANSWER_KEYS, "rating": ("rating",), "source": ("source",)}
+CHUNK = 50_000
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error)
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".zip")
+ENDINGS += tuple(f"{ending}.gz" for ending in ENDINGS[:5])
+
+
+@dataclass
+class Table:
+    """names: of the columns, in lower case. records: one list of values a row, read as they are asked for."""
+
+    names: list[str]
+    records: Iterator[list[Any]]
+
+
+def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[str, BinaryIO]]:
+    """A file, or those packed in it; each with a name for messages."""
+    file = file if hasattr(file, "peek") else io.BufferedReader(file)
+    try:
+        head = file.peek(4)[:4]
+    except DAMAGED as error:
+        raise ValueError(f"{name} is not a complete gzip file ({error}): download or write it again.") from None
+    if head[:2] == b"\x1f\x8b":
+        yield from unpacked(gzip.GzipFile(fileobj=file), name)
+    elif head == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            paths = [PurePosixPath(path) for path in archive.namelist() if not path.endswith("/")]
+            if PurePosixPath("[Content_Types].xml") in paths:
+                raise ValueError(f"{name} is a document of an office program: save it as CSV.")
+            for path in paths:
+                if "__MACOSX" not in path.parts and not path.name.startswith("."):
+                    with archive.open(str(path)) as member:
+                        yield from unpacked(member, f"{name}/{path}")
+    else:
+        yield name, file
+
+
+def contents(file: BinaryIO, name: str) -> Table | str | list:
+    """What an unpacked file holds: a table, text, or JSON that is neither (grids as lists)."""
+    try:
+        head = file.peek(1 << 16)
+    except DAMAGED as error:
+        raise ValueError(f"{name} is not a complete gzip file ({error}): download or write it again.") from None
+    if head[:4] == b"PAR1":
+        return _parquet(file)
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
+        text = _text(file, name)
+        rows = _json_rows(text)
+        return text if rows is None else _table(rows) if all(isinstance(row, dict) for row in rows) else rows
+    first, rest = [*re.split(r"\r\n|\r|\n", head.decode("utf-8-sig", errors="replace").lstrip(), maxsplit=1), ""][:2]
+    for mark in ",;\t|":
+        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=mark), [])]
+        # One word alone is a title over a drawing as often as the name of a column.
+        if set(names) & set(PUZZLE_KEYS) and (len(names) > 1 or rest.startswith('"')):
+            # "replace" reads any byte, so a foreign letter is named with its row, not as a decoding error.
+            lines = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+            reader = csv.reader((line for line in lines), delimiter=mark)
+            while not next(reader):  # the header, after empty lines
+                continue
+            return Table(names, (record for record in reader if record))
+    return _text(file, name)
+
+
+def _text(file: BinaryIO, name: str) -> str:
+    try:
+        return file.read().decode("utf-8-sig")
+    except (UnicodeDecodeError, *DAMAGED):
+        raise ValueError(
+            f"{name} is no text file: puzzles come as text, CSV, TSV, JSON or parquet, also packed as .gz or .zip."
+        ) from None
+
+
+def _parquet(file: BinaryIO) -> Table:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    names = table.schema_arrow.names
+    batches = (batch.to_pydict() for batch in table.iter_batches(CHUNK))
+    return Table([name.lower() for name in names], (list(row) for batch in batches for row in zip(*batch.values())))
+
+
+def _table(rows: list[dict]) -> Table:
+    rows = [{str(key).lower(): value for key, value in row.items()} for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(names, ([row.get(name) for name in names] for row in rows))
+
+
+def _json_rows(text: str) -> list | None:
+    """The rows of JSON or of JSON lines; None for other text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            return None
+    while isinstance(value, dict) and not {str(key).lower() for key in value} & set(PUZZLE_KEYS):
+        inner = [part for part in value.values() if isinstance(part, (list, dict))]
+        if len(inner) != 1:
+            break
+        value = inner[0]
+    return value if isinstance(value, list) else [value]
+
+
+def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
+    """All puzzles of a file, as texts, lists of numbers, or rows {"input_ids": tokens}; some may be ill-formed.
+
+    Raises:
+        ValueError: there is none, or the file is damaged.
+    """
+    found: list[Any] = []
+    for inner, part in unpacked(file, name):
+        held = contents(part, inner)
+        if isinstance(held, str):
+            found += split_puzzles(held, tasks)
+            continue
+        if isinstance(held, Table):
+            column = next((held.names.index(key) for key in PUZZLE_KEYS if key in held.names), None)
+            if column is None:
+                raise ValueError(
+                    f"{inner} has the columns {', '.join(held.names)}; one with puzzles is called "
+                    f"{', '.join(PUZZLE_KEYS)}."
+                )
+            tokens = puzzle_of({held.names[column]: None})[1]
+            held = [record[column] if column < len(record) else "" for record in held.records]
+            held = [{"input_ids": value} for value in held] if tokens and not isinstance(held[0], str) else held
+        elif any(is_one_grid(task, held) for task in tasks):
+            held = [held]
+        for puzzle in held:
+            several = isinstance(puzzle, list) and not any(is_one_grid(task, puzzle) for task in tasks)
+            found += puzzle if several else ["" if puzzle is None else puzzle]
+    if not found:
+        raise ValueError(f"{name} holds no puzzle.")
+    return found
+
+
+def read_rows(
+    path: Path, bad: list[tuple[int, int, str]]
+) -> Iterator[tuple[list[Any], list[Any], list[str], list[str], int]]:
+    """Chunks of (questions, answers, ratings, sources, first row number) of a file with both puzzles and answers.
+
+    Columns are found by name, in any order and case. A file that ends early or is no text yields what it holds and
+    adds the fault to `bad`.
+    """
+    row = 0
+    with open(path, "rb") as packed:
+        for name, file in unpacked(packed, str(path)):
+            table = contents(file, name)
+            at = _columns(table, name)
+            out: tuple[list[Any], ...] = ([], [], [], [])
+            first = row + 1
+            records = table.records if isinstance(table, Table) else iter(())
+            while True:
+                try:
+                    record = next(records)
+                except StopIteration:
+                    break
+                except DAMAGED as error:
+                    bad.append((row + 1, row + 2, f"the file is damaged or ends early ({error})"))
+                    break
+                row += 1
+                for values, column in zip(out, COLUMNS):
+                    i = at[column]
+                    value = record[i] if i is not None and i < len(record) else None
+                    values.append("" if value is None else str(value) if column in ("rating", "source") else value)
+                if len(out[0]) == CHUNK:
+                    yield *out, first
+                    out, first = ([], [], [], []), row + 1
+            if out[0]:
+                yield *out, first
+
+
+def _columns(table: Table | str | list, name: str) -> dict[str, int | None]:
+    """Where the columns of puzzles, answers, ratings and sources are."""
+    if isinstance(table, str):
+        names = next(csv.reader(table.splitlines()[:1]), [])
+        names = [name.strip().lower() for name in names]
+    else:
+        names = table.names if isinstance(table, Table) else []
+    at = {}
+    for column, known in COLUMNS.items():
+        found = [names.index(key) for key in known if key in names]
+        if not found and column in ("question", "answer"):
+            header = ", ".join(names)[:200] or "empty"
+            raise ValueError(
+                f"{name} has no column of {column}s ({', '.join(known)}): its header is {header}. A table of puzzles "
+                "needs for example question and answer, or puzzle and solution; rating and source are optional."
+            )
+        at[column] = found[0] if found else None
+    return at

@@ -1,0 +1,455 @@
+"""How people write puzzles: text, lines, lists and numbers, brought to one letter a cell or to an array.
+
+Letters and shapes only, no rules: the tasks of `processing_air` say which letters are cells. Several puzzles in one
+text are parted by `split_puzzles`, rows of tables are opened by `puzzle_of`. This file travels to the Hub: it needs
+numpy and the standard library, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+# Columns of tables and keys of rows. The last ones hold tokens where they hold numbers, as processors write them.
+PUZZLE_KEYS = ("question", "puzzle", "quizzes", "quiz", "puzzles", "sudoku", "maze", "board", "grid", "text", "q")
+TOKEN_KEYS = ("input_ids", "inputs")
+PUZZLE_KEYS += TOKEN_KEYS
+ANSWER_KEYS = ("answer", "solution", "solutions", "answers", "a", "labels")
+DIGITS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # a 16x16 Sudoku uses 1-9 and A-G
+BLANKS = ".0-_*?xX·"  # how people leave a cell of a Sudoku open; a letter that is a digit is none
+BOX_DRAWING = "".join(map(chr, range(0x2500, 0x2580)))
+FRAME = "+-|=" + BOX_DRAWING  # what a frame around a maze is drawn with
+UPRIGHT = "│┃║┆┇┊┋╎╏"
+LINES = re.compile(rf"[|+=:'\"`\[\](){{}}{BOX_DRAWING}]")  # between the cells of a Sudoku
+ASIDE = ("state", "pencil", "solution", "solved", "answer")  # sections that are not the puzzle
+
+
+def puzzle_of(row: Any, values: str | None = None) -> tuple[Any, str | None]:
+    """The puzzle of a data set's row (the row itself, or one of its columns), and what numbers in it mean."""
+    if not isinstance(row, Mapping):
+        return row, values
+    for key in PUZZLE_KEYS:
+        if key in row:
+            return row[key], values or ("tokens" if key in TOKEN_KEYS else None)
+    raise ValueError(f"A row with the columns {sorted(row)} has no puzzle; expected one of {', '.join(PUZZLE_KEYS)}.")
+
+
+# ---- Python's shapes
+
+
+def as_text(grid: Any) -> str | None:
+    """Text, a list of rows, of one-letter strings or of lists of them -> text; None where it holds something else."""
+    if isinstance(grid, str):
+        return grid
+    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
+        grid = grid.tolist()
+    if not isinstance(grid, (list, tuple)) or not len(grid):
+        return None
+    if all(isinstance(row, (list, tuple, np.ndarray)) for row in grid):
+        rows = [_row_text(list(row), " ") for row in grid]
+        return None if None in rows else "\n".join(rows)
+    return _row_text(list(grid), "\n")
+
+
+def _row_text(cells: list, between: str) -> str | None:
+    """Strings joined; None and "" are blanks among them."""
+    if not any(isinstance(cell, str) for cell in cells) or not all(isinstance(c, (str, type(None))) for c in cells):
+        return None
+    letters = [cell or "." for cell in cells]
+    return ("" if max(map(len, letters)) < 2 else between).join(letters)
+
+
+def as_array(grid: Any) -> np.ndarray:
+    """Numbers as an array; None becomes NaN."""
+    try:
+        array = np.asarray(grid)
+        return array.astype(np.float64) if array.dtype.kind == "O" else array
+    except (ValueError, TypeError):
+        raise ValueError(
+            "A grid must be text, or rows of numbers or of one-letter strings that are equally long."
+        ) from None
+
+
+def digits_of_number(number: Any, sizes: Iterable[int], own: int) -> str:
+    """The text of a Sudoku whose digits a table read as one number, so that its leading zeros are gone.
+
+    Raises:
+        ValueError: rounded, no whole number, or another of `sizes` (rows of a Sudoku) than `own` is possible as well.
+    """
+    if number != number:
+        raise ValueError("An empty cell of a table (NaN) is no puzzle.")
+    if number < 0 or number != int(number):
+        raise ValueError(f"{number!r} is no puzzle: the digits of a Sudoku, read as one number, are a whole number.")
+    if isinstance(number, (float, np.floating)) and number >= 2**53:
+        raise ValueError("The puzzle was read as a floating-point number and is rounded: read its column as text.")
+    text = str(int(number))
+    fits = [size for size in sizes if len(text) <= size * size and int(max(text)) <= size]
+    if own in fits and min(fits) < own:
+        raise ValueError(
+            f"The number {text} may be a Sudoku of {min(fits)} or of {own} rows whose leading zeros are lost: give it "
+            "as text."
+        )
+    return text.zfill(own * own)
+
+
+def tokens_of(task: Any, grid: Any, values: str | None) -> np.ndarray:
+    """`GridTask.as_tokens`."""
+    if values not in (None, "tokens", "digits"):
+        raise ValueError(f"values must be 'tokens' or 'digits', got {values!r}.")
+    if hasattr(grid, "detach"):
+        grid, values = grid.detach().cpu().numpy(), values or "tokens"
+    if isinstance(grid, np.ndarray) and not grid.ndim:
+        grid = grid.item()
+    if isinstance(grid, numbers.Real) and not isinstance(grid, bool):
+        return task.encode(task.text_of_number(grid))
+    if (text := as_text(grid)) is not None:
+        return task.encode(text)
+    grid = as_array(grid)
+    grid = grid.reshape(-1) if grid.shape == (task.height, task.width) else grid
+    if grid.shape != (task.seq_len,):
+        raise ValueError(
+            f"A {task.name} grid has {task.seq_len} cells ({task.height} x {task.width}), got shape {grid.shape}."
+        )
+    grid = task.tokens_of_numbers(grid, values)
+    if len(bad := np.flatnonzero((grid < 0) | (grid >= task.vocab_size))):
+        raise ValueError(
+            f"Token {grid[bad[0]]} at {task.cell(bad[0])} is out of range: tokens go from 0 to {task.vocab_size - 1}."
+        )
+    return grid.astype(np.uint8)
+
+
+def is_one_grid(task: Any, grid: Any) -> bool:
+    """Whether a list, array or text is one puzzle (its cells, or its rows) rather than a list of puzzles."""
+    if isinstance(grid, str):
+        return True
+    if isinstance(grid, (list, tuple)) and grid and all(isinstance(row, str) for row in grid):
+        return are_rows(list(grid), [task])
+    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
+        return is_one_grid(task, grid.tolist())
+    if not isinstance(grid, (list, tuple, np.ndarray)) and not hasattr(grid, "detach"):
+        return False
+    try:
+        shape = np.shape(grid)
+    except ValueError:  # grids of several sizes
+        return False
+    if len(shape) == 1:  # numbers of many digits are Sudokus that a table has read as numbers
+        plain = all(isinstance(v, numbers.Real) or v is None or hasattr(v, "detach") for v in grid)
+        return bool(shape[0]) and plain and all(v is None or not abs(v) > 255 for v in grid)
+    if len(shape) != 2:
+        return False
+    if shape == (task.height, task.width) or shape[0] == shape[1] != task.seq_len:
+        return True
+    return shape[1] != task.seq_len and math.isqrt(shape[1]) ** 2 != shape[1]  # no row is a puzzle by itself
+
+
+def encode_puzzles(
+    task: Any, puzzles: Iterable[Any], check: bool = True, first: int = 1, values: str | None = "tokens"
+) -> np.ndarray:
+    """Puzzles as text or numbers -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from `first`."""
+    if hasattr(puzzles, "detach"):
+        puzzles, values = puzzles.detach().cpu().numpy(), values or "tokens"
+    if isinstance(puzzles, np.ndarray) and puzzles.dtype.kind in "iu":
+        values = values or task.values_of(puzzles)
+        if puzzles.dtype == np.uint8 and not check and values == "tokens" and puzzles.shape[1:] == (task.seq_len,):
+            return puzzles
+    puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
+    rows = []
+    for number, puzzle in enumerate(puzzles, start=first):
+        with numbering(number, len(puzzles) > 1 or first > 1):
+            rows.append(task.as_tokens(puzzle, values))
+            if check:
+                task.check_puzzle(rows[-1])
+    return np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
+
+
+@contextlib.contextmanager
+def numbering(number: int, several: bool) -> Iterator[None]:
+    """Errors name the puzzle, where there are several."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Puzzle {number}: {error}" if several else str(error)) from None
+
+
+# ---- text
+
+
+def body(text: str, letters: Collection[str], comments: bool) -> list[str | None]:
+    """The lines of a text that may hold cells; "" where they are blank, None at a title.
+
+    Sections that are not the puzzle ([State] of an .sdk file, Solution) and Markdown fences are left out.
+
+    Args:
+        letters: the cells'. comments: a # begins one (in a maze it is a wall).
+    """
+    lines: list[str | None] = []
+    found = text.lstrip("\ufeff").splitlines()
+    aside = False
+    for line in found:
+        bare = line.strip()
+        heading = re.fullmatch(r"\[([A-Za-z][\w -]*)\]", bare)
+        if heading or is_title(line, letters) and len(found) > 1:
+            name = heading[1] if heading else re.search(r"[A-Za-z]+", bare)[0]
+            aside = name.lower().startswith(ASIDE)
+            lines.append(None)
+        elif aside or bare.startswith(("```", "~~~", "//")):
+            continue
+        elif comments and "#" in line:
+            lines.append(line.split("#")[0].rstrip())
+        elif comments and not bare:
+            lines.append("")
+        else:
+            lines.append(line)
+    return lines
+
+
+def is_title(line: str, letters: Collection[str]) -> bool:
+    """Whether a line begins with a word ("Grid 01", "2. Easy") rather than with cells."""
+    word = re.match(r"[^\w#]*(?:\d{1,4}[.):]\s*)?([A-Za-z]{2,})(?![\w.*?#])", line)
+    return word is not None and 2 * sum(letter not in letters for letter in word[1]) >= len(word[1])
+
+
+def is_rule(line: str) -> bool:
+    """Whether a line of a drawn Sudoku is no row for certain: +---+, *---*, :---+---:, ├───┼───┤."""
+    bare = line.strip()
+    if set(bare) & (set(BOX_DRAWING) - set(UPRIGHT)):
+        return not re.search(r"\w", bare)
+    return bool(re.fullmatch(r"[-+=*|:.'`\"\s]*[-=][-+=*|:.'`\"\s]*", bare)) and ("+" in bare or bare[0] in "*.:'`=")
+
+
+def sudoku_cells(text: str, size: int, letters: Collection[str]) -> str:
+    """The cells of a Sudoku of `size` rows as people write it, a letter each, with "." for most kinds of blanks.
+
+    Frames, separators, comments, titles, and an id or a rating beside a puzzle in one line are left out. What stays
+    may have any length and hold foreign letters: the caller names them.
+    """
+    lines = [line for line in body(text, letters, comments=True) if line and not is_rule(line)]
+    if len(lines) == 1 and (word := _whole_word(lines[0], size * size, letters)):
+        return word
+    rows = [_fields(line, size) for line in lines]
+    drawn = [bool(re.fullmatch(r"[-|\s]*-[-|\s]*", line)) for line in lines]
+    # A dash is a blank or a drawn line: the number of cells tells, since each reading has more than the one before.
+    readings = (
+        [row.replace("-", " ") for row in rows],
+        [row for row, line in zip(rows, drawn) if not line],
+        rows,
+    )
+    found = [_joined(LINES.sub(" ", " ".join(reading)).split(), size) for reading in readings]
+    whole = [cells for cells in found if len(cells) == size * size]
+    if not whole and (spaced := _spaced(lines, size)):
+        return spaced
+    return (whole or sorted(found, key=lambda cells: abs(len(cells) - size * size)))[0].replace("-", ".")
+
+
+def _whole_word(line: str, count: int, letters: Collection[str]) -> str | None:
+    """The one word of a line that is a whole puzzle, whatever stands beside it; a puzzle's answer may follow it."""
+    words = [word for word in re.split(r"[\s,;|:=\"']+", line) if len(word) == count and set(word) <= set(letters)]
+    if len(words) == 2 and all(a == b for a, b in zip(*words) if a not in BLANKS):
+        words = words[:1]
+    return words[0] if len(words) == 1 else None
+
+
+def _fields(line: str, size: int) -> str:
+    """A line whose cells are parted by commas, semicolons, tabs or bars: a field that is empty is a blank."""
+    line = re.sub(r"^[\s\[({]*[\[({]|[\])}][\])},;\s]*$", "", line).replace('"', "")
+    for mark in ",;\t|":
+        inner = line.strip(" ").strip("|") if mark == "|" else line
+        if inner.count(mark) == size and inner.rstrip(" ").endswith(mark):
+            inner = inner.rstrip(" ")[:-1]
+        if inner.count(mark) in (size - 1, size * size - 1):
+            return " ".join(field.strip() or "." for field in inner.split(mark))
+    return re.sub("[,;]", " ", line)
+
+
+def _joined(parts: list[str], size: int) -> str:
+    """Numbers above 9 may be written out where white space parts all cells."""
+    if size > 9 and len(parts) == size * size and any(len(part) > 1 for part in parts):
+        for index, part in enumerate(parts):
+            if len(part) > 1 and not (part.isdecimal() and 1 <= int(part) <= size):
+                where = f"row {index // size + 1}, column {index % size + 1}"
+                raise ValueError(f"{part!r} at {where} is not a number from 1 to {size}.")
+        parts = [DIGITS[int(part) - 1] if len(part) > 1 else part for part in parts]
+    return "".join(parts)
+
+
+def _spaced(lines: list[str], size: int) -> str | None:
+    """Cells of a drawing that leaves blanks empty: as many lines as rows, each as long as there are columns."""
+    rows = [re.sub(f"[|{UPRIGHT}]", "", line) for line in lines]
+    if len(rows) == size and all(len(row) == size for row in rows) and not set("".join(rows)) & set(".0-_*?"):
+        return "".join(rows).replace(" ", ".")
+    return None
+
+
+def maze_lines(text: str, letters: Collection[str]) -> list[str]:
+    """The lines of a maze's text that are not empty; tabs before and after a drawing as spaces."""
+    lines = [line for line in body(text, letters, comments=False) if line]
+    return [re.sub(r"^[ \t]+|[ \t]+$", lambda found: found[0].expandtabs(4), line) for line in lines]
+
+
+def maze_cells(text: str, task: Any) -> str:
+    """The cells of a maze's text, without line breaks, a drawn frame and a margin; every line must then be one row.
+
+    Nothing else is guessed.
+    """
+    lines = maze_lines(text, task.letters)
+    if len(lines) > 1:
+        width = task.width + 2 * (len(lines) == task.height + 2)
+        if any(len(line) != width for line in lines):
+            lines = without_margin(lines, width)
+        lines = _without_frame(lines, task.height, task.width)
+        for row, line in enumerate(lines, start=1):
+            if foreign := set(line) - task.letters - set("." + FRAME):
+                letter = next(c for c in line if c in foreign)
+                raise task.foreign(letter, f"row {row}, column {line.index(letter) + 1}")
+        if len(lines) != task.height:
+            raise ValueError(
+                f"The maze text has {len(lines)} lines, {task.height} expected (a row of {task.width} cells each)."
+            )
+        for row, line in enumerate(lines, start=1):
+            if len(line) != task.width:
+                raise ValueError(
+                    f"Line {row} of the maze text has {len(line)} cells, {task.width} expected. Spaces at the end of a"
+                    " line count; write . for a free cell where an editor drops them."
+                )
+    cells = "".join(lines)
+    if "." in cells and " " in cells:
+        raise ValueError(
+            f"The maze text uses both . ({task.cell(cells.index('.'))}) and a space ({task.cell(cells.index(' '))}): "
+            "write free cells one way only."
+        )
+    return cells.replace(".", " ")
+
+
+def _without_frame(lines: list[str], height: int, width: int) -> list[str]:
+    """Strip one surrounding frame where the text is exactly one cell larger on each side and the frame is uniform:
+    walls all around, or a drawing of + - | = or box-drawing characters."""
+    if len(lines) != height + 2 or any(len(line) != width + 2 for line in lines):
+        return lines
+    rim = set(lines[0] + lines[-1] + "".join(line[0] + line[-1] for line in lines))
+    if rim == {"#"} or rim <= set(FRAME):
+        return [line[1:-1] for line in lines[1:-1]]
+    raise ValueError(
+        f"The maze text has {len(lines)} lines of {width + 2}, {height} of {width} expected, and its rim is not a"
+        " frame (walls or drawn lines all around)."
+    )
+
+
+def without_margin(lines: list[str], width: int | None = None) -> list[str]:
+    """A drawn maze without the columns of spaces before and after it, which nothing closes.
+
+    Args:
+        width: how wide the maze is. Columns of spaces then stay where they are needed for that, and where it is clear
+            which ones are.
+    """
+    if any("\t" in line for line in lines):
+        return lines
+    left = min(len(line) - len(line.lstrip(" ")) for line in lines)
+    end = max(len(line.rstrip(" ")) for line in lines)
+    full = len(lines[0])
+    if width is not None and end - left < width <= full and all(len(line) == full for line in lines):
+        if left and end < full:
+            raise ValueError(
+                f"The maze text has columns of spaces before and after the drawing, and {width} columns are expected: "
+                "write . for free cells."
+            )
+        left, end = (full - width, full) if left else (0, width)
+    return [line[left:end] for line in lines]
+
+
+# ---- several puzzles
+
+
+def reads(task: Any, text: str) -> bool:
+    """Whether a task can read a text."""
+    try:
+        task.encode(text)
+    except ValueError:
+        return False
+    return True
+
+
+def split_puzzles(text: str, tasks: list) -> list[str]:
+    """The puzzles of a text: one drawn over several lines, one a line, or several drawn ones parted by blank lines,
+    rules (===) or titles. What is neither stays in one piece, for the caller to refuse."""
+    if any(reads(task, text) for task in tasks):
+        return [text]
+    mazes = [task for task in tasks if task.name != "sudoku"]
+    maze = mazes and (len(mazes) == len(tasks) or {"S", "G", "#"} <= set(text))
+    letters = set().union(*(task.letters for task in (mazes if maze else tasks)))
+    puzzles: list[str] = []
+    section: list[list[str]] = [[]]
+    for line in [*body(text, letters, comments=not maze), None]:
+        if line is None:
+            puzzles += _of_section([piece for piece in section if piece], tasks)
+            section = [[]]
+        elif not line or re.fullmatch(r"\s*={3,}\s*", line):
+            section.append([])
+        elif maze or not is_rule(line):
+            section[-1].append(line)
+    return puzzles
+
+
+def _of_section(pieces: list[list[str]], tasks: list) -> list[str]:
+    """Puzzles of pieces between two titles: a piece is whole, or each of its lines, or some pieces together are."""
+
+    def ours(text: str) -> bool:
+        return any(reads(task, text) for task in tasks)
+
+    def refused() -> list[str]:
+        tall = min(task.height for task in tasks) - 1
+        whole = all(piece.count("\n") + 1 >= tall for piece in waiting)
+        return waiting[:] if whole else ["\n".join(waiting)]
+
+    puzzles, waiting = [], []
+    for lines in pieces:
+        block = "\n".join(lines)
+        each = [] if ours(block) else puzzles_a_line(lines, ours)
+        if each or ours(block):
+            puzzles += [*refused(), *(each or [block])] if waiting else each or [block]
+            waiting = []
+            continue
+        waiting.append(block)
+        if ours("\n".join(waiting)):
+            puzzles.append("\n".join(waiting))
+            waiting = []
+    return puzzles + (refused() if waiting else [])
+
+
+def puzzles_a_line(lines: list[str], ours: Callable[[str], bool]) -> list[str]:
+    """The lines, where each is a puzzle (of some size) rather than a row of one; else none.
+
+    A row of a maze may look like a small maze, and a row of a large Sudoku like a small one, but not every row.
+    """
+    each = len(lines) > 1 and (any(map(ours, lines)) or any(all(map(whole, lines)) for whole in (_sudoku, _maze)))
+    return lines if each else []
+
+
+def _sudoku(line: str) -> bool:
+    word = max(re.split(r"[\s,;|]+", line), key=len)
+    side = math.isqrt(len(word))
+    return side > 3 and side * side == len(word) and {*word.upper()} <= {*DIGITS[:side], *BLANKS}
+
+
+def _maze(line: str) -> bool:
+    square = math.isqrt(len(line)) ** 2 == len(line)
+    return square and line.count("S") == line.count("G") == 1 and set(line) <= set("#. SG")
+
+
+def are_rows(parts: list[str], tasks: list) -> bool:
+    """Whether the texts of a list are the rows (or the cells) of one puzzle rather than a puzzle each."""
+    if not 1 < len(parts) < 10_000 or any(reads(task, part) for task in tasks for part in parts[:4]):
+        return False
+    joined = as_text(parts) or ""
+    if any(reads(task, joined) for task in tasks):
+        return True
+    widths = {len(part) for part in parts}
+    if len(widths) > 1 or puzzles_a_line(parts, lambda _: False):
+        return False
+    square = widths == {len(parts)} or widths == {1} and math.isqrt(len(parts)) ** 2 == len(parts)
+    return square or joined.count("S") == joined.count("G") == 1
