@@ -16,7 +16,7 @@ of a part of one batch at a time. Source: AIR (arXiv:2605.17811), attention anal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,15 +119,13 @@ class _PairWatcher:
     """Catches queries and keys of the first L- and the first H-update of chosen ACT steps.
 
     Used as attention observer and as hook at once; calls `on_pair(rows, at, z_h, l, h)` after the H-update, with `at`
-    the position of each row's ACT step in `steps`, and l, h: {layer: (q, k, scaling)} of these rows.
+    the position of the ACT step in `steps` (that of all rows: every step is run), and l, h: {layer: (q, k, scaling)}.
     """
 
-    def __init__(self, model: AirModel, steps: Sequence[int], on_pair: Any):
+    def __init__(self, model: AirModel, steps: Sequence[int], on_pair: Callable[..., None]):
         schedule = model.config.schedule
         self.first_l, self.first_h = schedule.index("l"), schedule.index("h")
-        self.on_pair = on_pair
-        self.slot = torch.full((max(model.config.halt_max_steps, max(steps) + 1),), -1, dtype=torch.long)
-        self.slot[list(steps)] = torch.arange(len(steps))
+        self.steps, self.on_pair = list(steps), on_pair
         # A step may be given up for lack of memory and begin again: whatever came last for a layer counts.
         self.calls: dict[int, tuple[Tensor, Tensor, float]] = {}
         self.l_calls: dict[int, tuple[Tensor, Tensor, float]] = {}
@@ -137,24 +135,13 @@ class _PairWatcher:
 
     def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         calls, self.calls = self.calls, {}
-        if update.index not in (self.first_l, self.first_h):
-            return
-        at = self.slot.to(update.steps.device)[update.steps.long()]
-        if not (wanted := at >= 0).any():
+        if int(update.steps[0]) not in self.steps:
             self.l_calls = {}
-            return
-        if update.index == self.first_l:
+        elif update.index == self.first_l:
             self.l_calls = calls
-            return
-        every = bool(wanted.all())
-
-        def pick(part: dict) -> dict:
-            return part if every else {i: (q[wanted], k[wanted], s) for i, (q, k, s) in part.items()}
-
-        rows = update.rows if every else update.rows[wanted]
-        z_h = z_h if every else z_h[wanted]
-        self.on_pair(rows, at if every else at[wanted], z_h, pick(self.l_calls), pick(calls))
-        self.l_calls = {}
+        elif update.index == self.first_h:
+            self.on_pair(update.rows, self.steps.index(int(update.steps[0])), z_h, self.l_calls, calls)
+            self.l_calls = {}
 
 
 def attention_rows(
@@ -255,7 +242,7 @@ class _Accumulator:
             return torch.from_numpy(self.task.conflicts(tokens.cpu().numpy())).to(z_h.device)
         return tokens != self.labels[rows]
 
-    def __call__(self, rows: Tensor, at: Tensor, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
+    def __call__(self, rows: Tensor, at: int, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
         task, g = self.task, self.geometry
         faults = self.faults(rows, z_h).double()
         adjacent = (faults @ self.peers.T > 0).gather(1, self.queries[rows])  # peers are symmetric
@@ -264,7 +251,7 @@ class _Accumulator:
         size, seen = max(1, MAP_ELEMENTS // (heads * width * task.seq_len)), self.study.model.seen_by_heads
         for start in range(0, len(rows), size):
             some = slice(start, start + size)
-            r, s = rows[some], at[some]
+            r = rows[some]
             queries = self.queries[r]
             near = self.neighbours[queries]  # (b, Q, J)
             weights = self.weights[queries]  # (b, Q, J, K)
@@ -274,12 +261,12 @@ class _Accumulator:
                 for side, calls in enumerate((l_calls, h_calls)):
                     q, k, scaling = calls[layer]
                     probs, empty = attention_rows(q[some], k[some], scaling, queries, task.seq_len, seen)
-                    self.empty_rows[r, s, layer, side] = (empty & self.valid[r][:, None]).sum((1, 2))
+                    self.empty_rows[r, at, layer, side] = (empty & self.valid[r][:, None]).sum((1, 2))
                     values.append(row_metrics(probs, near, weights, faults[some], near_faults, g.local_faults))
                     del probs
-                self._store(r, s, layer, *values)
+                self._store(r, at, layer, *values)
 
-    def _store(self, r: Tensor, s: Tensor, layer: int, l_values: Tensor, h_values: Tensor) -> None:
+    def _store(self, r: Tensor, s: int, layer: int, l_values: Tensor, h_values: Tensor) -> None:
         delta = l_values - h_values  # (b, H, Q, M)
         delta[..., -2] = -delta[..., -2]  # entropy is H - L
         valid = self.valid[r][:, None]  # (b, 1, Q)
@@ -515,15 +502,15 @@ def attention_maps(study: Study, row: int, layer: int, head: int, steps: Sequenc
     maps = {side: np.zeros((len(steps), size, size)) for side in "lh"}
     decoded = np.zeros((len(steps), size), np.int64)
 
-    def keep(rows: Tensor, at: Tensor, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
-        decoded[at.item()] = study.model.decode_state(z_h).argmax(-1)[0].cpu().numpy()
+    def keep(rows: Tensor, at: int, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
+        decoded[at] = study.model.decode_state(z_h).argmax(-1)[0].cpu().numpy()
         for side, calls in (("l", l_calls), ("h", h_calls)):
             q, k, scaling = calls[layer]
             one = slice(head, head + 1)
             probs, _ = attention_rows(
                 q[:, one], k[:, one], scaling, None, size, None if seen is None else seen[:, one]
             )
-            maps[side][at.item()] = probs[0, 0].cpu().numpy()
+            maps[side][at] = probs[0, 0].cpu().numpy()
 
     part = study.part(slice(row, row + 1))
     watcher = _PairWatcher(study.model, steps, keep)

@@ -48,28 +48,24 @@ class _Watcher:
         self.step_before: list[Tensor] = []
 
     def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        at = update.steps.long() * self.per_step + update.index
+        step, rows = int(update.steps[0]), update.rows  # all puzzles of a batch are at one step
+        at = step * self.per_step + update.index
         states = [z[:, self.skip :].float() for z in (z_h, z_l)]
-        if update.index == 0 and not bool(update.steps.any()):
+        if at == 0:
             start = self.part.model.initial_carry(1, dtype=z_h.dtype)
             self.before = [z[:, self.skip :].float().expand_as(s) for z, s in zip((start.z_h, start.z_l), states)]
             self.step_before = self.before
-        elif update.index == 0:  # `solve` may have gone on with the first half for lack of memory
-            self.before = self.step_before = [z[: len(z_h)] for z in self.step_before]
         last = update.index == self.per_step - 1
         for i, (z, before) in enumerate(zip(states, self.before)):
-            self.norm[i, update.rows, at] = z.norm(dim=-1).mean(-1)
-            self.step[i, update.rows, at] = (z - before).norm(dim=-1).mean(-1)
+            self.norm[i, rows, at] = z.norm(dim=-1).mean(-1)
+            self.step[i, rows, at] = (z - before).norm(dim=-1).mean(-1)
             if last:
                 old = self.step_before[i]
                 change = (z - old).flatten(1).norm(dim=-1) / old.flatten(1).norm(dim=-1).clamp_min(1e-9)
-                self.settle[i, update.rows, update.steps.long()] = change
-                self.mean[i, update.rows, update.steps.long()] = z.mean(1)
-        self.cosine[update.rows, at] = torch.nn.functional.cosine_similarity(*states, dim=-1).mean(-1)
+                self.settle[i, rows, step], self.mean[i, rows, step] = change, z.mean(1)
+        self.cosine[rows, at] = torch.nn.functional.cosine_similarity(*states, dim=-1).mean(-1)
         if last:
-            q = self.part.model.q_head(z_h[:, 0])
-            self.halt[update.rows, update.steps.long()] = q[:, 0]
-            self.proceed[update.rows, update.steps.long()] = q[:, 1]
+            self.halt[rows, step], self.proceed[rows, step] = self.part.model.q_head(z_h[:, 0]).unbind(-1)
             self.step_before = states
         self.before = states
 
@@ -308,13 +304,10 @@ class _Snapshots:
         self.states = {(s, state): torch.zeros(shape) for s in self.steps for state in STATES}
 
     def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        if update.index != self.last:
-            return
-        for step in self.steps:
-            rows = update.steps == step
-            if rows.any():
-                for state, z in (("h", z_h), ("l", z_l)):
-                    self.states[step, state][update.rows[rows].cpu()] = z[rows, self.skip :].float().cpu()
+        step = int(update.steps[0])
+        if update.index == self.last and step in self.steps:
+            for state, z in (("h", z_h), ("l", z_l)):
+                self.states[step, state][update.rows.cpu()] = z[:, self.skip :].float().cpu()
 
 
 def probes(study: Study, steps: Sequence[int] | None = None, most: int = 200) -> dict[str, Any]:

@@ -82,20 +82,18 @@ class _Meter:
         self.before: dict[str, Tensor] = {}
 
     def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        at = update.steps.long() * self.per_step + update.index
+        at = int(update.steps[0]) * self.per_step + update.index  # all puzzles of a batch are at one step
         for state, z in (("h", z_h), ("l", z_l)):
             logits = self.part.model.decode_state(z)
             top = logits.float().topk(2, dim=-1).values
             tokens = logits.argmax(-1)
-            before = self.before.get(state)
+            before = tokens if at == 0 else self.before[state]  # at update 0 nothing comes before
             values = {
                 "blank": (tokens == self.part.task.blank_token).float().mean(-1),
                 "pad": (tokens == PAD).float().mean(-1),
                 "margin": (top[..., 0] - top[..., 1]).mean(-1),
+                "changed": (tokens != before).float().mean(-1),
             }
-            # A new batch begins at update 0, where nothing comes before; `solve` may go on with the first half alone.
-            before = tokens if before is None or len(before) < len(tokens) else before[: len(tokens)]
-            values["changed"] = torch.where(at > 0, (tokens != before).float().mean(-1), 0)
             self.before[state] = tokens
             if self.labels is not None:
                 labels = self.labels[update.rows]

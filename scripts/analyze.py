@@ -26,7 +26,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("command", choices=["rollout", "freeze", "attention", "geometry", "report", "published"])
-    add("--model", nargs="+", default=[], help="model folder or Hub id; several are studied one after another")
+    add(
+        "--model",
+        dest="models",
+        nargs="+",
+        default=[],
+        help="model folder or Hub id; several are studied one after another",
+    )
     add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer")
     add("--output-dir", type=Path, required=True)
     add("--split", default="test")
@@ -37,10 +43,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--pictures", type=int, default=2, help="rollout: puzzles that are drawn and animated")
     add("--device", help="default: the GPU if there is one")
     add("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--no-figures", action="store_true", help="numbers and tables only")
+    add("--no-figures", dest="figures", action="store_false", help="numbers and tables only")
     add("--parquet", action="store_true", help="also every single row as parquet, for plots of one's own")
-    add("--no-cache", action="store_true", help="keep no finished chunks")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--no-cache", dest="cache", action="store_false", help="keep no finished chunks")
+    add("--quiet", dest="progress", action="store_false", help="no progress bar")
     return parser.parse_args(argv)
 
 
@@ -52,26 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "published":
             print("\n".join(map(str, redraw_published(Path(args.data), args.output_dir))))
             return 0
-        if not args.model:
+        if not args.models:
             raise ValueError("Which model? Give --model with a folder or a Hub id.")
-        options = Options(
-            models=args.model,
-            data=args.data,
-            output_dir=args.output_dir,
-            split=args.split,
-            limit=args.limit,
-            batch_size=args.batch_size,
-            steps=args.steps,
-            interventions=args.interventions,
-            pictures=args.pictures,
-            device=args.device,
-            dtype=args.dtype,
-            figures=not args.no_figures,
-            parquet=args.parquet,
-            cache=not args.no_cache,
-            progress=not args.quiet,
-        )
-        folder = analyze(args.command, options)
+        command = args.__dict__.pop("command")
+        folder = analyze(command, Options(**vars(args)))
     except (ValueError, OSError) as error:
         print(f"analyze: {error}", file=sys.stderr)
         return 1
