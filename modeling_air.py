@@ -112,8 +112,8 @@ def eager_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Plain attention; (B, H, T, D / H) each -> (B, T, H, D / H) and the weights (B, H, T, T)."""
     weights = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:  # True where a position is seen
-        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
+    if attention_mask is not None:
+        weights = weights + attention_mask
     weights = F.softmax(weights, dim=-1, dtype=torch.float32)
     weights = weights.to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -169,14 +169,31 @@ class AirHeadNorm(nn.Module):
         return F.rms_norm(h.float(), self.weight.shape, self.weight.float(), self.eps).to(h.dtype)
 
 
-class AirRotaryEmbedding(nn.Module):
-    """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
+class AirTables(nn.Module):
+    """Float32 tables that follow from the config alone; they are in no state dict and no file."""
 
     def __init__(self, config: AirConfig) -> None:
         super().__init__()
         self.config = config
         for name, table in self.tables(config).items():
             self.register_buffer(name, table, persistent=False)
+
+    @staticmethod
+    def tables(config: AirConfig) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        # What moves, casts or empties a model comes by here. `.to(bfloat16)` is for weights: tables stay float32, as
+        # in the reference; and after `to_empty` no state dict would bring them back.
+        super()._apply(fn, recurse)
+        for name, table in self.tables(self.config).items():
+            if (device := getattr(self, name).device).type != "meta":
+                setattr(self, name, table.to(device))
+        return self
+
+
+class AirRotaryEmbedding(AirTables):
+    """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
 
     @staticmethod
     def tables(config: AirConfig) -> dict[str, Tensor]:
@@ -195,31 +212,26 @@ class AirRotaryEmbedding(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         return {"cos": torch.cat([cos, cos], dim=-1), "sin": torch.cat([-sin, sin], dim=-1)}
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        if self.cos.dtype != torch.float32 and self.cos.device.type != "meta":
-            # `.to(bfloat16)` is for weights: positions stay float32, as in the reference.
-            for name, table in self.tables(self.config).items():
-                setattr(self, name, table.to(self.cos.device))
-        return self
 
+class AirRelations(AirTables):
+    """bias (1, H, positions, positions), added to the scores: 0 where a head looks, -inf where it does not."""
 
-def seen_by_heads(config: AirConfig) -> Tensor | None:
-    """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""
-    if not (names := config.head_relations):
-        return None
-    cells = torch.arange(config.seq_len, device="cpu")
-    row, column = cells // config.grid_width, cells % config.grid_width
-    apart = {"row": row[:, None] - row, "column": column[:, None] - column}
-    seen = {name: distance == 0 for name, distance in apart.items()}
-    seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
-    seen["all"] = torch.ones_like(seen["row"])
-    if config.task == "sudoku":
-        band, stack = row // config.box_height, column // config.box_width
-        seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
-    heads = torch.stack([seen[names[head % len(names)]] for head in range(config.num_attention_heads)])
-    extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
-    return F.pad(heads, (extra, 0, extra, 0), value=True)[None]
+    @staticmethod
+    def tables(config: AirConfig) -> dict[str, Tensor]:
+        names = config.head_relations
+        cells = torch.arange(config.seq_len, device="cpu")
+        row, column = cells // config.grid_width, cells % config.grid_width
+        apart = {"row": row[:, None] - row, "column": column[:, None] - column}
+        seen = {name: distance == 0 for name, distance in apart.items()}
+        seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
+        seen["all"] = torch.ones_like(seen["row"])
+        if config.task == "sudoku":
+            band, stack = row // config.box_height, column // config.box_width
+            seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
+        heads = torch.stack([seen[names[head % len(names)]] for head in range(config.num_attention_heads)])
+        extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
+        heads = F.pad(heads, (extra, 0, extra, 0), value=True)[None]
+        return {"bias": torch.zeros(heads.shape, dtype=torch.float32, device="cpu").masked_fill(~heads, -torch.inf)}
 
 
 class AirAttention(nn.Module):
@@ -237,7 +249,7 @@ class AirAttention(nn.Module):
         self.observer: Callable | None = None
 
     def forward(
-        self, h: Tensor, cos: Tensor | None, sin: Tensor | None, seen: Tensor | None = None
+        self, h: Tensor, cos: Tensor | None, sin: Tensor | None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
@@ -248,13 +260,13 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation
-        if seen is not None and implementation not in ("eager", "sdpa"):
+        if bias is not None and implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"attn_implementation={implementation!r} cannot hide cells from a head, and this model's config has "
                 f"head_relations={self.config.head_relations}. Use 'sdpa' or 'eager'."
             )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        out, weights = attend(self, query, key, value, seen, scaling=self.scaling, dropout=0.0, is_causal=False)
+        out, weights = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
         return self.o_proj(out.reshape(h.shape)), weights
 
 
@@ -286,13 +298,13 @@ class AirBlock(GradientCheckpointingLayer):
         self.mlp = AirSwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, seen: Tensor | None = None
+        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         if self.mlp_mixer:
             across = h.transpose(1, 2)  # (B, D, T)
             h = add_norm(across, self.mlp_t(across), self.eps).transpose(1, 2)
         else:
-            h = add_norm(h, self.self_attn(h, cos, sin, seen)[0], self.eps)
+            h = add_norm(h, self.self_attn(h, cos, sin, bias)[0], self.eps)
         return add_norm(h, self.mlp(h), self.eps)
 
 
@@ -304,10 +316,10 @@ class AirStack(nn.Module):
         self.layers = nn.ModuleList(AirBlock(config, layer) for layer in range(layers))
 
     def forward(
-        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, seen: Tensor | None = None
+        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         for layer in self.layers:
-            h = layer(h, cos, sin, seen)
+            h = layer(h, cos, sin, bias)
         return h
 
 
@@ -348,14 +360,12 @@ class AirPreTrainedModel(PreTrainedModel):
             truncated_normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
             truncated_normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, AirRotaryEmbedding):
+        elif isinstance(module, AirTables):
             for name, table in module.tables(module.config).items():
                 init.copy_(getattr(module, name), table)
         elif isinstance(module, AirModel):
             for name, state in module.initial_states(module.config).items():
                 init.copy_(getattr(module, name), state)
-            if module.seen_by_heads is not None:
-                init.copy_(module.seen_by_heads, seen_by_heads(module.config))
 
 
 class AirModel(SolvingMixin, AirPreTrainedModel):
@@ -376,7 +386,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         if config.position_embedding == "learned":
             self.embed_positions = AirEmbedding(config.prefix_length + config.seq_len, d)
         self.rotary = AirRotaryEmbedding(config) if config.position_embedding in ("rope", "rope2d") else None
-        self.register_buffer("seen_by_heads", seen_by_heads(config), persistent=False)
+        self.relations = AirRelations(config) if config.head_relations else None
         if config.cell_embedding:
             self.embed_rows = AirEmbedding(config.grid_height, d)
             self.embed_columns = AirEmbedding(config.grid_width, d)
@@ -420,6 +430,11 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
+
+    @property
+    def seen_by_heads(self) -> Tensor | None:
+        """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""
+        return None if self.relations is None else self.relations.bias == 0
 
     @property
     def stacks(self) -> list[AirStack]:
@@ -478,7 +493,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
             h = torch.cat([token.expand(h.shape[0], 1, -1), h], dim=1)  # (B, 1 + T, D)
         stack = self.stack if config.shared_block else self.l_stack if is_l else self.h_stack
         cos, sin = (None, None) if self.rotary is None else (self.rotary.cos, self.rotary.sin)
-        h = stack(h, cos, sin, self.seen_by_heads)
+        h = stack(h, cos, sin, None if self.relations is None else self.relations.bias.to(h.dtype))
         return h[:, 1:] if config.level_token == "prepend_strip" else h
 
     def recur(
@@ -529,7 +544,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         name = self.config.activation_dtype
         return self.lm_head.weight.dtype if name is None else getattr(torch, name)
 
-    @capture_outputs  # adds output_hidden_states, output_attentions and return_dict
+    @capture_outputs  # does what the last three arguments say
     def forward(
         self,
         input_ids: Tensor,
@@ -539,7 +554,9 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         hook: Hook | None = None,
         dtype: torch.dtype | None = None,
         rows: Tensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> AirOutput:
         """One ACT step.
 
@@ -556,8 +573,6 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         Raises:
             ValueError: shapes, tokens or a carry that do not fit the config.
         """
-        if unknown := sorted(set(kwargs) - {"output_hidden_states", "output_attentions"}):
-            raise TypeError(f"AirModel.forward got unknown arguments {unknown}.")
         self.check_shapes(input_ids, puzzle_ids, labels, carry)
         device = input_ids.device
         dtype = dtype or self.activation_dtype(device.type)

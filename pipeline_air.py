@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .attempts_air import Answers, solve_puzzles
 from .configuration_air import AirConfig
-from .modeling_air import AirModel, seen_by_heads
+from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Verdict, make_task, task_from_config
 from .reading_air import PUZZLE_KEYS, as_text, is_one_grid, maze_lines, puzzle_of, without_margin
 
@@ -127,11 +127,7 @@ def in_size(model: AirModel, task: GridTask) -> AirModel:
     with torch.device("meta"):
         other = type(model)(config)
     other.load_state_dict(model.state_dict(), assign=True)
-    for name, table in other.rotary.tables(config).items():
-        setattr(other.rotary, name, table.to(model.device))
-    if config.head_relations:
-        other.seen_by_heads = seen_by_heads(config).to(model.device)
-    return other.train(model.training)
+    return other.to(model.device).train(model.training)  # weights lie there; the tables of the new size follow
 
 
 def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:

@@ -286,7 +286,7 @@ def cells_that_change(model, cell, prefix=0):
     changed[0, cell + prefix] += 1
     cos, sin = model.rotary.cos, model.rotary.sin
     with torch.no_grad():
-        before, after = (model.stack.layers[0](x, cos, sin, model.seen_by_heads) for x in (h, changed))
+        before, after = (model.stack.layers[0](x, cos, sin, model.relations.bias) for x in (h, changed))
     return set((before != after).any(-1)[0].nonzero().flatten().sub(prefix).tolist())
 
 
@@ -379,6 +379,36 @@ def test_a_saved_model_has_its_gains_again(tmp_path):
 def test_a_mixer_without_queries_refuses_to_normalise_them():
     with pytest.raises(ValueError, match="leave qk_norm out"):
         AirConfig.from_variant("TRM_mlp", qk_norm=True)
+
+
+@pytest.fixture
+def empty_is_nan():
+    torch.use_deterministic_algorithms(True)  # then torch fills what it leaves empty with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position_embedding": "rope2d", "head_relations": ["row", "all"], "hidden_size": 32},
+        {"level_token": "prepend_keep", "qk_norm": True},
+        {"position_embedding": "learned", "cell_embedding": True},
+    ],
+)
+@pytest.mark.parametrize("way", ["built on meta", "moved to meta", "emptied"])
+def test_an_emptied_model_computes_the_same_with_the_same_state(fields, way, empty_is_nan):
+    model, (inputs, _) = tiny_model(**fields), tiny_batch()
+    with torch.no_grad():
+        expected, state = model(inputs).logits, copy.deepcopy(model.state_dict())
+        if way == "built on meta":
+            with torch.device("meta"):
+                model = AirModel(model.config).eval()
+        elif way == "moved to meta":
+            model.to("meta")
+        model.to_empty(device="cpu")
+        model.load_state_dict(state, strict=True)
+        assert torch.equal(model(inputs).logits, expected)
 
 
 @pytest.mark.parametrize(

@@ -258,20 +258,24 @@ class NoPackage:
 sys.meta_path.insert(0, NoPackage())
 import torch, transformers
 
-folder, puzzle = sys.argv[1:]
+folder, puzzle, saved = sys.argv[1:]
 model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 logits = model.solve(processor(puzzle)["input_ids"]).logits
 found = transformers.pipeline("puzzle-solving", model=folder, trust_remote_code=True, device="cpu")(puzzle, attempts=2)
 guessed = transformers.pipeline(model=folder, trust_remote_code=True, device="cpu")
-print(json.dumps([logits.tolist(), found, type(guessed).__module__]))
+model.save_pretrained(saved)
+transformers.AutoProcessor.from_pretrained(saved, trust_remote_code=True)
+again = transformers.pipeline("puzzle-solving", model=saved, trust_remote_code=True, device="cpu")(puzzle, attempts=2)
+same = again == transformers.pipeline("puzzle-solving", model=model, device="cpu")(puzzle, attempts=2) == found
+print(json.dumps([logits.tolist(), found, type(guessed).__module__, same]))
 """
 
 
-def test_without_the_package_the_folder_brings_its_own_code(folder, pipe, tmp_path):
+def test_without_the_package_the_folder_brings_its_own_code_and_hands_it_on(folder, pipe, tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
     run = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(folder), PUZZLE],
+        [sys.executable, "-c", REMOTE, str(folder), PUZZLE, str(tmp_path / "saved")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -279,11 +283,11 @@ def test_without_the_package_the_folder_brings_its_own_code(folder, pipe, tmp_pa
         timeout=240,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    logits, found, module = json.loads(run.stdout.splitlines()[-1])
+    logits, found, module, same = json.loads(run.stdout.splitlines()[-1])
     ids = pipe.processor(PUZZLE)["input_ids"]
     assert np.array_equal(np.array(logits, np.float32), pipe.model.solve(ids).logits.numpy())
     assert found == pipe(PUZZLE, attempts=2)
-    assert module.startswith("transformers_modules.")
+    assert module.startswith("transformers_modules.") and same
 
 
 # ---- load_model and scripts/solve.py
