@@ -106,6 +106,14 @@ def setting(evaluation: dict[str, Any], *names: str) -> Any:
     return next((place[n] for place in places for n in names if place.get(n) is not None), None)
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of a folder; {} where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "run.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
     """Append a line for every run that the .jsonl does not hold yet, told by name and date; returns how many."""
     target, known = Path(target), set()

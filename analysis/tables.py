@@ -23,15 +23,12 @@ from air_model.analysis.common import markdown_table, share
 from air_model.analysis.figures import new_figure, save
 from air_model.analysis.leaderboard import checkpoints_table, evaluations_table, leaderboard_table, read_checkpoints
 from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.training import sweep
 from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 THEIRS, OURS = "#999999", "#D55E00"
-SUITES = {
-    "injection": ["L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx", "Lx_Hx", "L2x_H2x", "HRM"],
-    "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
-    "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
-}
+SUITES = {**sweep.SUITES, "injection": [*sweep.SUITES["injection"], "HRM"]}  # their two-network baseline as well
 RULES = {
     "L2x_H2x": "symmetric base",
     "L2x_H2x_add": "token added to every cell",

@@ -34,9 +34,9 @@ from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.processing_air import make_task
 from air_model.records import environment, portable, write_json
-from air_model.train_accelerate import Trainer
 from air_model.training.cost import matmul_tflops, onednn_linear, slow_products, training_flops
 from air_model.training.recipe import Recipe, read_recipe
+from air_model.training.trainer import Trainer
 
 
 def puzzles_for(recipe: Recipe, n: int = 1000) -> PuzzleSet:

@@ -193,7 +193,7 @@ def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
     """(rank, number of processes, device, a barrier); Accelerate when launched as several processes."""
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked == 1:
-        from air_model.train_accelerate import refuse_lonely_process
+        from air_model.training.launch import refuse_lonely_process
 
         refuse_lonely_process(1, "scripts/evaluate.py")
         return 0, 1, device_of(device), lambda: None

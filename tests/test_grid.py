@@ -14,8 +14,10 @@ import pytest
 from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
-from air_model.scripts import run_grid as grid
+from air_model.scripts.run_grid import main
+from air_model.training import sweep as grid
 from air_model.training.launch import alone_in
+from air_model.training.miniature import miniature, miniature_data
 
 
 def arguments(tmp_path: Path, **values) -> argparse.Namespace:
@@ -111,7 +113,7 @@ def test_values_with_commas_of_their_own_are_swept(tmp_path):
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     words = ["--suite", "operator", "--task", "maze", "--mini", "--seeds", "0", "--dry-run"]
-    assert grid.main([*words, "--output-dir", str(tmp_path)]) == 0
+    assert main([*words, "--output-dir", str(tmp_path)]) == 0
     assert "variant=minus_x" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -176,7 +178,7 @@ def test_a_grid_that_fails_leaves_no_run_behind(tmp_path, capsys):
     folder = tmp_path / "level-token-sudoku"
     folder.mkdir()
     (folder / "L2x_H2x_add-seed0").write_text("in the way of the second run")
-    assert grid.main(words) == 1
+    assert main(words) == 1
     assert "error: " in capsys.readouterr().err
     assert not grid.is_taken(folder / "L2x_H2x-seed0")
 
@@ -193,16 +195,16 @@ def test_reports_are_appended_once(tmp_path):
 def test_the_miniature_data_loads_and_is_the_same_every_time(tmp_path, task):
     from air_model.datasets_builders import load_puzzles
 
-    sets = [load_puzzles(grid.mini_data(task, tmp_path / name), "train") for name in ("a", "b")]
+    sets = [load_puzzles(miniature_data(task, tmp_path / name), "train") for name in ("a", "b")]
     assert sets[0].task.name == task and len(sets[0]) == 64 and sets[0].fingerprint == sets[1].fingerprint
 
 
 def test_a_real_run_of_a_miniature_suite_finishes_and_is_not_repeated(tmp_path, capsys):
     command = ["--grid", "variant=Lx_H", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path), "max_steps=2"]
     command += ["lr=1e-3", "epochs=null"]
-    assert grid.main(command) == 0
+    assert main(command) == 0
     before = os.stat(next(tmp_path.rglob("run.json"))).st_mtime_ns
-    assert grid.main(command) == 0
+    assert main(command) == 0
     assert os.stat(next(tmp_path.rglob("run.json"))).st_mtime_ns == before
     assert "finished" in capsys.readouterr().out
 
@@ -222,7 +224,7 @@ def test_a_miniature_of_every_suite_runs(tmp_path, suite, task):
         "--seeds",
         "0",
     ]
-    assert grid.main([*command, "--append-runs", str(tmp_path / "runs.jsonl")]) == 0
+    assert main([*command, "--append-runs", str(tmp_path / "runs.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [row["variant"] for row in rows] == grid.SUITES[suite]
 
@@ -306,21 +308,21 @@ def test_a_miniature_grid_runs_under_a_real_slurm(slurm, tmp_path):
         "--cpus-per-run",
         "1",
     ]
-    assert grid.main([*command, "--output-dir", str(tmp_path), "max_steps=4"]) == 0
+    assert main([*command, "--output-dir", str(tmp_path), "max_steps=4"]) == 0
     assert len(list(tmp_path.rglob("model_last/model.safetensors"))) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_path):
-    data = grid.mini_data("sudoku", tmp_path / "data")
-    values = {**grid.MINI, "data": str(data), "max_steps": 4000, "save_every": 100, "eval_every": 0}
+    data = miniature_data("sudoku", tmp_path / "data")
+    values = {**miniature({}), "data": str(data), "max_steps": 4000, "save_every": 100, "eval_every": 0}
     log, checkpoints = tmp_path / "job.log", tmp_path / "run" / "checkpoints"
 
     def submit(max_steps: int) -> str:
         command = ["sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", "--gpus-per-node=0"]
         command += ["scripts/train.slurm"]
-        overrides = [f"{key}={value}" for key, value in {**values, "max_steps": max_steps}.items()]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in {**values, "max_steps": max_steps}.items()]
         command += ["sudoku_extreme", str(tmp_path / "run"), *overrides]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -346,12 +348,12 @@ def test_a_job_that_slurm_preempts_saves_and_the_next_one_goes_on(slurm, tmp_pat
 @pytest.mark.timeout(200)
 def test_a_grid_writes_where_it_was_called_from_and_takes_a_clean_stop_for_no_failure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    grid.mini_data("sudoku", tmp_path / "data")
-    lines = {**grid.MINI, "variant": "Lx_H", "task": "sudoku", "data": "data", "max_steps": 6, "eval_every": 0}
-    (tmp_path / "mine.yaml").write_text("\n".join(f"{key}: {value}" for key, value in lines.items()))
+    miniature_data("sudoku", tmp_path / "data")
+    lines = {**miniature({}), "variant": "Lx_H", "task": "sudoku", "data": "data", "max_steps": 6, "eval_every": 0}
+    (tmp_path / "mine.yaml").write_text(json.dumps(lines))
     words = ["--output-dir", "out", "--recipe", "mine.yaml", "--grid", "lr=1e-2", "--retries", "0"]
     # Every session stops after a few steps; the run is done when all of them are.
-    assert grid.main([*words, "max_minutes=1e-9", "save_every=3", "log_every=3"]) == 0
+    assert main([*words, "max_minutes=1e-9", "save_every=3", "log_every=3"]) == 0
     report = json.loads((tmp_path / "out/grid-mine/lr=1e-2-seed0/run.json").read_text())
     assert report["status"] == "finished" and report["steps"] == 6
 

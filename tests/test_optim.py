@@ -21,7 +21,7 @@ from air_model.optim_air import (
     lr_factor,
 )
 from air_model.scripts.convert_checkpoint import our_name
-from air_model.training.batches import Puzzles, Slots, halt
+from air_model.training.batches import Puzzles, Slots, slots_to_refill
 
 
 class PublicRun:
@@ -57,7 +57,7 @@ class PublicRun:
         self.optimizers.zero_grad()
         self.slots.carry, steps = out.carry, out.carry.steps
         q_continue = out.q_continue_logits if config.q_continue else None
-        self.slots.halted = halt(steps, out.q_halt_logits, q_continue, 0 * steps, config.halt_max_steps)
+        self.slots.halted = slots_to_refill(steps, out.q_halt_logits, q_continue, 0 * steps, config.halt_max_steps)
 
     def two_steps(self):
         """Every number that is recorded of two steps, under its recorded name."""

@@ -22,12 +22,17 @@ from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
 from air_model.records import all_seconds, append_runs_to, earlier_runs, source_state
-from air_model.training.batches import Puzzles, PuzzleSampler, exploration, halt, seeded
+from air_model.training import checkpoints
+from air_model.training import run as whole
+from air_model.training import trainer as loop
+from air_model.training.batches import Puzzles, PuzzleSampler, exploration, seeded, slots_to_refill
 from air_model.training.checkpoints import CheckpointStore, _hash, read_state
 from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
-from air_model.training.launch import TAKEN
+from air_model.training.journal import lasting_id
+from air_model.training.launch import TAKEN, alone_in, refuse_lonely_process
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
 from air_model.training.start import widened
+from air_model.training.trainer import Trainer
 
 SUDOKU = make_task("sudoku", 4)
 TINY = {
@@ -71,9 +76,9 @@ def recipe(tmp_path, data):
     return run
 
 
-def trainer(tmp_path: Path, **values) -> ta.Trainer:
+def trainer(tmp_path: Path, **values) -> Trainer:
     recipe = make_recipe({"data": "given", **TINY, **values})
-    return ta.Trainer(recipe, tmp_path, sudokus(24), sudokus(10, 1))
+    return Trainer(recipe, tmp_path, sudokus(24), sudokus(10, 1))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -240,13 +245,13 @@ def test_start_step_counts_on_where_an_earlier_machine_stopped(tmp_path, recipe)
 
 
 def test_the_record_of_a_running_training_says_how_far_its_checkpoints_are(tmp_path, recipe, monkeypatch):
-    told = []
-    real = ta.Trainer.tell
-    monkeypatch.setattr(ta.Trainer, "tell", lambda self, seconds: (real(self, seconds), told.append(
+    written = []
+    real = Trainer.write_progress
+    monkeypatch.setattr(Trainer, "write_progress", lambda self: (real(self), written.append(
         json.loads((self.output_dir / "run.json").read_text()))))  # fmt: skip
     assert recipe("run", max_steps=10, save_every=4) == 0
-    assert [(record["status"], record["steps"]) for record in told] == [("running", 4), ("running", 8)]
-    assert all(record["wall_seconds"] > 0 for record in told)
+    assert [(record["status"], record["steps"]) for record in written] == [("running", 4), ("running", 8)]
+    assert all(record["wall_seconds"] > 0 for record in written)
 
 
 def test_easier_most_keeps_easier_copies_near_the_hard_ones():
@@ -394,8 +399,8 @@ def test_exploration_draws_from_two_to_the_last_step():
 def test_a_slot_halts_at_the_last_step_or_when_it_wants_to_and_may():
     steps, least = torch.tensor([4, 1, 1, 2, 2]), torch.tensor([0, 0, 2, 2, 0])
     q_halt, q_continue = torch.tensor([-9.0, 1, 1, 1, -1]), torch.zeros(5)
-    assert halt(steps, q_halt, q_continue, least, 4).tolist() == [True, True, False, True, False]
-    assert halt(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
+    assert slots_to_refill(steps, q_halt, q_continue, least, 4).tolist() == [True, True, False, True, False]
+    assert slots_to_refill(steps, q_halt, None, least, 4).tolist() == [True, True, False, True, False]
 
 
 def test_a_cpu_compiles_long_runs_only_and_does_what_the_recipe_says_otherwise():
@@ -423,7 +428,7 @@ def test_onednns_product_has_the_values_and_gradients_of_torchs(width):
 def test_training_with_onednns_products_equals_training_with_torchs_within_rounding(tmp_path, monkeypatch):
     runs = []
     for slow in (False, True):
-        monkeypatch.setattr(ta, "slow_products", lambda slow=slow: slow)
+        monkeypatch.setattr(loop, "slow_products", lambda slow=slow: slow)
         runs.append(trainer(tmp_path, hidden_size=64, intermediate_size=64, lr=1e-3))
         for _ in range(5):
             runs[-1].train_step()
@@ -577,7 +582,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("point", ["between steps", "before the rename", "half a file", "before the old one goes"])
 def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch, point):
     assert recipe("whole") == 0
-    step, finish, save, replace = ta.Trainer.train_step, CheckpointStore.finish, ta.save_tensors, os.replace
+    step, finish, save, replace = Trainer.train_step, CheckpointStore.finish, checkpoints.save_tensors, os.replace
 
     def step_then_die(self):
         if self.step == 7:
@@ -602,11 +607,11 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, mo
 
     with monkeypatch.context() as patch:
         if point == "between steps":
-            patch.setattr(ta.Trainer, "train_step", step_then_die)
+            patch.setattr(Trainer, "train_step", step_then_die)
         elif point == "before the rename":
             patch.setattr(CheckpointStore, "finish", die_before_rename)
         elif point == "half a file":
-            patch.setattr(ta, "save_tensors", die_in_a_file)
+            patch.setattr(checkpoints, "save_tensors", die_in_a_file)
         else:
             patch.setattr(os, "replace", die_before_deleting)
         with pytest.raises(Killed):
@@ -625,7 +630,7 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, mo
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_adamw"])
 def test_every_optimizer_resumes_to_the_same_bits(recipe, tmp_path, optimizer, monkeypatch):
     assert recipe("whole", optimizer=optimizer, max_steps=6, eval_every=0) == 0
-    step = ta.Trainer.train_step
+    step = Trainer.train_step
 
     def step_then_die(self):
         if self.step == 5:
@@ -633,7 +638,7 @@ def test_every_optimizer_resumes_to_the_same_bits(recipe, tmp_path, optimizer, m
         step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta.Trainer, "train_step", step_then_die)
+        patch.setattr(Trainer, "train_step", step_then_die)
         with pytest.raises(Killed):
             recipe("killed", optimizer=optimizer, max_steps=6, eval_every=0)
     assert recipe("killed", "--resume", optimizer=optimizer, max_steps=6, eval_every=0) == 0
@@ -664,7 +669,7 @@ def test_a_real_sigkill_loses_nothing(recipe, tmp_path):
 
 
 def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, monkeypatch):
-    step = ta.Trainer.train_step
+    step = Trainer.train_step
 
     def step_and_signal(self):
         step(self)
@@ -673,7 +678,7 @@ def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, m
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(ta.Trainer, "train_step", step_and_signal)
+        patch.setattr(Trainer, "train_step", step_and_signal)
         assert recipe("run") == 0
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "run" / "checkpoints" / "checkpoint_5").is_dir()
@@ -683,14 +688,14 @@ def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, m
 
 
 def test_sigterm_in_the_set_up_ends_cleanly_before_the_first_step(recipe, tmp_path, monkeypatch):
-    load = ta.load_data
+    load = whole.load_data
 
     def load_and_signal(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return load(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta, "load_data", load_and_signal)
+        patch.setattr(whole, "load_data", load_and_signal)
         assert recipe("run") == 0
     report = json.loads((tmp_path / "run/run.json").read_text())
     assert (report["status"], report["steps"]) == ("stopped", 0)
@@ -702,7 +707,7 @@ def test_sigterm_after_the_last_step_does_not_cost_the_record(recipe, tmp_path, 
     def signalled(*args):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ta, "leave_curve", signalled)
+    monkeypatch.setattr(whole, "leave_curve", signalled)
     assert recipe("run", "--append-runs", str(tmp_path / "runs.jsonl")) == 0
     assert json.loads((tmp_path / "runs.jsonl").read_text())["status"] == "finished"
 
@@ -714,7 +719,7 @@ def evaluations(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("nth, last", [(0, 6), (1, 12), (2, 12)])
 def test_sigterm_ends_an_evaluation_which_the_resumed_run_makes_up_for(recipe, tmp_path, monkeypatch, nth, last):
-    evaluate, calls = ta.evaluate_model, []
+    evaluate, calls = loop.evaluate_model, []
 
     def signalled(*args, **kwargs):
         calls.append(None)
@@ -723,7 +728,7 @@ def test_sigterm_ends_an_evaluation_which_the_resumed_run_makes_up_for(recipe, t
         return evaluate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta, "evaluate_model", signalled)
+        patch.setattr(loop, "evaluate_model", signalled)
         assert recipe("run", final_eval_limit=10) == 0
     report = json.loads((tmp_path / "run/run.json").read_text())
     assert (report["status"], report["steps"]) == ("stopped", last) and len(evaluations(tmp_path / "run")) == nth
@@ -764,7 +769,7 @@ def test_half_a_line_of_metrics_costs_that_line_alone(recipe, tmp_path, capsys):
 
 def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, monkeypatch):
     run = trainer(tmp_path)
-    run.record({"a": 1.0})
+    run.journal.record(0, {"a": 1.0})
     before = (tmp_path / "metrics.jsonl").read_text()
 
     class Half:
@@ -784,21 +789,21 @@ def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, 
 
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *args: Half(real(self, *args)))
-    run.record({"a": 2.0})
+    run.journal.record(0, {"a": 2.0})
     monkeypatch.undo()
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_names_the_commit_that_it_started_on(recipe, tmp_path, monkeypatch):
     source_state.cache_clear()
-    step, run = ta.Trainer.train_step, subprocess.run
+    step, run = Trainer.train_step, subprocess.run
     before = run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None
 
     def commit_meanwhile(self):
         monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: run(["echo", "another"], **kwargs))
         step(self)
 
-    monkeypatch.setattr(ta.Trainer, "train_step", commit_meanwhile)
+    monkeypatch.setattr(Trainer, "train_step", commit_meanwhile)
     assert recipe("run", max_steps=1) == 0
     assert json.loads((tmp_path / "run/run.json").read_text())["commit"] == before
 
@@ -839,7 +844,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, tmp_path,
 
 
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(recipe, tmp_path, monkeypatch, capsys):
-    save = ta.save_tensors
+    save = checkpoints.save_tensors
 
     def full(tensors, path):
         if ".checkpoint_8" in str(path):
@@ -847,7 +852,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(recipe, tmp_path, monkey
         save(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta, "save_tensors", full)
+        patch.setattr(checkpoints, "save_tensors", full)
         assert recipe("run") == 0
     assert "checkpoint 8 could not be written" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint_4", "checkpoint_12"}
@@ -858,7 +863,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_says_how_to_go_on(recip
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta, "write_model_folder", full)
+        patch.setattr(loop, "write_model_folder", full)
         assert recipe("run") == 1
     error = capsys.readouterr().err
     assert "the best model so far could not be written" in error and "--resume" in error
@@ -873,11 +878,11 @@ def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monke
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta, "evaluate_model", fail)
+        patch.setattr(loop, "evaluate_model", fail)
         with pytest.raises(RuntimeError, match="boom"):
             recipe("run", save_every=100)
     state = read_state(tmp_path / "run" / "checkpoints" / "checkpoint_6")
-    assert state["speed"]["steps"] == 6 and state["seconds"] > 0
+    assert state["work"]["steps"] == 6 and state["seconds"] > 0
     capsys.readouterr()
     assert recipe("run", "--resume", save_every=100) == 0
     assert "step 6: exact_accuracy" in capsys.readouterr().err  # made up for
@@ -888,7 +893,7 @@ def test_a_run_whose_evaluation_always_fails_goes_on_without(recipe, tmp_path, m
     def fail(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(ta, "evaluate_model", fail)
+    monkeypatch.setattr(loop, "evaluate_model", fail)
     with pytest.raises(RuntimeError, match="boom"):
         recipe("run")
     with pytest.raises(RuntimeError, match="boom"):  # that of the end
@@ -901,7 +906,7 @@ def test_an_evaluation_that_is_made_again_has_one_line(recipe, tmp_path, monkeyp
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta.Trainer, "save_model", fail)  # after the line was written
+        patch.setattr(Trainer, "save_model", fail)  # after the line was written
         with pytest.raises(RuntimeError, match="boom"):
             recipe("run")
     assert recipe("run", "--resume") == 0
@@ -916,11 +921,11 @@ def test_out_of_memory_is_a_sentence_that_says_what_to_change(recipe, monkeypatc
     def empty(_):
         raise MemoryError  # Python's own says nothing
 
-    monkeypatch.setattr(ta.Trainer, "train_step", full)
+    monkeypatch.setattr(Trainer, "train_step", full)
     assert recipe("run") == 1
     error = capsys.readouterr().err
     assert "Tried to allocate 9 GiB. Out of memory. A new run with" in error and "stack of the" not in error
-    monkeypatch.setattr(ta.Trainer, "train_step", empty)
+    monkeypatch.setattr(Trainer, "train_step", empty)
     assert recipe("other") == 1
     assert "error: MemoryError Out of memory." in capsys.readouterr().err
 
@@ -947,7 +952,7 @@ def test_a_run_that_starts_anew_takes_no_model_of_the_one_before(recipe, tmp_pat
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(recipe, tmp_path, monkeypatch, capsys):
-    step = ta.Trainer.train_step
+    step = Trainer.train_step
 
     def poisoned(self):
         if self.step == 6:
@@ -957,7 +962,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_state_before_it(re
         step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ta.Trainer, "train_step", poisoned)
+        patch.setattr(Trainer, "train_step", poisoned)
         assert recipe("run") == 1
     error = capsys.readouterr().err
     assert "step 7" in error and "checkpoint_6" in error
@@ -1044,11 +1049,11 @@ def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, t
 def test_a_process_that_should_have_company_refuses_to_train_alone(monkeypatch, environment):
     for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
-    ta.refuse_lonely_process(1)
+    refuse_lonely_process(1)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="torchrun"):
-        ta.refuse_lonely_process(1)
+        refuse_lonely_process(1)
 
 
 def test_a_launch_with_fsdp_trains_as_ddp_and_says_so(recipe, monkeypatch, capsys):
@@ -1093,8 +1098,8 @@ def test_tensorboard_shows_each_step_once_after_a_resume_and_nothing_of_an_overw
 
 
 def test_every_session_of_a_run_has_the_same_id_at_wandb(tmp_path):
-    first = ta.lasting_id(tmp_path)
-    assert first == ta.lasting_id(tmp_path) and len(first) == 12
+    first = lasting_id(tmp_path)
+    assert first == lasting_id(tmp_path) and len(first) == 12
 
 
 def test_puzzles_per_second_are_those_of_the_run_and_not_of_its_last_steps(recipe, tmp_path):
@@ -1179,7 +1184,7 @@ def test_a_resume_with_nothing_left_to_train_keeps_the_cycles_of_the_curriculum(
     values = {"q_continue": False, "h_cycles": 1, "l_cycles": 1, "cycles": {"0": [1, 1], "5": [2, 2]}}
     assert recipe("whole", **values) == 0
     with monkeypatch.context() as patch:  # killed in the final evaluation
-        patch.setattr(ta.Trainer, "evaluate", lambda *_, final=False, **__: 1 / 0 if final else {})
+        patch.setattr(Trainer, "evaluate", lambda *_, final=False, **__: 1 / 0 if final else {})
         with pytest.raises(ZeroDivisionError):
             recipe("killed", **values)
     assert recipe("killed", "--resume", **values) == 0
@@ -1206,12 +1211,12 @@ def test_a_copy_of_a_checkpoint_is_not_counted(tmp_path):
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     run = trainer(tmp_path)
     run.train_step()
-    assert run.save()
+    assert checkpoints.save_checkpoint(run)
     with torch.no_grad():
         next(run.model.parameters())[0] = float("nan")
     run.step += 1
-    with pytest.raises(ta.BadLoss, match="step 2 left weights"):
-        run.save()
+    with pytest.raises(loop.BadLoss, match="step 2 left weights"):
+        checkpoints.save_checkpoint(run)
     assert [step for step, _ in run.store.found()] == [1]
 
 
@@ -1242,7 +1247,7 @@ def test_operations_are_counted_with_the_cycles_of_each_step(recipe, tmp_path):
     configs = [AirConfig(**{**json.loads((tmp_path / "a/run.json").read_text())["model_config"],
                "l_cycles": c, "h_cycles": c}) for c in (1, 4)]  # fmt: skip
     steps = [training_flops(config, TINY["batch_size"]) for config in configs]
-    assert state["speed"]["steps"] == 12 and state["speed"]["flops"] == pytest.approx(11 * steps[0] + 1 * steps[1])
+    assert state["work"]["steps"] == 12 and state["work"]["flops"] == pytest.approx(11 * steps[0] + 1 * steps[1])
 
 
 def test_the_best_model_is_chosen_anew_when_other_puzzles_evaluate_it(recipe, tmp_path):
@@ -1270,7 +1275,7 @@ def test_a_best_model_that_could_not_be_written_is_not_called_the_best(tmp_path,
 
 
 def test_two_runs_cannot_share_a_folder(recipe, tmp_path, capsys):
-    with ta.alone_in(tmp_path / "a"):
+    with alone_in(tmp_path / "a"):
         assert recipe("a") == TAKEN
     assert "Another process is training into" in capsys.readouterr().err
     assert recipe("a", max_steps=1) == 0
@@ -1282,9 +1287,9 @@ def test_a_tracker_that_cannot_write_costs_the_tracker_and_not_the_run(tmp_path,
             raise OSError(errno.ENOSPC, "No space left on device")
 
     run = trainer(tmp_path)
-    run.trackers = [Full()]
-    run.record({"a": 1.0})
-    assert run.trackers == [] and "Full could not write" in capsys.readouterr().err
+    run.journal.trackers = [Full()]
+    run.journal.record(0, {"a": 1.0})
+    assert run.journal.trackers == [] and "Full could not write" in capsys.readouterr().err
 
 
 def test_an_output_folder_that_is_a_file_is_one_sentence(recipe, tmp_path, capsys):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from air_model import train_accelerate as ta
+from air_model import AirModel
 from air_model.datasets_builders import PuzzleSet
 from air_model.processing_air import make_task
 from air_model.training.batches import HALTED_METRICS, LOSSES
 from air_model.training.recipe import make_recipe
+from air_model.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 TASK = make_task("sudoku", 9)
@@ -21,13 +22,13 @@ def puzzles(n: int = 64) -> PuzzleSet:
     return PuzzleSet(np.where(rng.random(labels.shape) < 0.5, 1, labels).astype(np.uint8), labels, TASK)
 
 
-def trainer(tmp_path, evaluation: PuzzleSet | None = None, **values) -> ta.Trainer:
+def trainer(tmp_path, evaluation: PuzzleSet | None = None, **values) -> Trainer:
     base = {
         "data": "given", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "batch_size": 64,
         "max_steps": 200, "warmup_steps": 10, "lr": 1e-3, "trackers": "none", "compile": "off", "ema": 0.99,
         "optimizer": "adamw", "weight_decay": 0.0, "easier_share": 0.5,
     }  # fmt: skip
-    return ta.Trainer(make_recipe({**base, **values}), tmp_path, puzzles(), evaluation)
+    return Trainer(make_recipe({**base, **values}), tmp_path, puzzles(), evaluation)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_adamw"])
@@ -74,7 +75,7 @@ def test_heads_that_see_a_row_or_a_box_train_as_on_the_cpu(tmp_path, heads, mode
     values |= {"num_attention_heads": heads, "prefix_length": 1, "mixed_precision": "no"}
     run = trainer(tmp_path, compile=mode, **values)
     inputs, labels = (torch.from_numpy(part[:16]).long() for part in (puzzles().inputs, puzzles().labels))
-    twin = ta.AirModel(run.config)
+    twin = AirModel(run.config)
     twin.load_state_dict({name: value.cpu() for name, value in run.model.state_dict().items()})
     losses = [
         model(inputs.to(place), labels=labels.to(place)).loss for model, place in ((run.model, "cuda"), (twin, "cpu"))

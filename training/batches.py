@@ -194,7 +194,9 @@ class Slots:
         self.halted = tensors["halted"]
 
 
-def halt(steps: Tensor, q_halt: Tensor, q_continue: Tensor | None, min_steps: Tensor, max_steps: int) -> Tensor:
+def slots_to_refill(
+    steps: Tensor, q_halt: Tensor, q_continue: Tensor | None, min_steps: Tensor, max_steps: int
+) -> Tensor:
     """Which slots stop after this ACT step while training, (B,) bool (SPEC section 3).
 
     Args:

@@ -1,16 +1,30 @@
-"""Checkpoints: a folder of safetensors and JSON, written beside and renamed, with a manifest of sizes and hashes."""
+"""Checkpoints: a folder of safetensors and JSON, written beside and renamed, with a manifest of sizes and hashes.
 
+A full disk costs a checkpoint, never the run. Model folders (model/, model_last/) are replaced in the same way.
+"""
+
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from air_model.configuration_air import AirConfig
+from air_model.modeling_air import AirModel
+from air_model.pipeline_air import save_release
+from air_model.processing_air import AirProcessor
+from air_model.training.launch import RunError
+from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, TrainConfig, recipe_differences
 
 
 class DamagedCheckpoint(ValueError):
@@ -50,7 +64,7 @@ class CheckpointStore:
         for left in self.folder.glob(".checkpoint_*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def begin(self, step: int) -> Path:
+    def open_temporary(self, step: int) -> Path:
         """An empty temporary folder for checkpoint `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sweep()
@@ -134,3 +148,209 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path) if path.is_file() else {}
+
+
+def save_checkpoint(trainer: Any) -> bool:
+    """Write checkpoint_<step> of a training.trainer.Trainer; a full disk costs this checkpoint, not the run."""
+    store = trainer.store
+    trainer.check_loss()
+    trainer.check_weights()
+    if trainer.agree(trainer.is_main and store.holds(trainer.step)):
+        return True
+    for attempt in (1, 2):
+        error = _try_save(trainer)
+        failed = trainer.agree(error is not None)
+        if not failed:
+            return True
+        if trainer.is_main:
+            store.sweep()
+            if attempt == 1 and len(store.found()) > 1:
+                trainer.say(f"Checkpoint {trainer.step} could not be written ({error}); deleting older ones.")
+                store.prune(1)
+                continue
+        if trainer.world > 1 and attempt == 1:
+            continue
+        break
+    trainer.say(
+        f"WARNING: checkpoint {trainer.step} could not be written ({error}). Training goes on; the newest complete "
+        f"one is {store.found()[-1][1] if store.found() else 'none'}. Free some disk space."
+    )
+    return False
+
+
+def _try_save(trainer: Any) -> Exception | None:
+    step, error, store = trainer.step, None, trainer.store
+    temporary = store.folder / f".checkpoint_{step}.tmp"
+    try:
+        if trainer.is_main:
+            store.open_temporary(step)
+    except (OSError, SafetensorError) as failure:
+        error = failure
+    trainer.accelerator.wait_for_everyone()
+    try:
+        if error is None:
+            save_tensors(_rank_state(trainer), temporary / f"carry_{trainer.rank}.safetensors")
+            if trainer.is_main:
+                _save_shared(trainer, temporary)
+    except (OSError, SafetensorError) as failure:
+        error = failure
+    if trainer.world > 1 and trainer.agree(error is not None):
+        return error or OSError(errno.EIO, "another process could not write its part")
+    try:
+        if error is None and trainer.is_main:
+            store.finish(temporary, step)
+    except OSError as failure:
+        error = failure
+    return error
+
+
+def _rank_state(trainer: Any) -> dict[str, Tensor]:
+    state = {**trainer.slots.state(), "totals": trainer.totals, "rng.cpu": torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
+    return state
+
+
+def _save_shared(trainer: Any, folder: Path) -> None:
+    save_tensors(trainer.model.state_dict(), folder / "model.safetensors")
+    tensors, values = trainer.optimizers.state()
+    save_tensors(tensors, folder / "optimizer.safetensors")
+    if trainer.ema is not None:
+        save_tensors(trainer.ema.shadow, folder / "ema.safetensors")
+    state = {
+        "step": trainer.step,
+        "since_log": trainer.since_log,
+        "world_size": trainer.world,
+        "best": trainer.best,
+        **trainer.clock.state(),
+        "last_metrics": trainer.last_metrics,
+        "earlier_runs": trainer.earlier_runs,
+        "evaluation_owed": trainer.evaluation_owed,
+        "bf16": trainer.bf16,
+        "optimizer_values": values,
+        "recipe": trainer.recipe.flat(),
+        "model_config": trainer.config.to_dict(),
+        "max_steps": trainer.max_steps,
+        "data": trainer.data,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
+
+
+def load_checkpoint(trainer: Any) -> bool:
+    """Go on from the newest complete checkpoint; False where there is none.
+
+    Raises:
+        RunError: it was written with another recipe or other data, or has done more steps than are asked for.
+    """
+    path = trainer.store.newest()
+    trainer.accelerator.wait_for_everyone()  # everybody has looked
+    if trainer.is_main and trainer.store.folder.is_dir():
+        trainer.store.set_aside(-1 if path is None else read_state(path)["step"])
+    if path is None:
+        return False
+    state = read_state(path)
+    if "work" not in state:
+        raise RunError(
+            f"{path} was written by an earlier release, whose checkpoints this one cannot go on from. Start a new run "
+            f"from its weights: init_from={trainer.output_dir / 'model'} in another --output-dir."
+        )
+    _refuse_changes(trainer, path, state)
+    if state["step"] > trainer.max_steps:
+        raise RunError(f"{path} has done {state['step']} steps already, more than max_steps={trainer.max_steps}.")
+    if state["bf16"] != trainer.bf16:
+        now, then = ("bf16", "fp32") if trainer.bf16 else ("fp32", "bf16")
+        trainer.say(f"WARNING: the run was computed in {then} and goes on in {now}; mixed_precision= decides.")
+    _load_shared(trainer, path, state)
+    if state["world_size"] == trainer.world:
+        _load_rank(trainer, path)
+    else:
+        trainer.since_log = 0
+        trainer.say(
+            f"The checkpoint was written by {state['world_size']} processes, now there are {trainer.world}: its "
+            "carry is dropped, every slot starts a fresh puzzle. Weights, optimizers and step go on."
+        )
+    trainer.say(f"Resumed from {path}: {trainer.step} of {trainer.max_steps} steps done.")
+    return True
+
+
+def _load_shared(trainer: Any, path: Path, state: dict[str, Any]) -> None:
+    trainer.model.load_state_dict(read_tensors(path / "model.safetensors"))
+    trainer.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
+    if trainer.ema is not None:
+        trainer.ema.load(read_tensors(path / "ema.safetensors"))
+    for name in ("step", "since_log", "best", "last_metrics", "earlier_runs", "evaluation_owed"):
+        setattr(trainer, name, state[name])
+    trainer.clock.load(state)
+    if (state["data"]["eval"] or {}).get("fingerprint") != (trainer.data["eval"] or {}).get("fingerprint"):
+        trainer.best = {}  # of other puzzles
+    if (cycles := trainer.train.cycles_at(trainer.step)) is not None:
+        trainer.config.l_cycles, trainer.config.h_cycles = cycles
+
+
+def _load_rank(trainer: Any, path: Path) -> None:
+    mine = read_tensors(path / f"carry_{trainer.rank}.safetensors")
+    trainer.slots.load(mine)
+    trainer.totals.copy_(mine["totals"])
+    torch.set_rng_state(mine["rng.cpu"])
+    if trainer.device.type == "cuda" and "rng.cuda" in mine:
+        torch.cuda.set_rng_state(mine["rng.cuda"], trainer.device)
+
+
+def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
+    allowed = set(FREE_ON_RESUME)
+    # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
+    if trainer.train.lr_min_ratio == 1.0:
+        allowed |= {"max_steps", "epochs"}
+    # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
+    old = {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
+    new = trainer.recipe.flat()
+    same_data = state["data"]["train"]["fingerprint"] == trainer.data["train"]["fingerprint"]
+    if same_data:
+        allowed.add("data")  # the same puzzles may lie elsewhere
+    # A model key that only one side names is compared with what the other side's config has there.
+    for named, other, config in ((new, old, state["model_config"]), (old, new, trainer.config.to_dict())):
+        for key in MODEL_FIELDS:
+            if key in named and key not in other and key in config:
+                other[key] = config[key]
+    changed = recipe_differences(old, new, allowed)
+    if not changed and not same_data:
+        changed = ["the training data has changed since"]
+    if changed:
+        raise RunError(
+            f"{path} was written with another recipe, so the run cannot go on from it:\n  "
+            + "\n  ".join(changed)
+            + "\nResume with the old values, or start a new run in another --output-dir."
+        )
+
+
+def write_model_folder(model: AirModel, config: AirConfig, target: Path) -> None:
+    """A model folder as the Hub wants it (weights, config, processor, code), written beside and renamed."""
+    from transformers.utils import logging
+
+    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
+    try:
+        save_release(model, temporary, AirProcessor.from_config(config))
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy_model_folders(output_dir: Path, restore: bool) -> None:
+    """Put right what a kill left while a model folder was written: the one before, and no parts of a new one.
+
+    Without `restore` nothing comes back: a run that starts anew has no model yet.
+    """
+    for name in ("model", "model_last"):
+        target, old = output_dir / name, output_dir / f".{name}.old"
+        if restore and old.is_dir() and not target.exists():
+            os.replace(old, target)
+    for left in output_dir.glob(".*model*"):  # `..model.tmp.tmp-…` is save_release's own
+        if re.match(r"\.+model(_last)?\.(tmp|old)", left.name):
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,6 +1,8 @@
 """What training costs: operations of a step, when compiling is worth it, and which products a processor is fast at."""
 
+import contextlib
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -135,3 +137,14 @@ def matmul_tflops(
         sync()
         best = max(best, 2 * n**3 / (clock() - start))
     return best / 1e12
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None

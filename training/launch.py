@@ -1,9 +1,18 @@
-"""How a run shares the machine: with other runs (one per folder), its launcher and the signals that end it."""
+"""How a run shares the machine: with other runs (one per folder), its launcher, and the signals that end it."""
 
 import contextlib
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+class RunError(ValueError):
+    """Something that the user can put right; `main` prints it as one message and exits with status 1."""
 
 
 class FolderTaken(ValueError):
@@ -53,3 +62,90 @@ def is_taken(folder: Path) -> bool:
             return False
     except FolderTaken:
         return True
+
+
+class TolerantStream:
+    """A stream whose writes may fail: a log on a full disk, or a reader that has gone, is no reason to stop."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def say(text: str) -> None:
+    """Print to stderr, where that is still possible."""
+    print(text, file=TolerantStream(sys.stderr), flush=True)
+
+
+class Signals:
+    """SIGTERM (Slurm preemption, `kill`) and Ctrl-C ask for a checkpoint and a clean end; a second Ctrl-C ends now.
+
+    A second SIGTERM is nothing new: under Slurm a process gets one from Slurm and one from its launcher.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before: dict[int, Any] = {}
+
+    def install(self, *numbers: int) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for number in numbers:
+                self.before[number] = signal.signal(number, self)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+def end_with_launcher() -> None:
+    """`accelerate launch` of one process does not pass SIGTERM on: ask Linux to, when the launcher dies."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # 1 = PR_SET_PDEATHSIG
+
+
+def drop_fsdp() -> bool:
+    """Whether the launcher asked for FSDP; from then on it is DDP.
+
+    Sharding saves memory that models of this size do not need, and Muon wants whole matrices.
+    """
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+
+
+def refuse_lonely_process(world: int, script: str = "train_accelerate.py") -> None:
+    """`accelerate launch --cpu --num_processes 2` starts ONE process and says nothing: refuse to work alone then."""
+    if world > 1:
+        return
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    asked = None
+    if launched and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        asked = "accelerate launch was given more than one process or machine"
+    elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        asked = f"WORLD_SIZE={os.environ['WORLD_SIZE']}"
+    elif int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_STEP_ID" in os.environ and not launched:
+        # Inside srun (not just sbatch): every task would train the whole run by itself, into the same folder.
+        asked = f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}"
+    if asked:
+        raise RunError(
+            f"More processes were asked for ({asked}), but only this one was started, so it would work alone. Start "
+            f"CPU processes with `torchrun --nproc_per_node N {script} ...`, several GPUs with `accelerate "
+            "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
+        )

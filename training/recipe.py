@@ -208,11 +208,6 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
-def few_heads(model: dict[str, Any]) -> int:
-    """Heads of a miniature: two, or as many as the recipe has relations for."""
-    return max(2, len(model.get("head_relations") or []))
-
-
 class Recipe(NamedTuple):
     """A recipe, read and checked: `variant` and fields of AirConfig in `model`, the rest in `train`."""
 
@@ -239,14 +234,7 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
     values = _yaml(path.read_text(), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
-    if not isinstance(overrides, dict):
-        pairs = {}
-        for text in overrides or []:
-            key, separator, value = text.partition("=")
-            if not separator:
-                raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
-            pairs[key.strip().lstrip("-").replace("-", "_")] = _yaml(value, text) if value else ""
-        overrides = pairs
+    overrides = overrides if isinstance(overrides, dict) else override_values(overrides or [])
     # The budget is one choice: naming one way on the command line replaces the other one of the file.
     for mine, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if overrides.get(mine) is not None and other not in overrides:
@@ -255,6 +243,17 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
     for key in VARIANTS.get(str(overrides.get("variant")), {}):
         values.pop(key, None)
     return make_recipe({**values, **overrides})
+
+
+def override_values(words: list[str]) -> dict[str, Any]:
+    """`key=value` words as recipe values, in YAML's spelling of them."""
+    values = {}
+    for text in words:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
+        values[key.strip().lstrip("-").replace("-", "_")] = _yaml(value, text) if value else ""
+    return values
 
 
 def _yaml(text: str, where: Any) -> Any:

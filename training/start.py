@@ -5,6 +5,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from air_model.modeling_air import AirModel
+from air_model.training.launch import RunError
+
+
+def start_from(model: AirModel, source: str) -> str:
+    """Copy the weights of another model; what has another shape (tokens, places of another grid) stays fresh.
+
+    A model of half the width is widened, so that it computes what it did (`widened`).
+
+    Returns a sentence that says so. Raises RunError if no block fits.
+    """
+    from air_model.pipeline_air import load_model
+
+    other = load_model(source, "cpu").float()
+    grown = other.config.hidden_size * 2 == model.config.hidden_size
+    theirs, ours = widened(other) if grown else other.state_dict(), model.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in ours and ours[k].shape == v.shape}
+    blocks = [k for k in ours if ".layers." in k]
+    if missing := [k for k in blocks if k not in fitting]:
+        raise RunError(
+            f"init_from={source}: its blocks do not fit this recipe ({missing[0]} and {len(missing) - 1} more). Use "
+            "its width (or twice its hidden_size and intermediate_size), heads, layers and variant."
+        )
+    model.load_state_dict({**ours, **fitting})
+    fresh = sorted(set(ours) - set(fitting))
+    how = f", widened from {other.config.hidden_size} to {model.config.hidden_size}" if grown else ""
+    return f"Starting from {source}{how}" + (
+        f"; fresh because of another shape: {', '.join(fresh)}." if fresh else "."
+    )
 
 
 def widened(model: AirModel, noise: float = 0.01, seed: int = 0) -> dict[str, Tensor]:

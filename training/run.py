@@ -1,0 +1,240 @@
+"""A whole run: data, training, checkpoints, the final evaluation, and the files that are left of it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from air_model.processing_air import make_task
+from air_model.records import append_runs_to, read_run, write_json
+from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
+from air_model.training.journal import leave_curve, make_trackers
+from air_model.training.launch import RunError, Signals, alone_in, end_with_launcher, refuse_lonely_process
+from air_model.training.recipe import Recipe
+from air_model.training.trainer import BadLoss, Trainer
+
+# What a run leaves in its folder.
+FILES = (
+    "checkpoints", "model", "model_last", "tensorboard", "trackers", ".wandb_id", "metrics.jsonl", "run.json",
+    "curve.png",
+)  # fmt: skip
+
+
+def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
+    """(training set, evaluation set or None), cut to the sizes that the recipe asks for."""
+    from air_model.datasets_builders import load_puzzles
+
+    config = recipe.train
+    if not config.data:
+        raise RunError("The recipe names no data. Add data=...: a Hub id, a folder of build_dataset.py, or a CSV.")
+    task = _task_of(recipe)
+    train_set = load_puzzles(config.data, config.train_split, task=task)
+    if config.train_size is not None and config.train_size < len(train_set):
+        rows = np.random.default_rng(config.data_seed).permutation(len(train_set))[: config.train_size]
+        train_set = train_set.select(np.sort(rows))
+    elif config.train_size is not None and config.train_size > len(train_set):
+        print(f"train_size={config.train_size}, but {config.data} has {len(train_set)} training rows: all are used.",
+              file=sys.stderr)  # fmt: skip
+    if config.eval_data is None and Path(config.data).is_file():
+        print(
+            f"{config.data} is one file: nothing is held out to evaluate on. Give eval_data=... for that.",
+            file=sys.stderr,
+        )
+        return train_set, None
+    limits = [config.eval_limit, config.eval_limit if config.final_eval_limit is None else config.final_eval_limit]
+    source, limit = config.eval_data or config.data, max(limits) if all(limits) else None
+    if config.eval_split != "auto":
+        return train_set, load_puzzles(source, config.eval_split, task=task, limit=limit)
+    try:
+        return train_set, load_puzzles(source, "dev", task=task, limit=limit)
+    except FileNotFoundError:
+        return train_set, load_puzzles(source, "test", task=task, limit=limit)
+
+
+def _task_of(recipe: Recipe) -> Any | None:
+    """The task as far as the recipe itself fixes it; None leaves it to the data."""
+    m = recipe.model
+    if m.get("task") in ("sudoku", "maze") and m.get("grid_height"):
+        return make_task(m["task"], m["grid_height"], m.get("grid_width"), m.get("box_height"), m.get("box_width"))
+    return None
+
+
+def run_training(
+    recipe: Recipe,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    append_runs: Path | None = None,
+    data: tuple[Any, Any | None] | None = None,
+) -> dict[str, Any]:
+    """A whole run: data, training, checkpoints, evaluation, files. Returns the contents of run.json.
+
+    Args:
+        resume: go on from the newest complete checkpoint under output_dir, or start where there is none.
+        overwrite: delete an earlier run in output_dir. append_runs: a .jsonl to which run.json is appended at the end.
+        data: (training, evaluation) PuzzleSets instead of those that the recipe names.
+    """
+    start = time.perf_counter()
+    output_dir = Path(output_dir)
+    refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
+    first_process = os.environ.get("RANK", "0") == "0"
+    if append_runs is not None and first_process:
+        Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
+    signals = Signals()
+    with alone_in(output_dir) if first_process else contextlib.nullcontext():
+        try:
+            # From the start and to the very end; Ctrl-C only once there is something to save.
+            signals.install(signal.SIGTERM)
+            return _train_alone(
+                recipe, output_dir, resume, overwrite, append_runs, data, start, first_process, signals
+            )
+        finally:
+            signals.restore()
+
+
+def _train_alone(
+    recipe: Recipe,
+    output_dir: Path,
+    resume: bool,
+    overwrite: bool,
+    append_runs: Path | None,
+    data: tuple[Any, Any | None] | None,
+    start: float,
+    first_process: bool,
+    signals: Signals,
+) -> dict[str, Any]:
+    if (output_dir / "run.json").exists() and not resume and not overwrite:
+        raise RunError(
+            f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
+            "choose another --output-dir."
+        )
+    earlier = read_run(output_dir)
+    trainer = Trainer(recipe, output_dir, *(data or load_data(recipe)))
+    trainer.clock.setting_up = start
+    if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
+        earlier = {}
+        delete_run(output_dir)
+    resumed = _set_out(trainer, resume)
+    if resumed and _is_finished(trainer, earlier):
+        if trainer.is_main:
+            if append_runs is not None:
+                append_runs_to(append_runs, [earlier])
+            if not (output_dir / "curve.png").exists():
+                leave_curve(output_dir)
+        trainer.accelerator.wait_for_everyone()
+        return earlier
+    _open_journal(trainer)
+    signals.install(signal.SIGINT)
+    end_with_launcher()
+    evaluation: dict[str, Any] = {}
+    try:
+        trainer.run(signals)
+        if not trainer.stop_reason:
+            evaluation = _finish(trainer)
+        if trainer.stop_reason:
+            trainer.say(f"Stopped by {trainer.stop_reason} after step {trainer.step}; --resume goes on from here.")
+    except BadLoss as error:
+        kept = keep_last_good(trainer)
+        if trainer.is_main:
+            write_json(output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
+        raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
+    finally:
+        trainer.journal.close()
+    status = "stopped" if trainer.stop_reason else "finished"
+    report = trainer.report(status, time.perf_counter() - start, evaluation)
+    if trainer.is_main:
+        write_json(output_dir / "run.json", report)
+        if append_runs is not None and status == "finished":
+            append_runs_to(append_runs, [report])
+        leave_curve(output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def delete_run(folder: Path) -> None:
+    for name in FILES:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _set_out(trainer: Trainer, resume: bool) -> bool:
+    """Load the newest checkpoint, or begin at the start; whether it was the former."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.is_main:
+        trainer.store.sweep()
+    resumed = resume and load_checkpoint(trainer)
+    if trainer.is_main:
+        tidy_model_folders(trainer.output_dir, restore=resumed)
+    if resume and not resumed:
+        trainer.say(f"No complete checkpoint under {trainer.output_dir}: starting from the beginning.")
+    if not resumed:
+        if trainer.is_main:
+            trainer.store.set_aside(-1)  # of a run that left no run.json
+        trainer.take_initial_weights()
+    return resumed
+
+
+def _is_finished(trainer: Trainer, earlier: dict[str, Any]) -> bool:
+    """Whether nothing is left to do for a resumed run; takes over from its run.json which model was the best."""
+    # The final evaluation comes after the last checkpoint: what it settled is in run.json alone.
+    settled = (earlier.get("metrics") or {}).get("best") or {}
+    same = (earlier.get("data") or {}).get("eval") == trainer.data["eval"]
+    if same and trainer.best.get("step", -1) < settled.get("step", -1) <= trainer.step:
+        trainer.best = settled
+    done = earlier.get("status") == "finished" and earlier.get("steps") == trainer.step == trainer.max_steps
+    recipe = json.loads(json.dumps(trainer.recipe.flat(), default=str))  # as run.json holds it
+    done = done and (trainer.output_dir / "model_last").is_dir() and (earlier.get("config") or {}) == recipe
+    if done:
+        trainer.say(f"This run has finished already: {trainer.output_dir / 'run.json'}.")
+    return done
+
+
+def _open_journal(trainer: Trainer) -> None:
+    if not trainer.is_main:
+        return
+    # Of this step an evaluation that is owed, or the final one, is made again.
+    again = trainer.step >= trainer.max_steps or trainer.evaluation_owed
+    trainer.journal.forget_after(trainer.step, evaluation_again=again)
+    train = trainer.train
+    trainer.journal.trackers = make_trackers(
+        train.trackers, trainer.output_dir, trainer.recipe.flat(), train.run_name, trainer.step
+    )
+    write_json(trainer.output_dir / "run.json", trainer.report("running", 0.0))
+
+
+def _finish(trainer: Trainer) -> dict[str, Any]:
+    """The final evaluation and the model folders; a signal meanwhile is noted in `stop_reason`."""
+    evaluation = trainer.evaluate(final=True)
+    if trainer.evaluation_owed:
+        trainer.stop_reason = "signal"
+        return evaluation
+    try:
+        with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
+            trainer.save_model("model_last")
+            if trainer.is_main and not (trainer.output_dir / "model").is_dir():
+                trainer.save_model("model")
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"Training is done, but the model could not be written ({error}). Free some disk space and run "
+            "the same command with --resume: it goes on from the last checkpoint."
+        ) from error
+    return evaluation
+
+
+def keep_last_good(trainer: Trainer) -> str:
+    """After a bad loss: keep the weights in memory if they are still good, and say what there is to go on from."""
+    good = trainer.world == 1 and trainer.weights_are_finite()
+    if good and trainer.device.type == "cpu" and trainer.step and not int(trainer.first_bad):
+        save_checkpoint(trainer)
+    newest = trainer.store.found()
+    return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."

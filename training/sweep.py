@@ -1,0 +1,380 @@
+"""Sweeps: the runs of a grid, and what starts, resumes, retries and reports them. The door: scripts/run_grid.py."""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.records import append_runs_to, read_run
+from air_model.training.launch import TAKEN, is_taken
+from air_model.training.miniature import miniature, miniature_data
+from air_model.training.recipe import FREE_ON_RESUME, read_recipe, recipe_differences
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Rows of the published tables.
+SUITES = {
+    "injection": ["L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx", "Lx_Hx", "L2x_H2x"],
+    "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
+    "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
+}
+
+
+RECIPES = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}
+
+
+@dataclass
+class Run:
+    """One training of the grid: its folder, its overrides, and how it stands."""
+
+    name: str
+    folder: Path
+    recipe: str
+    overrides: dict[str, Any]
+    processes: int = 1
+    attempts: int = 0
+    begun_at: int = 0  # steps done when its newest process started
+    not_before: float = 0.0  # time.monotonic() until which it is left alone
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    job: Any = field(default=None, repr=False)
+
+    def command(self, python: str = sys.executable) -> list[str]:
+        script = [str(ROOT / "train_accelerate.py"), "--recipe", self.recipe, "--output-dir", str(self.folder)]
+        start = [python]
+        if self.processes > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        return [*start, *script, "--resume", *self.words()]
+
+    def report(self) -> dict[str, Any]:
+        return read_run(self.folder)
+
+    def finished(self) -> bool:
+        """Whether run.json says so, for this recipe: the same folder with other values is another run."""
+        report = self.report()
+        return report.get("status") == "finished" and not recipe_differences(
+            report["config"], self.expected(), FREE_ON_RESUME
+        )
+
+    def words(self) -> list[str]:
+        """The overrides as the command line has them."""
+        return [f"{k}={'null' if v is None else v}" for k, v in self.overrides.items()]
+
+    def expected(self) -> dict[str, Any]:
+        """The recipe of this run as run.json will hold it.
+
+        Raises:
+            ValueError, FileNotFoundError: the recipe or an override cannot be read.
+        """
+        return read_recipe(self.recipe, self.words()).flat()
+
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError where the recipe or the model that it asks for cannot be."""
+        model = {k: v for k, v in read_recipe(self.recipe, self.words()).model.items() if v is not None}
+        variant, side = model.pop("variant"), {"maze": 30}.get(model.get("task"), 9)
+        if "grid_height" in model or not {"grid_width", "box_height", "box_width", "vocab_size"} & set(model):
+            AirConfig.from_variant(variant, **{"grid_height": side, **model})
+        # Else its sides belong to a grid that only the data names.
+
+    def progress(self) -> tuple[int, float | None]:
+        """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl and run.json."""
+        step, exact = self.report().get("steps", 0), None
+        with contextlib.suppress(OSError):
+            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    step, exact = max(step, row["step"]), row.get("eval/exact_accuracy", exact)
+        return step, exact
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-4' or '0,2,7-9' -> a list of seeds."""
+    seeds = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ValueError(f"Cannot read --seeds {text!r}: write 0-4, or 0,1,5.") from None
+    if not seeds:
+        raise ValueError(f"--seeds {text!r} names no seed.")
+    return seeds
+
+
+def split_values(text: str) -> list[str]:
+    """'1,2' -> ['1', '2']; a comma within brackets or quotes belongs to its value: '[row,all],null'."""
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
+def make_runs(arguments: argparse.Namespace) -> list[Run]:
+    """Every run of the grid, in the order in which they start: all variants of a seed before the next seed."""
+    for name, least in (("gpus_per_run", 0), ("parallel", 1), ("retries", 0), ("hours", 1), ("cpus_per_run", 1)):
+        if (value := getattr(arguments, name, None)) is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
+    axes: dict[str, list[str]] = {}
+    if arguments.suite:
+        axes["variant"] = SUITES[arguments.suite]
+    for text in arguments.grid:
+        key, _, values = text.partition("=")
+        if not values:
+            raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
+        axes[key.strip().lstrip("-").replace("-", "_")] = split_values(values)
+    if not axes:
+        raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
+    for name in axes.get("variant", []):
+        if name not in VARIANTS:
+            raise ValueError(f"Unknown variant {name!r}. Known: {', '.join(VARIANTS)}.")
+    recipe = arguments.recipe or RECIPES.get(arguments.task)
+    if recipe is None:
+        raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
+    common = dict(text.partition("=")[::2] for text in arguments.overrides)
+    common = {key.strip().lstrip("-").replace("-", "_"): value for key, value in common.items()}
+    for key, instead in (("seed", "give --seeds 0-4"), ("run_name", "runs are named after their point of the grid")):
+        if key in axes or key in common:
+            raise ValueError(f"{key}= does not go with a grid: {instead}.")
+    base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
+    if arguments.mini:
+        small = miniature(read_recipe(recipe).model, steps=60)
+        small = {k: v for k, v in small.items() if not (k == "max_steps" and "epochs" in common)}
+        if not getattr(arguments, "dry_run", False):
+            miniature_data(arguments.task or "sudoku", base / "data")
+        common = {"easier_share": 0.0, **small, "data": str(base / "data"), **common}
+    elif arguments.suite:
+        common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
+    runs = []
+    for seed in parse_seeds(arguments.seeds):
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values))
+            name = "-".join(v if k == "variant" else f"{k}={v}" for k, v in point.items())
+            name = re.sub(r"[^\w.=,+-]+", "_", f"{name}-seed{seed}")
+            overrides = {**common, **point, "seed": seed, "run_name": name}
+            runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run))
+            runs[-1].check()  # a wrong key or value is found now, not hours later
+    return runs
+
+
+class Local:
+    """Runs as child processes: as many at a time as there are groups of GPUs, one on a CPU."""
+
+    def __init__(self, gpus_per_run: int, parallel: int | None) -> None:
+        import torch
+
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ids = devices.split(",") if devices else [str(i) for i in range(torch.cuda.device_count())]
+        each = max(1, gpus_per_run)
+        groups = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
+        if torch.cuda.is_available() and not groups:
+            raise ValueError(f"--gpus-per-run {gpus_per_run}: this machine has {len(ids)} GPUs.")
+        self.free: list[list[str] | None] = list(groups) if torch.cuda.is_available() else [None] * (parallel or 1)
+        self.taken: dict[str, list[str] | None] = {}
+
+    def start(self, run: Run) -> bool:
+        """Start a run; False while every slot is taken."""
+        if not self.free:
+            return False
+        devices = self.taken[run.name] = self.free.pop(0)
+        environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "log.txt").open("ab") as log:
+            # In the caller's folder: its relative paths of recipes, data and output stay right.
+            run.process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment)
+        return True
+
+    def ended(self, run: Run) -> int | None:
+        """Exit status of a run that ended, else None."""
+        status = run.process.poll()
+        if status is not None:
+            self.free.append(self.taken.pop(run.name))
+        return status
+
+    def stop(self, runs: list[Run]) -> None:
+        """SIGTERM lets every run write a checkpoint."""
+        for run in runs:
+            run.process.send_signal(signal.SIGTERM)
+        for run in runs:
+            run.process.wait()
+
+
+class SlurmJob:
+    """What a Slurm job does; pickled by submitit. A preempted or timed out job is queued again and resumes."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command, self.log = command, log
+
+    def __call__(self) -> int:
+        with open(self.log, "ab") as log:
+            return subprocess.run(self.command, stdout=log, stderr=log).returncode
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class Slurm:
+    """Every run is a job; Slurm decides when."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ValueError("--launcher slurm needs submitit: pip install submitit.") from error
+        self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster="slurm")
+        parameters: dict[str, Any] = {
+            "name": "air",
+            "timeout_min": arguments.hours * 60,
+            "nodes": 1,
+            "tasks_per_node": 1,
+            "cpus_per_task": arguments.cpus_per_run,
+        }
+        if arguments.gpus_per_run and not arguments.mini:
+            parameters["gpus_per_node"] = arguments.gpus_per_run
+        if arguments.partition:
+            parameters["slurm_partition"] = arguments.partition
+        extra = dict(text.partition("=")[::2] for text in arguments.slurm)
+        self.executor.update_parameters(**parameters, slurm_additional_parameters=extra)
+
+    def start(self, run: Run) -> bool:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        import submitit
+
+        try:
+            run.job = self.executor.submit(SlurmJob(run.command(), run.folder.absolute() / "log.txt"))
+        except (submitit.core.utils.FailedJobError, FileNotFoundError) as error:
+            raise ValueError(
+                f"Slurm did not take the job: {str(error).strip()}. Check --partition and --slurm."
+            ) from error
+        return True
+
+    def ended(self, run: Run) -> int | None:
+        if run.finished():  # without Slurm's accounting, submitit notices ends late
+            return 0
+        if not run.job.done():
+            return None
+        try:
+            return int(run.job.result())
+        except Exception as error:  # submitit raises several kinds for a job that died
+            with (run.folder / "log.txt").open("a") as log:
+                log.write(f"{type(error).__name__}: {error}\n")
+            return 1
+
+    def stop(self, runs: list[Run]) -> None:
+        for run in runs:
+            run.job.cancel()
+
+
+def run_grid(
+    runs: list[Run], launcher: Any, *, retries: int = 1, poll_seconds: float = 2.0, show: bool = True
+) -> dict[str, str]:
+    """Run them all; returns name -> "finished" or "failed"."""
+    states = {run.name: "finished" if run.finished() else "waiting" for run in runs}
+    by_name = {run.name: run for run in runs}
+    table = Table(runs, show)
+
+    def of(*wanted: str) -> Iterator[Run]:
+        return (by_name[name] for name, value in states.items() if value in wanted)
+
+    try:
+        while any(of("waiting", "taken", "running")):
+            for run in list(of("running")):
+                status = launcher.ended(run)
+                if status is None:
+                    continue
+                step = run.progress()[0]
+                if status == TAKEN and not run.finished():
+                    states[run.name], run.not_before = "taken", time.monotonic() + 15 * poll_seconds
+                    continue
+                # Stopped by its own time limit or by SIGTERM, with a checkpoint further on: no failure.
+                stopped = status == 0 and run.report().get("status") == "stopped" and step > run.begun_at
+                run.attempts += not stopped
+                if run.finished():
+                    states[run.name] = "finished"
+                else:
+                    states[run.name] = "waiting" if stopped or run.attempts <= retries else "failed"
+            for run in list(of("waiting", "taken")):
+                if run.finished():  # by a process that an earlier grid had left behind
+                    states[run.name] = "finished"
+                    continue
+                if time.monotonic() < run.not_before or is_taken(run.folder):
+                    states[run.name] = "taken"
+                    continue
+                run.begun_at = run.progress()[0]
+                if not launcher.start(run):
+                    break
+                states[run.name] = "running"
+            table.draw(states)
+            if any(of("running", "taken")):
+                time.sleep(poll_seconds)
+    except BaseException:  # no child is left behind, whatever ended the grid
+        if running := list(of("running")):
+            print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
+            launcher.stop(running)
+        raise
+    table.draw(states, last=True)
+    return states
+
+
+class Table:
+    """The live table: on a terminal it is drawn over itself, elsewhere a line is printed when a run changes."""
+
+    def __init__(self, runs: list[Run], show: bool) -> None:
+        self.runs, self.show, self.live = runs, show, sys.stdout.isatty()
+        self.before: dict[str, str] = {}
+        self.lines = 0
+
+    def draw(self, states: dict[str, str], last: bool = False) -> None:
+        if not self.show:
+            return
+        if not self.live:
+            for run in self.runs:
+                if self.before.get(run.name) != states[run.name]:
+                    print(self.row(run, states[run.name]), flush=True)
+            self.before = dict(states)
+            return
+        width, height = shutil.get_terminal_size()
+        # A line that wraps, or one beyond the top, could not be drawn over: the runs that move come first.
+        order = {"running": 0, "taken": 1, "failed": 2, "waiting": 3, "finished": 4}
+        shown = (
+            sorted(self.runs, key=lambda run: order[states[run.name]]) if len(self.runs) > height - 3 else self.runs
+        )
+        rows = [self.row(run, states[run.name])[: width - 1] for run in shown[: max(1, height - 3)]]
+        done = sum(state == "finished" for state in states.values())
+        hidden = len(self.runs) - len(rows)
+        total = f"{done} of {len(self.runs)} finished" + (f", {hidden} not shown" if hidden else "")
+        print("\x1b[F\x1b[K" * self.lines + "\n".join([*rows, total]), flush=True)
+        self.lines = len(rows) + 1
+
+    @staticmethod
+    def row(run: Run, state: str) -> str:
+        step, exact = run.progress()
+        report = run.report()
+        steps = f"{step}/{report['max_steps']}" if report.get("max_steps") else str(step)
+        return f"{run.name:32s} {state:8s} step {steps:>13s}  exact {'-' if exact is None else f'{exact:.4f}':>6s}"
+
+
+def append_reports(runs: list[Run], target: Path) -> int:
+    """Append run.json of finished runs that the file does not hold yet; returns how many."""
+    return append_runs_to(target, [run.report() for run in runs if run.finished()])

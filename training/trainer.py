@@ -1,0 +1,632 @@
+"""The loop over optimizer steps, and everything that is made once for it. How batches come about: batches.py."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from air_model.metrics.puzzle_accuracy.scores import score
+from air_model.modeling_air import AirModel
+from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
+from air_model.records import command_line, earlier_runs, environment, write_json
+from air_model.training.batches import (
+    HALTED_METRICS,
+    LOSSES,
+    Puzzles,
+    PuzzleSampler,
+    Slots,
+    exploration,
+    slots_to_refill,
+    step_metrics,
+)
+from air_model.training.checkpoints import CheckpointStore, save_checkpoint, write_model_folder
+from air_model.training.cost import (
+    compile_mode,
+    matmul_tflops,
+    peak_memory,
+    peak_tflops,
+    slow_products,
+    training_flops,
+    use_onednn,
+)
+from air_model.training.journal import Clock, Journal
+from air_model.training.launch import (
+    RunError,
+    Signals,
+    TolerantStream,
+    drop_fsdp,
+    refuse_lonely_process,
+    say,
+)
+from air_model.training.recipe import Recipe, model_config
+from air_model.training.start import start_from
+
+
+class BadLoss(RunError):
+    """The loss stopped being a number."""
+
+
+class Trainer:
+    """One run: everything that is made once, and the loop over optimizer steps."""
+
+    def __init__(self, recipe: Recipe, output_dir: Path, train_set: Any, eval_set: Any | None) -> None:
+        self.recipe, self.train, self.output_dir = recipe, recipe.train, output_dir
+        num_ids = 1 + max(int(s.puzzle_ids.max(initial=0)) for s in (train_set, eval_set) if s is not None)
+        self.config = model_config(recipe, train_set.task, num_ids)
+        if eval_set is not None and eval_set.task != train_set.task:
+            raise RunError(f"The evaluation data ({eval_set.task!r}) is of another kind than {train_set.task!r}.")
+        fewer = set(self.train.act_steps_curriculum().values()) - {self.config.halt_max_steps}
+        if fewer and self.config.q_continue:
+            raise RunError(
+                f"train_act_steps={min(fewer)} differs from halt_max_steps={self.config.halt_max_steps}, but the "
+                "target of q_continue looks at the latter. Set q_continue=false, or leave train_act_steps out."
+            )
+        self._join_processes()
+        self._share_batch()
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.bf16 = self.train.mixed_precision == "bf16" or (
+            self.train.mixed_precision == "auto" and (self.device.type == "cuda" or asked == "bf16")
+        )
+        self._make_sampler(train_set)
+        self.eval_set = eval_set
+        self.data = {"train": _describe(train_set), "eval": None if eval_set is None else _describe(eval_set)}
+        self.max_steps = self.train.steps(self.sampler.num_puzzles)
+
+        torch.manual_seed(self.train.seed)  # on the CPU, so that every machine starts from the same weights
+        self._make_model()
+        self._make_optimizers()
+        self.stacks = self._compile()
+        # The puzzle table's gradient travels as rows (PuzzleSignSGD), not as a dense table.
+        self.model._ddp_params_and_buffers_to_ignore = [n for n, _ in self.model.named_parameters() if "puzzle" in n]
+        self.wrapped = self.accelerator.prepare_model(self.model) if self.world > 1 else self.model
+        self.slots = Slots(self.model, self.local_batch, self.config.seq_len, self.device)
+        self.explorer = torch.Generator(self.device)
+
+        self.store = CheckpointStore(output_dir / "checkpoints", self.train.total_limit)
+        self.journal, self.clock = Journal(output_dir), Clock(self.device)
+        self.signals: Signals | None = None
+        self.step = self.since_log = 0
+        self.totals = torch.zeros(1 + len(HALTED_METRICS) + len(LOSSES), device=self.device)
+        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # first step whose loss is no number
+        self.best: dict[str, Any] = {}
+        self.last_metrics: dict[str, Any] = {}
+        self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
+        self.evaluation_owed = False  # an evaluation of this step was cut short by a signal
+        self.stop_reason = ""
+
+    # ---- making things ----------------------------------------------------------------------------------------------
+
+    def _join_processes(self) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        fsdp = drop_fsdp()
+        # One bf16 decision for every launcher; Accelerate's own autocast would wrap the carry as well.
+        self.accelerator = Accelerator(
+            cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            mixed_precision="no",
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    # A kept level token starts the carry, which is detached: it gets no gradient.
+                    find_unused_parameters=self.config.level_token == "prepend_keep",
+                )
+            ],
+        )
+        self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        self.world, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
+        refuse_lonely_process(self.world)
+        if fsdp:
+            self.say("FSDP was asked for; so small models do not need it: every process keeps all weights (DDP).")
+
+    def _share_batch(self) -> None:
+        config = self.train
+        if config.batch_size % self.world:
+            raise RunError(
+                f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
+                "Choose a multiple of the number of processes."
+            )
+        self.local_batch = config.batch_size // self.world
+        if self.local_batch % config.accumulation:
+            raise RunError(
+                f"accumulation={config.accumulation} does not divide the {self.local_batch} slots of a process. "
+                "Choose a divisor."
+            )
+
+    def _make_sampler(self, train_set: Any) -> None:
+        self.sampler = PuzzleSampler(
+            train_set,
+            self.train.batch_size,
+            seed=self.train.seed,
+            augment=self.train.augment,
+            easier_share=self.train.easier_share,
+            easier_most=self.train.easier_most,
+            rank=self.rank,
+            world=self.world,
+            device=self._data_device(train_set),
+            ignore_index=self.config.ignore_index,
+        )
+
+    def _data_device(self, train_set: Any) -> torch.device:
+        """The device, unless the puzzles would take more than a quarter of its free memory."""
+        if self.device.type != "cuda":
+            return torch.device("cpu") if self.device.type == "cpu" else self.device
+        copies = 8 if self.train.augment == "symmetries" and train_set.task.name == "maze" else 1
+        size = 2 * copies * train_set.inputs.size
+        return self.device if size < torch.cuda.mem_get_info(self.device)[0] / 4 else torch.device("cpu")
+
+    def _make_model(self) -> None:
+        self.model = AirModel(self.config)
+        if self.train.activation_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.model.to(self.device).train()
+        if self.bf16 and self.device.type == "cpu" and self.config.num_stack_positions <= 200:
+            # torch's fused attention trains slowly in bf16 on CPUs: over 82 positions plain products take a quarter of
+            # its time, over 145 two fifths, over 197 as long, over 226 a third longer (results/LOG.md).
+            self.model.set_attn_implementation("eager")
+        if self.device.type == "cuda" and self.config.head_relations:
+            # A mask goes to cuDNN as a bias, which nobody has tried on these shapes; the kernel after it is known.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if self.device.type == "cpu" and not self.bf16 and slow_products():
+            use_onednn(self.model)
+
+    def _make_optimizers(self) -> None:
+        config = self.train
+        self.optimizers = build_optimizers(
+            self.model,
+            config.optimizer,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            atan2_scale=config.atan2_scale,
+            muon_lr=config.muon_lr,
+            muon_weight_decay=config.muon_weight_decay,
+            puzzle_lr=config.puzzle_lr,
+            puzzle_weight_decay=config.puzzle_weight_decay,
+        )
+        self.ema = WeightEMA(self.model, config.ema, config.ema_warmup) if config.ema else None
+
+    def _compile(self) -> list[nn.Module]:
+        """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
+        whole_run = training_flops(self.config, self.train.batch_size) * self.max_steps
+        mode = self.compile_mode = compile_mode(self.train.compile, self.device.type, whole_run)
+        if mode == "off":
+            return []
+        stacks = self.model.stacks
+        # DDP would cut the blocks' graph where its buckets end, to send gradients early; but all updates share these
+        # weights, whose gradients are complete at the very end only.
+        torch._dynamo.config.optimize_ddp = False
+        for stack in stacks:
+            stack.compile(mode=mode, dynamic=False)
+        return stacks
+
+    def _undo_compile(self, error: Exception) -> None:
+        for stack in self.stacks:
+            stack._compiled_call_impl = None
+        self.stacks = []
+        self.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it.")
+
+    def take_initial_weights(self) -> None:
+        """Those of `init_from`, once, at the start of a run. A resumed run needs them no more."""
+        if self.train.init_from:
+            self.say(start_from(self.model, self.train.init_from))
+            if self.ema is not None:
+                self.ema = WeightEMA(self.model, self.train.ema, self.train.ema_warmup)
+            self.earlier_runs = earlier_runs(self.train.init_from)
+            self.step = self.train.start_step
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            say(text)
+
+    def record(self, values: dict[str, Any]) -> None:
+        if self.is_main:
+            self.journal.record(self.step, values)
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    def train_step(self) -> None:
+        """One ACT step of all slots and one update of all weights. Nothing in here waits for the device."""
+        step = self.step + 1
+        if (cycles := self.train.cycles_at(step)) is not None:
+            self.config.l_cycles, self.config.h_cycles = cycles
+        self.slots.refill(self.model, self._draw(step))
+        if self.stacks and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
+        pieces = self._gradients()
+        losses = torch.stack([_mean_of(pieces, name, self.device) for name in LOSSES])
+        bad = ~torch.isfinite(losses[0])
+        if self.device.type == "cpu" and self.world == 1 and bad:  # costs nothing here, and keeps the weights clean
+            self.optimizers.zero_grad()
+            raise BadLoss(f"The loss of optimizer step {step} is {losses[0].item()}.")
+        self.first_bad = torch.where(bad & (self.first_bad == 0), step, self.first_bad)
+        self._update_weights(step)
+        self._advance_slots(step, pieces, losses)
+        self.step = step
+        self.since_log += 1
+
+    def _draw(self, step: int) -> Puzzles:
+        fresh = self.sampler.draw(step)
+        if self.sampler.device.type == self.device.type:
+            return fresh
+        # The puzzles did not fit on the device: a copy from pinned memory does not wait.
+        return Puzzles(*(t.pin_memory().to(self.device, non_blocking=True) for t in fresh))
+
+    def _gradients(self) -> list[Any]:
+        """Forward and backward of all slots, piece by piece; returns the outputs of the pieces."""
+        pieces, slots = [], self.slots
+        size = self.local_batch // self.train.accumulation
+        for first in range(0, self.local_batch, size):
+            rows = slice(first, first + size)
+            puzzles = Puzzles(*(t[rows] for t in slots.puzzles))
+            carry = type(slots.carry)(**{k: v[rows] for k, v in slots.carry.items()})
+            last = first + size == self.local_batch
+            with contextlib.nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
+                with self.autocast():
+                    out = self.wrapped(puzzles.inputs, puzzles.ids, puzzles.labels, carry)
+                # Mean over the slots of the piece -> mean over those of the process; DDP averages over processes.
+                (out.loss * (size / self.local_batch)).backward()
+            pieces.append(out)
+        if self.train.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.optimizers.params, self.train.grad_clip)
+        return pieces
+
+    def _update_weights(self, step: int) -> None:
+        config = self.train
+        factor = lr_factor(
+            step,
+            max_steps=self.max_steps,
+            warmup_steps=config.warmup_steps,
+            min_ratio=config.lr_min_ratio,
+            schedule=config.schedule,
+            tail_share=config.tail_share,
+        )
+        self.optimizers.set_lr_factor(factor)
+        self.optimizers.step(self.slots.puzzles.ids)
+        self.optimizers.zero_grad()
+        if self.ema is not None:
+            self.ema.update(step)
+
+    @torch.no_grad()
+    def _advance_slots(self, step: int, pieces: list[Any], losses: Tensor) -> None:
+        """New states, which slots halt, and the sums of what they score."""
+        config, slots = self.train, self.slots
+        q_halt = torch.cat([out.q_halt_logits.detach() for out in pieces])
+        q_continue = torch.cat([out.q_continue_logits.detach() for out in pieces])
+        slots.carry = type(slots.carry)(
+            **{k: torch.cat([out.carry[k] for out in pieces]) for k in ("z_h", "z_l", "steps")}
+        )
+        act_steps = config.act_steps_at(step, self.config.halt_max_steps)
+        prob = config.halt_exploration_prob
+        min_steps = exploration(self.explorer, config.seed, step, config.batch_size, prob, act_steps)
+        slots.halted = slots_to_refill(
+            slots.carry.steps,
+            q_halt,
+            q_continue if self.config.q_continue else None,
+            min_steps[self.sampler.rows],
+            act_steps,
+        )
+        logits = torch.cat([out.logits.detach() for out in pieces])
+        ignore = self.config.ignore_index
+        sums = step_metrics(logits, slots.puzzles.labels, q_halt, slots.carry.steps, slots.halted, ignore)
+        self.totals += torch.cat([sums, losses])
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, signals: Signals) -> None:
+        """Train from self.step to the end, or until a signal or the time limit."""
+        from tqdm import tqdm
+
+        self.signals = signals
+        if self.step < self.max_steps and self.agree(signals.received):  # before the first step, which may compile
+            self.stop_reason = "signal"
+            return
+        self.clock.start_session(self.step)
+        bar = tqdm(
+            total=self.max_steps, initial=self.step, desc=self.train.run_name or self.output_dir.name, unit="step",
+            disable=not self.is_main, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            file=TolerantStream(sys.stderr),
+        )  # fmt: skip
+        try:
+            self.evaluation_owed = self.evaluation_owed and bool(self.train.eval_every)  # no longer wanted
+            if self.evaluation_owed:
+                with self.clock.pausing():
+                    self.evaluate(bar)
+            while self.step < self.max_steps and not self.stop_reason:
+                if self._try_step():
+                    bar.update()
+                    self._after_step(bar)
+        finally:
+            self.clock.seconds = self.clock.seconds_before + time.perf_counter() - self.clock.session_start
+            bar.close()
+
+    def _try_step(self) -> bool:
+        """False: a compiler failed on its first use, which is no reason to lose the run; try again without it."""
+        try:
+            self.train_step()
+        except Exception as error:
+            if not self.stacks or self.step > self.clock.first_step or not _is_compiler_error(error):
+                raise
+            self._undo_compile(error)
+            self.optimizers.zero_grad()
+            return False
+        self.clock.count_step(training_flops(self.config, self.train.batch_size))
+        return True
+
+    def _after_step(self, bar: Any) -> None:
+        """What is due after this step: log, evaluation, checkpoint, a stop."""
+        config, clock = self.train, self.clock
+        done = self.step >= self.max_steps
+        if self.step % config.log_every == 0 or done:
+            clock.wait_for_device()
+            clock.update(self.step)
+            self.log(bar)
+        if config.eval_every and self.step % config.eval_every == 0 and not done:
+            with clock.pausing():
+                self._evaluate_or_save(bar)
+        late = bool(config.max_minutes) and time.perf_counter() - clock.session_start > 60 * config.max_minutes
+        wish = self.signals.received or late
+        stop = self.agree(wish, every=1 if self.evaluation_owed else config.log_every)
+        if self.step % config.save_every == 0 or done or stop:
+            with clock.pausing():
+                clock.update(self.step)
+                save_checkpoint(self)
+                if not done:
+                    self.write_progress()
+        if stop and not done:
+            self.stop_reason = "time limit" if late else "signal"
+
+    def _evaluate_or_save(self, bar: Any) -> None:
+        """An evaluation that fails leaves a checkpoint: the steps since the last one are good."""
+        try:
+            self.evaluate(bar)
+        except Exception:
+            if self.world == 1:  # else other processes may wait in a collective
+                self.evaluation_owed = True
+                self.clock.update(self.step)
+                save_checkpoint(self)
+                self.write_progress()
+            raise
+
+    def write_progress(self) -> None:
+        """run.json of a run that goes on: whoever takes a checkpoint's weights learns how far they have come."""
+        if self.is_main:
+            with contextlib.suppress(OSError):  # a full disk stops no run
+                write_json(self.output_dir / "run.json", self.report("running", self.clock.session_seconds))
+
+    def agree(self, wish: bool, every: int = 1) -> bool:
+        """Whether any process wishes so. On GPUs only looked at every `every` steps: asking waits for the device."""
+        if self.world == 1:
+            return wish
+        if self.device.type == "cuda" and self.step % every and self.step < self.max_steps:
+            return False
+        flag = torch.tensor(float(wish), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def check_loss(self) -> None:
+        """Read the device's note of the first bad loss; raises BadLoss on every process alike."""
+        first = self.first_bad.clone()
+        if self.world > 1:
+            first = torch.where(first == 0, torch.iinfo(torch.long).max, first)
+            dist.all_reduce(first, op=dist.ReduceOp.MIN)
+            first = torch.where(first == torch.iinfo(torch.long).max, 0, first)
+        if int(first):
+            raise BadLoss(f"The loss of optimizer step {int(first)} is not a finite number.")
+
+    def weights_are_finite(self) -> bool:
+        return all(torch.stack([torch.isfinite(p).all() for p in self.model.parameters()]).tolist())
+
+    def check_weights(self) -> None:
+        """Raises BadLoss where they are no numbers: a finite loss says nothing of the update that followed it."""
+        if not self.weights_are_finite():
+            raise BadLoss(f"The update of optimizer step {self.step} left weights that are no finite numbers.")
+
+    def log(self, bar: Any) -> None:
+        """Read the sums off the device and write them to the bar, metrics.jsonl and the trackers."""
+        self.check_loss()
+        totals = self.totals.double() if self.device.type != "mps" else self.totals
+        if self.world > 1:
+            dist.all_reduce(totals)
+        totals, speed = totals.tolist(), self.clock.steps_per_second(self.step)
+        count, halted, losses = totals[0], totals[1 : 1 + len(HALTED_METRICS)], totals[1 + len(HALTED_METRICS) :]
+        values = {name: value / count if count else None for name, value in zip(HALTED_METRICS, halted)}
+        values |= {name: value / (self.since_log * self.world) for name, value in zip(LOSSES, losses)}
+        # Slots that finished per second; each optimizer step advances batch_size slots by one ACT step.
+        values["puzzles_per_second"] = count / self.since_log * speed
+        values["slot_steps_per_second"] = self.train.batch_size * speed
+        values["lr"] = self.optimizers.main[0].param_groups[0]["lr"]
+        self.totals.zero_()
+        self.since_log = 0
+        self.clock.work["puzzles"] += int(count)
+        self.last_metrics = values
+        self.record({f"train/{name}": value for name, value in values.items()})
+        exact = "-" if values["exact_accuracy"] is None else f"{values['exact_accuracy']:.3f}"
+        rate = self.clock.puzzles_per_second()
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, exact {exact}, {rate:.0f} puzzles/s")
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, bar: Any | None = None, final: bool = False) -> dict[str, float]:
+        """Exact, cell and valid accuracy on the evaluation subset, all ACT steps; keeps the best model under model/.
+
+        A signal to stop ends it early: then nothing is recorded, and `evaluation_owed` says so until it is made.
+        """
+        if self.eval_set is None or not len(self.eval_set.inputs):
+            return {}
+        limit = self.train.eval_limit
+        if final and self.train.final_eval_limit not in (None, limit):
+            # Which model is the best is settled on the puzzles of the evaluations on the way.
+            self.evaluate(bar)
+            if self.evaluation_owed:
+                return {}
+            limit = self.train.final_eval_limit
+        start = time.perf_counter()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), self.uncaptured():
+            result = self._scores(limit)
+            if result is None:
+                return {}
+            n = result.pop("n")
+            self.record({f"eval/{name}": value for name, value in result.items()})
+            # A final evaluation on other puzzles does not compare with those on the way; a resumed run may have
+            # changed how many those are, and then the comparison starts anew.
+            apart = final and limit != self.train.eval_limit
+            best = not self.best or (n != self.best["n"] or result["exact_accuracy"] >= self.best["exact_accuracy"])
+            if best and not (apart and self.best):
+                self._keep_best({"step": self.step, "n": n, **result})
+        text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+        line = f"step {self.step}: {text} ({n} puzzles, {time.perf_counter() - start:.1f} s)"
+        if bar is not None and self.is_main:
+            bar.write(line, file=bar.fp)
+        else:
+            self.say(line)
+        return {"n": n, **result}
+
+    def _scores(self, limit: int) -> dict[str, Any] | None:
+        """Accuracies on the first `limit` puzzles (0: all), of all processes; None where a signal cut them short."""
+        result = evaluate_model(
+            self.model,
+            self.eval_set.select(slice(limit or None)),
+            batch_size=self.train.eval_batch_size or self.local_batch,
+            rank=self.rank,
+            world=self.world,
+            dtype=torch.bfloat16 if self.bf16 else torch.float32,
+            stop=lambda: self.signals is not None and self.signals.received,
+        )
+        self.evaluation_owed = self.agree(result is None)
+        if self.evaluation_owed or self.world == 1:
+            return None if self.evaluation_owed else result
+        n = result.pop("n")
+        sums = torch.tensor([n, *(n * value for value in result.values())]).to(self.device)
+        dist.all_reduce(sums)
+        n, *totals = sums.tolist()
+        return {"n": int(n), **{name: total / n for name, total in zip(result, totals)}}
+
+    def _keep_best(self, best: dict[str, Any]) -> None:
+        failure = None
+        try:
+            self.save_model("model")
+        except (OSError, SafetensorError) as error:
+            failure = error
+        if self.agree(failure is not None):
+            self.say(f"WARNING: the best model so far could not be written ({failure}). Free some disk space.")
+        else:
+            self.best = best
+
+    def uncaptured(self) -> contextlib.AbstractContextManager:
+        """Eager blocks where the compiled ones are CUDA graphs: solving keeps states that a graph would overwrite."""
+        captured = self.stacks and self.compile_mode in ("reduce-overhead", "max-autotune")
+        return torch.compiler.set_stance("force_eager") if captured else contextlib.nullcontext()
+
+    def save_model(self, name: str) -> None:
+        if self.is_main:
+            write_model_folder(self.model, self.config, self.output_dir / name)
+
+    # ---- the record -------------------------------------------------------------------------------------------------
+
+    def report(self, status: str, session_seconds: float, evaluation: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The contents of run.json."""
+        work = self.clock.work
+        seconds = max(1e-9, work["seconds"])
+        tflops = work["flops"] / seconds / 1e12
+        peak = peak_tflops(self.device)
+        machine = None
+        if status == "finished":
+            machine = matmul_tflops(self.device, torch.bfloat16 if self.bf16 else torch.float32)
+        return {
+            "status": status,
+            "name": self.train.run_name or self.output_dir.name,
+            "task": self.config.task,
+            "grid": [self.config.grid_height, self.config.grid_width],
+            "variant": self.recipe.model["variant"],
+            "seed": self.train.seed,
+            "command": command_line(),
+            "steps": self.step,
+            "max_steps": self.max_steps,
+            "metrics": {"eval": evaluation or None, "best": self.best or None, "train": self.last_metrics or None},
+            "wall_seconds": round(self.clock.seconds, 2),
+            "session_seconds": round(session_seconds, 2),
+            "earlier_runs": self.earlier_runs,
+            "seconds_to_first_step": round(self.clock.first_step_seconds, 2),
+            "steps_per_second": work["steps"] / seconds,
+            "puzzles_per_second": self.clock.puzzles_per_second(),
+            "tflops": tflops,
+            "tflops_peak_of_device": peak,
+            "share_of_peak": None if peak is None else tflops / (peak * self.world),
+            "tflops_of_large_matmul": machine,
+            "share_of_large_matmul": None if not machine else tflops / (machine * self.world),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "precision": "bf16 states, fp32 weights" if self.bf16 else "fp32",
+            "peak_memory_bytes": peak_memory(self.device),
+            "data": self.data,
+            "config": self.recipe.flat(),
+            "model_config": self.config.to_dict(),
+            **environment(self.device, self.world),
+        }
+
+
+def _describe(puzzles: Any) -> dict[str, Any]:
+    return {"source": puzzles.source, "n": len(puzzles), "fingerprint": puzzles.fingerprint}
+
+
+def _mean_of(pieces: list[Any], name: str, device: torch.device) -> Tensor:
+    values = [getattr(piece, name) for piece in pieces]
+    if values[0] is None:
+        return torch.zeros((), device=device)
+    return torch.stack([v.detach() for v in values]).float().mean()
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")) or "compil" in str(error)
+
+
+def evaluate_model(
+    model: AirModel,
+    puzzles: Any,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    dtype: torch.dtype | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy.
+
+    `stop` is asked before every batch; None if it said yes.
+    """
+    mine = puzzles.select(slice(rank, None, world))
+    inputs, labels, n = mine.inputs, mine.labels, len(mine)
+    keys = ("exact_accuracy", "cell_accuracy", "valid_accuracy")
+    if n == 0:
+        return {"n": 0, **dict.fromkeys(keys, 0.0)}
+    batch_size = min(batch_size, n)
+    # A last batch of another size would make a compiled model compile again: fill it up, and do not count those.
+    padded = np.resize(np.arange(n), -(-n // batch_size) * batch_size)
+    pieces = []
+    for rows in padded.reshape(-1, batch_size):
+        if stop():
+            return None
+        solution = model.solve(
+            torch.from_numpy(inputs[rows]).long(),
+            torch.from_numpy(mine.puzzle_ids[rows]).long(),
+            batch_size=batch_size,
+            dtype=dtype,
+            return_logits=False,
+        )
+        pieces.append(solution.predictions)
+    answers = torch.cat(pieces)[:n].cpu().numpy().astype(np.uint8)
+    scores = score(answers, labels, valid=mine.task.verdicts(inputs, answers).valid)
+    return {"n": n, **{key: scores[key] for key in keys}}
