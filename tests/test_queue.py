@@ -13,8 +13,8 @@ from conftest import ROOT, tiny_model
 from safetensors.torch import save_file
 
 from air_model.configuration_air import TRAVELLING_FILES
-from air_model.scripts import run_queue
 from air_model.training.recipe import read_recipe
+from air_model.workshop import run_queue
 
 
 def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):

@@ -256,6 +256,11 @@ def override_values(words: list[str]) -> dict[str, Any]:
     return values
 
 
+def as_words(values: dict[str, Any]) -> list[str]:
+    """Recipe values as `key=value` words of a command line."""
+    return [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+
+
 def _yaml(text: str, where: Any) -> Any:
     import yaml
 

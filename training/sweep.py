@@ -20,7 +20,7 @@ from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.records import append_runs_to, read_run
 from air_model.training.launch import TAKEN, is_taken
 from air_model.training.miniature import miniature, miniature_data
-from air_model.training.recipe import FREE_ON_RESUME, read_recipe, recipe_differences
+from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +69,7 @@ class Run:
 
     def words(self) -> list[str]:
         """The overrides as the command line has them."""
-        return [f"{k}={'null' if v is None else v}" for k, v in self.overrides.items()]
+        return as_words(self.overrides)
 
     def expected(self) -> dict[str, Any]:
         """The recipe of this run as run.json will hold it.

@@ -1,10 +1,10 @@
 """The runs that fill checkpoints/ and results/, in order: list them, run one on a borrowed GPU, collect what came back.
 
-    python scripts/run_queue.py                                             # the queue and what is done
-    python scripts/run_queue.py sudoku-published --data-root .data --output-dir "$OUT" --minutes 9
-    python scripts/run_queue.py sudoku-published --rehearse --data-root ../shared/data --output-dir runs/rehearsal
-    python scripts/run_queue.py sudoku-published --collect FOLDER           # what came back -> checkpoints/, results/
-    python scripts/run_queue.py --write                                     # results/QUEUE.md from this table
+    python workshop/run_queue.py                                             # the queue and what is done
+    python workshop/run_queue.py sudoku-published --data-root .data --output-dir "$OUT" --minutes 9
+    python workshop/run_queue.py sudoku-published --rehearse --data-root ../shared/data --output-dir runs/rehearsal
+    python workshop/run_queue.py sudoku-published --collect FOLDER           # what came back -> checkpoints/, results/
+    python workshop/run_queue.py --write                                     # results/QUEUE.md from this table
 
 The first call starts training in a process session of its own and waits; further calls find it still running, wait
 again, and copy out. Training resumes by itself from its newest checkpoint under --work-dir. When it is done the same
@@ -28,11 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
     import _checkout  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-REHEARSAL = ["max_steps=20", "batch_size=16", "hidden_size=32", "num_hidden_layers=1", "num_attention_heads=8"]
-REHEARSAL += ["eval_every=10", "save_every=10", "log_every=5", "eval_limit=16", "warmup_steps=2", "halt_max_steps=4"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def analysis_row(name: str, data: str) -> str:
 
 
 def command_of(name: str) -> str:
-    return f'python scripts/run_queue.py {name} --data-root .data --output-dir "$OUT" --minutes 9'
+    return f'python workshop/run_queue.py {name} --data-root .data --output-dir "$OUT" --minutes 9'
 
 
 def made() -> str:
@@ -136,7 +135,7 @@ def write_queue() -> Path:
     lines = [
         "# Runs that wait for an H100 or H200",
         "",
-        "Written by `python scripts/run_queue.py --write`. Minutes are computed (PERF.md of the project's notes), not",
+        "Written by `python workshop/run_queue.py --write`. Minutes are computed (PERF.md of the notes), not",
         f"measured. {made()} of these {len(QUEUE)} runs were made so far: each is one command from running on a GPU.",
         "",
         "Two ignored folders travel to the machine: `.data`, which holds the real puzzles as",
@@ -189,8 +188,12 @@ def differences(recipe: str, overrides: list[str], folder: Path) -> list[str]:
 
 def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     """Detached, so that it outlives the command that starts it."""
+    from air_model.training.miniature import miniature
+    from air_model.training.recipe import as_words, read_recipe
+
     item = QUEUE[name]
-    overrides = [*item.overrides, *(REHEARSAL if args.rehearse else []), *args.overrides]
+    small = as_words(miniature(read_recipe(item.recipe).model)) if args.rehearse else []
+    overrides = [*item.overrides, *small, *args.overrides]
     if args.go_on:
         steps = read_record(args.go_on / "run.json").get("steps") or 0
         overrides += [f"init_from={args.go_on}", f"start_step={steps}"]
@@ -233,11 +236,11 @@ def last_words(log: Path) -> str:
 
 
 def wait(work: Path, seconds: float) -> None:
-    end, told = time.monotonic() + seconds, 0.0
+    end, printed = time.monotonic() + seconds, 0.0
     while alive(work / "pid") and time.monotonic() < end:
         time.sleep(1)
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
+        if time.monotonic() - printed > 30:
+            printed = time.monotonic()
             print(last_words(work / "train.log"), flush=True)
         try:  # our own child becomes a zombie, which kill(0) still finds
             os.waitpid(int((work / "pid").read_text()), os.WNOHANG)
@@ -474,7 +477,7 @@ def row_name(text: str) -> str:
         near = difflib.get_close_matches(text, QUEUE, 1)
         raise argparse.ArgumentTypeError(
             f"{text!r} is no row of the queue"
-            + (f"; did you mean {near[0]!r}?" if near else ": `python scripts/run_queue.py` lists them.")
+            + (f"; did you mean {near[0]!r}?" if near else ": `python workshop/run_queue.py` lists them.")
         )
     return text
 
