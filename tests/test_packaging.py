@@ -86,6 +86,37 @@ def test_the_travelling_files_import_only_each_other_and_what_transformers_bring
                 assert {module.split(".")[0] for module in names} <= known, f"{name} imports {names}"
 
 
+# From the ground up: a room imports rooms below it, itself, and the travelling files; nothing imports scripts.
+ROOMS = ("travelling", "records", "optim_air", "metrics", "datasets_builders", "training",
+         "analysis", "publishing", "spaces_demo", "scripts")  # fmt: skip
+
+
+def room_of(path: str) -> str:
+    first = path.split("/")[0].removesuffix(".py").replace("train_accelerate", "scripts")
+    return "travelling" if f"{first}.py" in TRAVELLING_FILES else first
+
+
+def imported_rooms(name: str) -> set[str]:
+    """Rooms of ours that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            module = node.module.removeprefix("air_model").strip(".")
+            ours = node.module.split(".")[0] == "air_model"
+            found |= {module} if ours and module else {alias.name for alias in node.names} if ours else set()
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("air_model.")}
+    return {room_of(module.replace(".", "/")) for module in found} & set(ROOMS)
+
+
+def test_no_import_climbs_to_a_room_above():
+    for name in tracked():
+        room = room_of(name)
+        if name.endswith(".py") and room in ROOMS:
+            for other in imported_rooms(name) - {room}:
+                assert ROOMS.index(other) < ROOMS.index(room), f"{name} ({room}) imports {other}, which lies above it"
+
+
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_the_source_is_valid_in_every_supported_python(version):
     for name in tracked():
