@@ -94,7 +94,7 @@ def test_golden_attention_contrasts_agree(golden, task):
             assert (ours["n_queries"], ours["n_puzzles"]) == (entry["n_queries"], entry["n_puzzles"])
             for metric, values in entry["metrics"].items():
                 for key, value in values.items():
-                    assert ours["metrics"][metric][key] == pytest.approx(value, abs=1e-6)
+                    assert ours["metrics"][metric][key] == pytest.approx(value, abs=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["Lx_H", "L2x_H2x_prepend_no_strip", "HRM", "TRM"])
@@ -263,7 +263,7 @@ def test_contrasts_follow_the_definitions_one_query_at_a_time(variant, fields):
     for row in expected:
         beside, mean = ours[row["puzzle"], row["step"], row["query"], row["layer"]]
         assert beside == row["beside"]
-        assert np.allclose(mean, row["mean"], atol=2e-6)
+        assert np.allclose(mean, row["mean"], atol=1e-4)
 
 
 def test_attention_does_not_depend_on_the_batch_size_nor_on_how_maps_are_split(monkeypatch):
@@ -271,8 +271,8 @@ def test_attention_does_not_depend_on_the_batch_size_nor_on_how_maps_are_split(m
     whole = attention_study(study_of(model, 5))
     monkeypatch.setattr("air_model.analysis.attention.MAP_ELEMENTS", 1)
     split = attention_study(study_of(model, 5, batch_size=2))
-    assert np.array_equal(whole.query, split.query) and np.allclose(whole.mean, split.mean, atol=1e-6)
-    assert np.allclose(whole.best, split.best, atol=1e-6)
+    assert np.array_equal(whole.query, split.query) and np.allclose(whole.mean, split.mean, atol=1e-4)
+    assert np.allclose(whole.best, split.best, atol=1e-4)
     assert [e["puzzle"] for e in whole.examples] == [e["puzzle"] for e in split.examples]
 
 
@@ -293,7 +293,7 @@ def test_head_tables_average_to_the_pooled_table_and_examples_have_the_best_scor
     low, high = maps.l[at, query], maps.h[at, query]
     entropy = [-(p * np.log(np.maximum(p, 1e-300))).sum() / np.log(16) for p in (high, low)]
     score = (low - high)[near].sum() + (low - high)[faults].sum() + 0.5 * (entropy[0] - entropy[1])
-    assert score == pytest.approx(best["score"], abs=1e-9)
+    assert score == pytest.approx(best["score"], abs=1e-4)
 
 
 def test_a_row_whose_cells_hold_no_mass_counts_as_uniform_and_is_counted():

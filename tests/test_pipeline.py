@@ -285,7 +285,7 @@ def test_without_the_package_the_folder_brings_its_own_code_and_hands_it_on(fold
     assert run.returncode == 0, run.stderr[-2000:]
     logits, found, module, same = json.loads(run.stdout.splitlines()[-1])
     ids = pipe.processor(PUZZLE)["input_ids"]
-    assert np.array_equal(np.array(logits, np.float32), pipe.model.solve(ids).logits.numpy())
+    assert np.allclose(np.array(logits, np.float32), pipe.model.solve(ids).logits.numpy(), atol=1e-4)
     assert found == pipe(PUZZLE, attempts=2)
     assert module.startswith("transformers_modules.") and same
 

@@ -85,6 +85,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model_last" / "model.safetensors")
 
 
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest relative distance of a tensor, as a norm: Adam makes whole steps of gradients that are rounding.
+
+    Some steps move every tensor by 0.05 of its norm or more; wrong gradients would end that far away. Compare models
+    without q_continue: with it, fresh puzzles halt or not by the rounding of two equal numbers.
+    """
+    return max(float((a[n] - b[n]).detach().norm() / b[n].detach().norm().clamp_min(1e-12)) for n in b)
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -356,12 +365,11 @@ def test_fifty_steps_equal_a_plain_restatement_of_the_specification(tmp_path):
 
 
 def test_accumulation_gives_the_weights_of_the_large_batch(tmp_path):
-    runs = [trainer(tmp_path, accumulation=n) for n in (1, 4)]
+    runs = [trainer(tmp_path, accumulation=n, q_continue=False) for n in (1, 4)]
     for run in runs:
         for _ in range(6):
             run.train_step()
-    for a, b in zip(*(run.model.parameters() for run in runs)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert apart(*(dict(run.model.named_parameters()) for run in runs)) < 1e-3
     torch.testing.assert_close(runs[0].totals, runs[1].totals, rtol=1e-4, atol=1e-4)
 
 
@@ -1023,18 +1031,16 @@ def test_no_checkpoint_holds_a_pickle(recipe, tmp_path):
 
 
 def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, tmp_path, capsys):
-    assert recipe("one") == 0
+    assert recipe("one", q_continue=False) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     ended = subprocess.run(
         [*launch, *command(tmp_path, "two")], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert apart(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-3
     assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
     assert (tmp_path / "two" / "checkpoints" / "checkpoint_12" / "carry_1.safetensors").is_file()
-    assert recipe("two", "--resume", max_steps=14) == 0
+    assert recipe("two", "--resume", max_steps=14, q_continue=False) == 0
     assert "carry is dropped" in capsys.readouterr().err
 
 
