@@ -3,8 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,eval,demo,export,dev
+# Tests take one thread: two processes use two cores.
+WORKERS := -n 2 --dist worksteal
 
-.PHONY: quickstart test lint format clean test-slow test-conformance release help
+# What depends on arithmetic, and the processors that one machine can emulate: other instructions, other threads, and by
+# AIR_ROUNDING_SEED other rounding (tests/rounding).
+NUMBERS := tests/test_golden.py tests/test_optim.py tests/test_model.py tests/test_solve.py
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+PROCESSORS := "$(AVX2)" "ATEN_CPU_CAPABILITY=default" "$(AVX2) AIR_TEST_THREADS=2" "AIR_TEST_THREADS=2" \
+	$(foreach seed,1 2 3 4 5,"AIR_ROUNDING_SEED=$(seed)")
+
+.PHONY: quickstart test lint format clean test-slow test-numbers test-processors test-conformance release help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -21,7 +30,16 @@ quickstart: $(VENV)/.installed ## train a small AIR on 6x6 Sudoku, evaluate, sol
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed lint ## lint and run the tests (CPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-numbers: $(VENV)/.installed ## the numeric tests on every processor that can be emulated here
+	for processor in $(PROCESSORS); do \
+		echo "$$processor"; env $$processor $(BIN)/python -m pytest $(NUMBERS) -k "not compiles and not installed" $(WORKERS) || exit 1; \
+	done
+
+test-processors: test-numbers ## that, and all tests with other rounding and with fewer instructions
+	AIR_ROUNDING_SEED=6 $(BIN)/python -m pytest $(WORKERS)
+	$(AVX2) $(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/.installed ## the slow tests as well
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -61,6 +61,7 @@ EXTRAS = {
         "playwright>=1.50",
         "pytest>=9",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff>=0.14",
     ],
 }

@@ -6,9 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# One thread: with several, rounding depends on the size of a batch, and tests compare results bit for bit. Processes
-# that tests start inherit it.
-os.environ["OMP_NUM_THREADS"] = "1"
+# One thread, for the processes that tests start as well: two workers (`make test`) then share two cores.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("AIR_TEST_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -35,7 +34,7 @@ import torch  # noqa: E402
 
 from air_model import AirConfig, AirModel  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if os.environ.get("AIR_ROUNDING_SEED"):
     air_rounding.start()
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -122,8 +122,9 @@ def test_other_releases_of_transformers_give_the_same_numbers(released, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["version"].startswith(version)
-    assert facts["stranger"] == ["transformers_modules", 0.0]
-    assert (facts["package"], facts["saved"], facts["trains"], facts["processor"]) == (0.0, 0.0, True, 16)
+    assert facts["stranger"][0] == "transformers_modules"
+    assert max(facts["stranger"][1], facts["package"], facts["saved"]) < 1e-4
+    assert facts["trains"] and facts["processor"] == 16
     assert {"solution", "valid"} <= set(facts["pipeline"]) and facts["steps"] == [4, 4, 4]
     # What the other release saved loads here.
     with torch.no_grad():

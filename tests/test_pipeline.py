@@ -183,7 +183,9 @@ def test_an_answer_does_not_depend_on_the_sizes_beside_it():
     mixed = PuzzleSolvingPipeline(model, device="cpu")
     square, wide, large = "S # ##  G", "S #  \n  # G\n     ", "S  #\n#  #\n#   \n  #G"
     found = mixed([square, wide, large, square], attempts=3)
-    assert found == [mixed(maze, attempts=3) for maze in (square, wide, large, square)]
+    for maze, answer in zip((square, wide, large, square), found):
+        alone = mixed(maze, attempts=3)
+        assert answer == {**alone, "confidence": pytest.approx(alone["confidence"], abs=1e-4)}
     assert [len(answer["solution"]) for answer in found] == [9, 15, 16, 9]
 
 
