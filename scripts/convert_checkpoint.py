@@ -37,6 +37,8 @@ ARCHITECTURES = {
     "hrm.hrm_act_v1": "HRM",
     "recursive_reasoning.trm": "TRM",
 }
+# Names under which training scripts keep the weights among other things in one file.
+CONTAINERS = ("model_state_dict", "state_dict", "model")
 # Fields of the public `arch` that only training reads, or that the code never reads.
 IGNORED_FIELDS = {
     "batch_size",
@@ -169,10 +171,15 @@ def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"{checkpoint} cannot be read as a checkpoint of tensors (truncated?): {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{checkpoint} is no dictionary of tensors, so no checkpoint of the public code.")
-    # `_orig_mod.` is torch.compile's, `model.inner.` the public wrappers'.
-    state = {re.sub(r"^(model\.)?(inner\.)?", "", k.replace("_orig_mod.", "")): v for k, v in state.items()}
+    if isinstance(state, dict) and (container := next((key for key in CONTAINERS if key in state), None)):
+        state = state[container]  # beside it lie an optimizer's state, a step number and the like
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"{checkpoint} is no dictionary of tensors, so no checkpoint of the public code; nor does it hold one as "
+            f"{' or '.join(map(repr, CONTAINERS))}."
+        )
+    # `_orig_mod.` is torch.compile's, `module.` DistributedDataParallel's, `model.inner.` the public wrappers'.
+    state = {re.sub(r"^(module\.)?(model\.)?(inner\.)?", "", k.replace("_orig_mod.", "")): v for k, v in state.items()}
     config = config_of(settings, state, seq_len, task)
     ours = {our_name(key): value for key, value in state.items()}
     if config.shared_block:  # TRM calls its only stack L_level

@@ -54,6 +54,25 @@ def test_compiled_checkpoints_convert_like_plain_ones(public):
     assert all(torch.equal(plain[k], compiled[k]) for k in plain)
 
 
+@pytest.mark.parametrize("name", ["model_state_dict", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_kept_among_other_things_convert_like_plain_ones(public, name, prefix):
+    plain = convert(public(), 16).state_dict()
+
+    def wrap(state, settings):
+        optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4}]}
+        return {"epoch": 3, "optimizer_state_dict": optimizer, name: {prefix + k: v for k, v in state.items()}}
+
+    wrapped = convert(public(edit=wrap), 16).state_dict()
+    assert all(torch.equal(plain[k], wrapped[k]) for k in plain)
+
+
+@pytest.mark.parametrize("contents", [{"state_dict": {}}, {"state_dict": 3}, {"epoch": 3}, {}])
+def test_a_file_without_weights_is_told_where_they_were_looked_for(public, contents):
+    with pytest.raises(ValueError, match="no dictionary of tensors.*nor does it hold one as 'model_state_dict' or"):
+        convert(public(edit=lambda s, _: contents or {"nothing": None}), 16)
+
+
 def test_bfloat16_checkpoints_stay_bfloat16(public):
     model = convert(public(edit=lambda s, _: {k: v.bfloat16() for k, v in s.items()}), 16)
     assert model.dtype == torch.bfloat16
