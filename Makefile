@@ -51,7 +51,7 @@ release: $(VENV)/.installed ## wheel and sdist in dist/, checked in an empty env
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist .
 	rm -rf build
-	$(BIN)/python scripts/_check_release.py dist
+	$(BIN)/python publishing/check_release.py dist
 
 lint: $(VENV)/.installed ## ruff, check only
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Records on disk: run.json, lists of runs, files of scripts/evaluate.py; written no reader sees half a file."""
+"""Records on disk: run.json, lists of runs, files of scripts/evaluate.py; no reader ever sees half a file."""
 
 import contextlib
 import datetime

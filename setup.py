@@ -13,6 +13,7 @@ SUBPACKAGES = [
     "datasets_builders",
     "metrics",
     "metrics.puzzle_accuracy",
+    "publishing",
     "scripts",
     "spaces_demo",
     "training",

@@ -16,9 +16,11 @@ from huggingface_hub import ModelCard
 from localhub import OTHER, READER, WRITER, Fault, LocalHub
 from safetensors.torch import save_file
 
+from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 from air_model.pipeline_air import save_release
-from air_model.scripts import _hub, push_to_hub
+from air_model.publishing import upload
+from air_model.scripts import push_to_hub
 
 EVALUATION = {
     "n": 1175,
@@ -73,7 +75,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(_hub.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(upload.time, "sleep", lambda seconds: None)
         huggingface_hub.close_session()
         yield running
     huggingface_hub.close_session()
@@ -177,8 +179,7 @@ def test_sharded_weights_arrive_whole_and_replace_earlier_shards(hub, tmp_path):
 
 
 def test_an_upload_broken_in_the_middle_goes_on_where_it_stopped(hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_hub, "SMALL", 0)  # these shards are tiny
-    monkeypatch.setattr(_hub, "TRIES", 1)
+    monkeypatch.setattr(upload, "TRIES", 1)
     sharded = tmp_path / "sharded"
     tiny_model().save_pretrained(sharded, max_shard_size="4KB")
     monkeypatch.setattr("huggingface_hub.lfs.http_backoff", once)
@@ -508,13 +509,14 @@ assert os.environ.get("HF_HUB_OFFLINE") == "1"  # nothing here may reach the rea
 
 
 def test_a_card_names_earlier_runs_other_sizes_and_valid_failures_of_mazes():
-    from air_model.scripts._cards import limits_text, training_text
+    from air_model.publishing.card import limits_text, training_text
 
     run = {"steps": 10, "config": {"augment": "none"}, "earlier_runs": [{"name": "first", "steps": 1500}]}
     assert "`first` (1,500 steps); 1,510 steps in all" in training_text(run)
     run["config"]["start_step"] = 4
     assert "1,506 steps in all" in training_text(run)
     config = AirConfig(task="maze", grid_height=12, vocab_size=6, position_embedding="rope2d", prefix_length=1)
-    text = limits_text(config, [("x.json", {"n": 10, "exact_accuracy": 0.5, "valid_accuracy": 0.9})], None)
+    found = {"x": Evaluation({"n": 10, "exact_accuracy": 0.5, "valid_accuracy": 0.9}, 16)}
+    text = limits_text(config, found, None)
     assert "Fails on 10.00 %" in text and "of other sizes" in text
-    assert "of other sizes" not in limits_text(AirConfig(task="sudoku", grid_height=9), [], None)
+    assert "of other sizes" not in limits_text(AirConfig(task="sudoku", grid_height=9), {}, None)

@@ -148,7 +148,7 @@ def test_wheel_and_sdist_work_in_a_new_environment(tmp_path):
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
-    check = [sys.executable, str(ROOT / "scripts/_check_release.py"), str(tmp_path / "dist"), "--borrow"]
+    check = [sys.executable, str(ROOT / "publishing/check_release.py"), str(tmp_path / "dist"), "--borrow"]
     done = subprocess.run(check, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--help:") == 7

@@ -397,7 +397,7 @@ def collect(name: str, parcel: Path) -> None:
 
 def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
     """A Hub-ready folder under checkpoints/, written by the same code that publishes."""
-    from air_model.scripts._release import stage_model
+    from air_model.publishing.stage import stage_model
 
     with tempfile.TemporaryDirectory() as temporary:
         files = []

@@ -1,7 +1,7 @@
 """Check the wheel and the sdist of `make release`: contents, and a first use in an empty environment.
 
-python scripts/_check_release.py dist                  # new environment, dependencies from the package index
-python scripts/_check_release.py dist --borrow         # new environment, dependencies borrowed from this one
+python publishing/check_release.py dist                  # new environment, dependencies from the package index
+python publishing/check_release.py dist --borrow         # new environment, dependencies borrowed from this one
 """
 
 import argparse

@@ -1,0 +1,321 @@
+"""Model cards: the template `model_card.md`, filled from a checkpoint's own config, run record and evaluations.
+
+No number here is typed by hand. What was not measured is said to be not measured.
+"""
+
+from pathlib import Path, PurePath
+from typing import Any
+
+from air_model.analysis.leaderboard import Evaluation
+from air_model.configuration_air import AirConfig
+from air_model.records import all_seconds
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+# Upper limits of board power in watts, from the vendors' data sheets; energy is bounded by them where not measured.
+BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 5090": 575, "RTX 4090": 450}
+# Data sets whose names are certainly Hub ids; a name like "data/mine" may as well be a folder.
+HUB_DATASETS = {"sapientinc/sudoku-extreme", "sapientinc/maze-30x30-hard-1k"}
+DATASET_NAMES = {"": "unnamed data", "sudoku_extreme": "Sudoku-Extreme", "maze_hard": "Maze-30x30-Hard"}
+METRICS = {  # name in an evaluation: column of the table, title on the Hub
+    "exact_accuracy": ("exact", "Exact accuracy (whole grid)"),
+    "valid_accuracy": ("valid by the rules", "Valid accuracy (accepted by the rules)"),
+    "cell_accuracy": ("cells", "Cell accuracy"),
+}
+# What of an evaluation decides whether two numbers compare.
+PROTOCOL = ("n", "split", "max_act_steps", "mean_act_steps", "halt", "attempts", "retry", "noise", "limit", "dtype")
+Record = dict[str, Any]
+
+
+def model_card(
+    config: AirConfig,
+    counts: dict[str, int],
+    run: Record | None,
+    evaluations: dict[str, Record],
+    pictures: list[tuple[str, str]],
+    repo_id: str,
+    datasets: list[str],
+) -> str:
+    """The README.md of a model repository.
+
+    Args:
+        counts: `parameters` and tensors per dtype, as read from the weights.
+        run: the run record, evaluations: by name, both without machine paths.
+        pictures: (path in the repository, caption).
+        datasets: Hub ids that the publisher names.
+    """
+    from huggingface_hub import ModelCard
+
+    measured = {name: Evaluation(values, config.halt_max_steps) for name, values in evaluations.items()}
+    measured = measured or during_training(config, run)
+    size, task = f"{config.grid_height} x {config.grid_width}", {"sudoku": "Sudokus", "maze": "mazes"}.get(config.task)
+    puzzles = f"{size} {task or 'puzzles'}"
+    card = ModelCard.from_template(
+        front_matter(config, repo_id, run, measured, datasets),
+        template_path=TEMPLATE,
+        name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        summary=(
+            "An AIR model (Asymmetric Input Recurrence, [arXiv:2605.17811](https://arxiv.org/abs/2605.17811)) for "
+            f"{puzzles}: a Transformer of two states that is applied again and again until it wants to stop."
+        ),
+        load_lines=load_lines(config, repo_id),
+        example=example_text(config),
+        figures="\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in pictures),
+        measured=measured_text(measured, run),
+        architecture=architecture_text(config, counts),
+        puzzles=puzzles,
+        sizes=sizes_text(config),
+        limits=limits_text(config, measured, run),
+        training=training_text(run),
+        cost=cost_text(run),
+        version=AirConfig.code_version,
+    )
+    return str(card) + "\n"
+
+
+def example_puzzle(config: AirConfig) -> str | None:
+    """A puzzle of the model's size that nobody has to supply: one of the Space's, always the same one."""
+    import numpy as np
+
+    from air_model.processing_air import task_from_config
+    from air_model.spaces_demo.examples import new_puzzle, usual_level
+
+    task = task_from_config(config)
+    # Larger Sudokus take minutes to generate.
+    if task.name not in ("sudoku", "maze") or (task.name == "sudoku" and task.height > 16):
+        return None
+    return task.decode(new_puzzle(task, usual_level(task), np.random.default_rng(0)))
+
+
+def example_text(config: AirConfig) -> str:
+    return example_puzzle(config) or "." * config.seq_len
+
+
+def load_lines(config: AirConfig, repo_id: str, revision: str | None = None) -> str:
+    """Five lines that load a model and solve with it."""
+    pin = f', revision="{revision}"' if revision else ""
+    return "\n".join(
+        [
+            "from transformers import AutoModel, AutoProcessor",
+            f'model = AutoModel.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
+            f'processor = AutoProcessor.from_pretrained("{repo_id}"{pin}, trust_remote_code=True)',
+            f'solution = model.solve(**processor("{example_text(config)}"))',
+            "print(processor.format(solution.predictions[0]))",
+        ]
+    )
+
+
+def data_name(evaluation: Evaluation) -> str:
+    """The data set by its name: the folder that it lay in on some machine tells a reader nothing."""
+    data = str(evaluation.data or evaluation.dataset or "")
+    name = data if data in HUB_DATASETS else PurePath(data).name
+    return DATASET_NAMES.get(name, name)
+
+
+def how_text(evaluation: Evaluation) -> str:
+    return "protocol not recorded" if evaluation.halt is None else evaluation.how
+
+
+def during_training(config: AirConfig, run: Record | None) -> dict[str, Evaluation]:
+    """The best evaluation that the training run made on its subset, where there is no other measurement."""
+    best = ((run or {}).get("metrics") or {}).get("best")
+    if not best or not best.get("n"):
+        return {}
+    source = (((run or {}).get("data") or {}).get("eval") or {}).get("source", "the run's evaluation split")
+    split = "evaluation subset during training; the checkpoint was chosen by it"
+    return {"run": Evaluation({**best, "data": source, "halt": "max", "split": split}, config.halt_max_steps)}
+
+
+def eval_results(evaluations: dict[str, Evaluation], run: Record | None) -> list[Any]:
+    """The measurements as entries of the card's `model-index`."""
+    from huggingface_hub import EvalResult
+
+    results = []
+    for name, one in evaluations.items():
+        facts = {key: getattr(one, key) for key in PROTOCOL} | {"evaluation_seed": one.seed}
+        facts |= {"training_seed": (run or {}).get("seed"), "single_pass": one.is_single_pass}
+        data = data_name(one)
+        for metric, (_, title) in METRICS.items():
+            if getattr(one, metric) is not None:
+                results.append(
+                    EvalResult(
+                        task_type="puzzle-solving",
+                        task_name="Puzzle solving",
+                        dataset_type=data if data in HUB_DATASETS else "local",
+                        dataset_name=data,
+                        dataset_split=one.split,
+                        # Results are merged by data and metric; the name keeps two evaluations apart.
+                        dataset_config=name,
+                        metric_type=metric,
+                        metric_name=f"{title} ({how_text(one)})",
+                        metric_value=round(float(getattr(one, metric)), 6),
+                        metric_args={key: value for key, value in facts.items() if value is not None},
+                        # A source needs a URL of its own; the files lie in results/.
+                    )
+                )
+    return results
+
+
+def front_matter(
+    config: AirConfig, repo_id: str, run: Record | None, evaluations: dict[str, Evaluation], datasets: list[str]
+) -> Any:
+    """The YAML block on top of the card, a ModelCardData."""
+    from huggingface_hub import ModelCardData
+
+    sources = [((run or {}).get("config") or {}).get("data"), *(one.data for one in evaluations.values())]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="puzzle-solving",
+        tags=["air", "puzzle-solving", "reasoning", "recursive-reasoning", config.task, "arxiv:2605.17811"],
+        datasets=sorted({*datasets, *(source for source in sources if source in HUB_DATASETS)}) or None,
+        metrics=["accuracy"],
+        model_name=repo_id.split("/")[-1] if evaluations else None,
+        eval_results=eval_results(evaluations, run) or None,
+    )
+
+
+def with_interval(share: float | None, low_high: list[float] | None) -> str:
+    """A share in percent with its 95 % interval, as far as they were measured."""
+    if share is None:
+        return ""
+    return f"{100 * share:.2f} %" + (f" ({100 * low_high[0]:.2f}–{100 * low_high[1]:.2f})" if low_high else "")
+
+
+def measured_text(evaluations: dict[str, Evaluation], run: Record | None) -> str:
+    """A table with a row per evaluation file, or the sentence that there is none."""
+    if not evaluations:
+        return "**Nothing was measured**: no evaluation file came with this checkpoint, so this card makes no claim."
+    columns = ["file", "data", "n", *(column for column, _ in METRICS.values()), "kind", "protocol", "mean ACT steps",
+               "training seed"]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    ratings = []
+    for name, one in evaluations.items():
+        file = "`run.json`" if name == "run" else f"`results/{name}.json`"
+        row = [file, " ".join(filter(None, (data_name(one), one.split))), f"{one.n:,}"]
+        row += [with_interval(getattr(one, key), getattr(one, f"{key}_ci95")) for key in METRICS]
+        row += ["single pass" if one.is_single_pass else "by search", how_text(one)]
+        row += ["" if one.mean_act_steps is None else f"{one.mean_act_steps:.2f}", str((run or {}).get("seed", ""))]
+        lines.append("| " + " | ".join(row) + " |")
+        if rows := rated(one):
+            ratings += ["", f"By rating (`{name}.json`):", "", "| rating | n | exact |", "|---|---|---|"]
+            ratings += [
+                f"| {row['rating']} | {row['n']:,} | {with_interval(row['exact_accuracy'], row.get('ci95'))} |"
+                for row in rows
+            ]
+    meaning = (
+        "Exact: the whole grid equals the label. Valid: the rules of the puzzle accept the answer, whatever the label;"
+        " for mazes that means a connected shortest path. Single pass: one attempt, in the ACT steps of training; by"
+        " search: more steps or attempts, of which the rules choose. Empty cells were not measured."
+        " Intervals are 95 %."
+    )
+    return "\n".join([*lines, *ratings, "", meaning])
+
+
+def rated(evaluation: Evaluation) -> list[Record]:
+    """Buckets of difficulty, where there is more than one."""
+    rows = [row for row in evaluation.by_rating or [] if row.get("n")]
+    return rows if len(rows) > 1 else []
+
+
+def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
+    rule = f"Variant `{config.variant}`" if config.variant else "A combination of options without a name of its own"
+    dtypes = ", ".join(sorted(key for key in counts if key != "parameters"))
+    layers = str(config.num_hidden_layers)
+    if not config.shared_block:
+        layers = f"{config.l_layers or layers} and {config.h_layers or layers}"
+    relations = f", heads that see {', '.join(config.head_relations)} (in turn)" if config.head_relations else ""
+    stacks = "one shared stack" if config.shared_block else "separate stacks for L and H"
+    return (
+        f"{rule}: {counts['parameters']:,} parameters ({dtypes}), {stacks} of {layers} "
+        f"layers, width {config.hidden_size}, {config.num_attention_heads} heads, {config.position_embedding} "
+        f"positions{', row/column/box embeddings' if config.cell_embedding else ''}"
+        f"{relations}. One ACT step runs the updates "
+        f"`{config.schedule}`; L-updates see the puzzle {config.l_injection} times, H-updates {config.h_injection} "
+        f'times. The published protocol runs {config.halt_max_steps} ACT steps; `halt="q"` stops earlier, '
+        "puzzle by puzzle."
+    )
+
+
+def sizes_text(config: AirConfig) -> str:
+    """Which grids it computes: its own size, and where no weight belongs to a cell others as well."""
+    from air_model.pipeline_air import takes_size
+    from air_model.processing_air import make_task
+
+    own = f"grids of {config.grid_height} x {config.grid_width} cells"
+    if config.task == "maze" and takes_size(config, make_task("maze", config.grid_height + 1, config.grid_width + 1)):
+        return f"{own} (and, less surely, of other sizes: see what was measured)"
+    return own
+
+
+def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Record | None) -> str:
+    """What is known to fail, from the evaluations; what is not known is said to be unknown."""
+    lines = []
+    train = ((run or {}).get("data") or {}).get("train") or {}
+    if train.get("n"):
+        lines.append(f"- Trained on {train['n']:,} puzzles; other distributions of difficulty were not part of it.")
+    for name, one in evaluations.items():
+        # A maze has many shortest paths: an answer that is another one than the label's is no failure.
+        wrong = 1 - (one.solved if config.task == "maze" else one.exact_accuracy)
+        where = f"{data_name(one)} ({how_text(one)}; {name}.json)"
+        lines.append(f"- Fails on {with_interval(wrong, None)} of the {one.n:,} puzzles of {where}.")
+        if rows := rated(one):
+            worst = min(rows, key=lambda row: row["exact_accuracy"])
+            share = f"{with_interval(worst['exact_accuracy'], None)} exact (n = {worst['n']:,})"
+            lines.append(f"- Weakest at ratings {worst['rating']}: {share}.")
+    if not evaluations:
+        lines.append("- Where it fails was not measured.")
+    lines.append(
+        f"- It takes {sizes_text(config)} of this task only, and it always answers: a"
+        " wrong answer looks like a right one. Let the rules decide (`valid`), not the confidence."
+    )
+    return "\n".join(lines)
+
+
+def training_text(run: Record | None) -> str:
+    if run is None:
+        return "No run record (`run.json`) came with this checkpoint: its training data and recipe are not documented."
+    train = (run.get("data") or {}).get("train") or {}
+    config = run.get("config") or {}
+    source = config["data"] if config.get("data") in HUB_DATASETS else train.get("source", "not recorded")
+    lines = [f"- Data: {source}, {train.get('n', 0):,} puzzles"
+             f" (fingerprint `{train.get('fingerprint', 'not recorded')}`)."]  # fmt: skip
+    if config.get("augment"):
+        most = config.get("easier_most", 1.0)
+        lines.append(
+            f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch"
+            + ("." if most == 1.0 else f", which show at most {most:g} of the open cells.")
+        )
+    earlier, before = run.get("earlier_runs") or [], config.get("start_step") or 0
+    if earlier:
+        parts = ", ".join(f"`{part.get('name')}` ({part.get('steps') or 0:,} steps)" for part in earlier)
+        total = sum(part.get("steps") or 0 for part in earlier) + run.get("steps", 0) - before
+        lines.append(
+            f"- It went on from the weights of earlier runs: {parts}; {total:,} steps in all. What follows, and the"
+            " data above, are of the last run."
+        )
+    lines.append(
+        f"- {run.get('steps', 0):,} optimizer steps in batches of {config.get('batch_size', '?')}, optimizer "
+        f"{config.get('optimizer', 'not recorded')}, learning rate {config.get('lr', 'not recorded')}, seed "
+        f"{run.get('seed', 'not recorded')}; status: {run.get('status', 'not recorded')}."
+    )
+    lines.append("- Everything else: `run.json` in this repository.")
+    return "\n".join(lines)
+
+
+def cost_text(run: Record | None) -> str:
+    """Hours from the run record; energy where it was measured, else a bound from the board's power, else unknown."""
+    if run is None or not run.get("wall_seconds"):
+        return "Not recorded."
+    hardware = run.get("hardware") or {}
+    device, processes = str(hardware.get("device", "unknown hardware")), hardware.get("processes") or 1
+    hours = all_seconds(run) / 3600 * processes
+    watts = next((watts for name, watts in BOARD_WATTS.items() if all(part in device for part in name.split())), None)
+    gpu = watts is not None or "NVIDIA" in device
+    text = f"{hours:.2f} {'GPU' if gpu else 'CPU process'} hours ({processes} × {device}). "
+    if run.get("energy_kwh") is not None:
+        return text + f"Measured energy: {run['energy_kwh']:.2f} kWh."
+    if watts is None:
+        return text + "Energy was not measured."
+    bound = f"it is at most {hours * watts / 1000:.2f} kWh (boards only)."
+    return text + f"Energy was not measured; at the boards' power limit of {watts} W {bound}"
