@@ -1,6 +1,10 @@
-"""Several attempts at a puzzle: symmetric views, noise, several models, and the choice among their answers.
+"""Several attempts at a puzzle: search by pins, symmetric views, noise, several models, and choosing.
 
-    answers = solve_puzzles(model, None, puzzles, attempts=8, halt="q")   # N puzzles -> arrays
+    answers = solve_puzzles(model, None, puzzles, attempts=256, halt="rules")         # N Sudokus: pins; arrays
+    answers = solve_puzzles(model, None, puzzles, attempts=8, retry="views")          # symmetric views
+
+A search by pins goes where a single pass was refused: it takes the open cell whose two best digits the model believes
+most evenly, and solves the puzzle again with that cell filled in, each digit in turn, the likeliest guesses first.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
 loop is `AirModel.solve`. This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
@@ -8,25 +12,32 @@ loop is `AirModel.solve`. This file travels to the Hub: it needs numpy, torch an
 
 from __future__ import annotations
 
+import heapq
 import math
 import numbers
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from .modeling_air import AirModel
+from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
-from .solving_air import AirUpdate, Hook, chain
+from .solving_air import AirUpdate, Hook, bf16_is_fast, chain
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
+NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
+AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
+STILL = 2  # a refused answer that has not changed for so many steps will not change (results/search.md)
+LEAST_BELIEF = 1e-6
+BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
 
 @dataclass
@@ -35,8 +46,13 @@ class Answers:
 
     tokens (N, S) uint8: the chosen answers. verdict: the rules' view of them, fields (N,) bool. q_halt_logits (N,):
     of the chosen answers; confidence is their sigmoid. act_steps (N,) int64: spent on the puzzle, over all attempts.
-    attempts (N,): views run. view (N,): index of the chosen one (0 = the puzzle as given, first model).
-    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) int8.
+    attempts (N,): views run, or nodes judged. view (N,): index of the chosen one (0 = the puzzle as given, first
+    model).
+    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) int8, givens as in
+    the answers.
+    pins: of a search, else None: N lists of (cell, token), the guesses that led to the answer, in their order.
+    trees: of a search with return_rollout: N lists of `Node`. stats: those of `AirModel.solve`; slot_steps also count
+    nodes that were computed ahead in vain; "interrupted" where Ctrl-C ended it.
     """
 
     tokens: np.ndarray
@@ -47,6 +63,8 @@ class Answers:
     view: np.ndarray
     rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
     stats: dict[str, Any] = field(default_factory=dict)
+    pins: list[list[tuple[int, int]]] | None = None
+    trees: list[list[Node]] | None = None
 
     @property
     def confidence(self) -> np.ndarray:
@@ -71,7 +89,8 @@ def solve_puzzles(
     processor: AirProcessor | GridTask | None,
     puzzles: Any,
     *,
-    attempts: int = 1,
+    attempts: int | None = 1,
+    retry: str | None = None,
     max_act_steps: int | None = None,
     halt: str = "q",
     noise: float = 0.0,
@@ -86,19 +105,26 @@ def solve_puzzles(
     progress: bool = False,
     hook: Hook | None = None,
     on_answers: Callable[[np.ndarray, Answers], None] | None = None,
+    interruptible: bool = False,
 ) -> Answers:
     """Solve N puzzles, trying again where the rules refuse the answer.
 
-    Attempt 1 is the puzzle as given; further ones are symmetric views of it, whose answers are mapped back. A puzzle's
-    next view starts when the one before has ended without an accepted answer, and joins the batch of all the others,
-    so nothing is spent on solved puzzles and no answer depends on its neighbours.
+    Attempt 1 is the puzzle as given; further ones are nodes of a search by pins, or symmetric views of the puzzle,
+    whose answers are mapped back. A puzzle's next attempt starts when the one before has ended without an accepted
+    answer, and joins the batch of all the others, so nothing is spent on solved puzzles and no answer depends on its
+    neighbours (but for rounding, where torch's products depend on the size of a batch). An answer's givens are the
+    puzzle's own, whatever the model said there.
 
     Args:
         model: one model, or several checkpoints: each then makes up to `attempts` attempts at what is still unsolved.
         processor: an AirProcessor or a GridTask; None takes the model's own task.
         puzzles: N texts or token grids, or an array (N, S).
-        attempts: views per model. Without noise no more than the task has symmetries (8 for a square maze).
-        max_act_steps, batch_size, dtype: as in `AirModel.solve`.
+        attempts: nodes of the search, or views, per model; without noise no more views than the task has symmetries (8
+            for a square maze). 1 is the single pass; None goes on: up to 256 nodes of a Sudoku, all views of a maze.
+        retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". A node of
+            a search also ends when its answer has not changed for two steps (with halt="rules").
+        max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
+            multiply it in hardware: the rules judge what comes out.
         halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
             accept, which costs a check per step and never stops at a wrong answer.
         noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
@@ -111,22 +137,29 @@ def solve_puzzles(
         puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
         return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
         hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
-            those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back).
+            those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
+            are node * N + puzzle, nodes by the order in which they were made.
         on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
+        interruptible: Ctrl-C ends the work, and the best answers so far are returned (else it is raised as ever).
 
     Raises:
         ValueError: ill-formed puzzles or settings.
     """
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     task = getattr(processor, "grid_task", processor) or task_from_config(models[0].config)
+    attempts = default_attempts(task) if attempts is None else attempts
     whole = {"attempts": attempts, "max_act_steps": max_act_steps, "batch_size": batch_size}
     _check_settings(task, whole, halt, noise, selection, seed)
+    retry = retry_of(task, retry, noise, selection, symmetries)
+    by_pins = retry == "pins" and attempts > 1
     _check_models(models, task, max_act_steps, return_rollout)
-    views = _views(task, attempts, symmetries, noise, seed)
+    views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed)
     tokens = encode_puzzles(task, puzzles, check)
     ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
     if ids is not None and ids.shape != (len(tokens),):
         raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
+    if by_pins and dtype is None and models[0].device.type == "cpu" and bf16_is_fast():
+        dtype = torch.bfloat16
     options = {
         "max_act_steps": max_act_steps,
         "halt": halt,
@@ -137,13 +170,17 @@ def solve_puzzles(
     }
     if batch_size is None and len(tokens):
         model = models[0]  # by the number of puzzles, not by that of all their attempts
-        options["batch_size"] = model.default_batch_size(len(tokens))
+        count = len(tokens) * (1 + AHEAD if by_pins else 1)
+        options["batch_size"] = model.default_batch_size(count)
     size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
     for at in range(0, max(len(tokens), 1), size):
         rows = slice(at, at + size)
-        attempt = _Attempts(models, task, tokens[rows], None if ids is None else ids[rows], views, selection)
+        mine = (models, task, tokens[rows], None if ids is None else ids[rows])
         tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
-        parts.append(attempt.run(noise, seed, hook, options, tell))
+        if by_pins:
+            parts.append(_Search(*mine, attempts).run(hook, options, tell, interruptible))
+        else:
+            parts.append(_Views(*mine, views, selection).run(noise, seed, hook, options, tell, interruptible))
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
@@ -161,6 +198,30 @@ def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: flo
         raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
     if not (isinstance(noise, numbers.Real) and math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
+
+
+def default_attempts(task: GridTask) -> int:
+    """How far `attempts=None` goes."""
+    if task.name == "sudoku":
+        return NODES
+    return len(symmetric_views(task, 8).cells) if task.name == "maze" else 1
+
+
+def retry_of(
+    task: GridTask, retry: str | None, noise: float = 0.0, selection: str = "auto", symmetries: bool = True
+) -> str:
+    """What `retry` means for a task: "pins" or "views"."""
+    if retry not in (None, "pins", "views"):
+        raise ValueError(f"retry must be 'pins' or 'views', got {retry!r}.")
+    plain = not noise and selection == "auto" and symmetries
+    if retry == "pins" and task.name != "sudoku":
+        raise ValueError(f"retry='pins' fills in digits, so it is for Sudokus; a {task.name} takes retry='views'.")
+    if retry == "pins" and not plain:
+        raise ValueError(
+            "retry='pins' needs no noise, selection='auto' and symmetries=True: its attempts differ by their pins. "
+            "Leave those out, or take retry='views'."
+        )
+    return retry or ("pins" if task.name == "sudoku" and plain else "views")
 
 
 def _check_models(models: list[AirModel], task: GridTask, max_act_steps: int | None, return_rollout: bool) -> None:
@@ -186,8 +247,8 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
     return views
 
 
-class _Attempts:
-    """All attempts at N puzzles that fit into memory at once: M models x K views of each, A = M * K."""
+class _Views:
+    """Symmetric views of N puzzles that fit into memory at once: M models x K views of each, A = M * K."""
 
     def __init__(
         self,
@@ -203,7 +264,7 @@ class _Attempts:
         self.n, self.k = len(puzzles), len(views.cells)
         total = len(models) * self.k
         self.puzzle_ids = None if puzzle_ids is None else puzzle_ids.repeat(self.k)
-        self.answers = np.zeros((total, *puzzles.shape), np.uint8)
+        self.answers = np.tile(puzzles, (total, 1, 1))
         self.q = np.full((total, self.n), -np.inf, np.float32)
         self.steps = np.zeros((total, self.n), np.int64)
         self.accepted = np.zeros(self.n, bool)
@@ -216,6 +277,7 @@ class _Attempts:
         hook: Hook | None,
         options: dict[str, Any],
         on_answers: Callable[[np.ndarray, Answers], None] | None,
+        interruptible: bool,
     ) -> Answers:
         n, k = self.n, self.k
         # Row v * n + i of a call of `solve` is view v of puzzle i.
@@ -226,11 +288,17 @@ class _Attempts:
             is_last = m == len(self.models) - 1
 
             def finish(
-                rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, m: int = m, is_last: bool = is_last
+                rows: Tensor,
+                predictions: Tensor,
+                q: Tensor,
+                steps: Tensor,
+                logits: Tensor,
+                m: int = m,
+                is_last: bool = is_last,
             ) -> Tensor:
                 rows = rows.cpu().numpy()
                 view, i = rows // n, rows % n
-                self._record(m * k + view, i, view, predictions, q, steps)
+                self._record(m * k + view, i, view, predictions, q, steps)  # logits are for a search
                 again = ~self.accepted[i] & (view + 1 < k)
                 done = i[self.accepted[i] | (is_last & ~again)]
                 if on_answers is not None and len(done):
@@ -239,21 +307,25 @@ class _Attempts:
 
             def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
                 view, i = np.divmod(rows.cpu().numpy(), n)
-                return torch.from_numpy(self.task.verdicts(self.puzzles[i], self._home(view, predictions)).valid)
+                return torch.from_numpy(self.task.verdicts(self.puzzles[i], self._home(view, i, predictions)).valid)
 
-            solution = model.solve(
-                inputs,
-                puzzle_ids=self.puzzle_ids,
-                queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
-                hook=chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
-                return_logits=False,
-                on_finish=finish,
-                **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
-            )
+            try:
+                solution = model.solve(
+                    inputs,
+                    puzzle_ids=self.puzzle_ids,
+                    queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
+                    hook=chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
+                    return_logits=False,
+                    on_finish=finish,
+                    **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
+                )
+            except KeyboardInterrupt:
+                if not interruptible:
+                    raise
+                stats["interrupted"] = True
+                break
             self.rollouts.append(solution.rollout)
-            for name in ("slot_steps", "passes", "capacity"):
-                stats[name] += solution.stats[name]
-            stats["batch_size"] = max(stats["batch_size"], solution.stats["batch_size"])
+            _add_stats(stats, solution.stats)
         result = self.collect(np.arange(n))
         result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
         return result
@@ -261,17 +333,16 @@ class _Attempts:
     def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
         """Attempts `at` of puzzles `i` have ended."""
         predictions, q, steps = found
-        mapped, q, steps = self._home(view, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
+        mapped, q, steps = self._home(view, i, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
         self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
         # The generic grid has no rules that could accept an answer.
         if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
             self.accepted[i] |= self.task.verdicts(self.puzzles[i], mapped).valid
 
-    def _home(self, view: np.ndarray, predictions: Tensor) -> np.ndarray:
-        """Answers of views, mapped back to the puzzles as given."""
-        return Symmetry(self.back.cells[view], self.back.tokens[view]).apply(
-            predictions.cpu().numpy().astype(np.uint8)
-        )
+    def _home(self, view: np.ndarray, i: np.ndarray, predictions: Tensor) -> np.ndarray:
+        """Answers of views of puzzles `i`, mapped back to the puzzles as given."""
+        back = Symmetry(self.back.cells[view], self.back.tokens[view])
+        return keep_givens(self.task, self.puzzles[i], back.apply(predictions.cpu().numpy().astype(np.uint8)))
 
     def collect(self, rows: np.ndarray) -> Answers:
         """The best answers so far to some puzzles."""
@@ -299,9 +370,361 @@ class _Attempts:
             for i, at in zip(rows, chosen):
                 m, v = divmod(int(at), self.k)
                 grids = getattr(self.rollouts[m], name)[v * self.n + i].cpu().numpy()
-                decoded.append(Symmetry(self.back.cells[v], self.back.tokens[v]).apply(grids))
+                mapped = Symmetry(self.back.cells[v], self.back.tokens[v]).apply(grids)
+                decoded.append(keep_givens(self.task, self.puzzles[i], mapped))
             states.append(np.stack(decoded))
         return states[0], states[1], self.rollouts[0].updates
+
+
+@dataclass
+class Node:
+    """A node of a search by pins. A tree is a list of them in the order of judging; its first is the puzzle as given.
+
+    parent: place in the tree, -1 at the root. cell, token: the pin that it adds to those of its parent (-1 and 0 at
+    the root). cost: the sum of -log belief along its pins, by which the queue is ordered. accepted: what the rules say
+    of `answer` (S,) uint8, in which clues are kept. act_steps: computed for it. q_halt_logit: of its answer.
+    """
+
+    parent: int
+    cell: int
+    token: int
+    cost: float
+    accepted: bool
+    act_steps: int
+    q_halt_logit: float
+    answer: np.ndarray
+
+
+class _Candidate(NamedTuple):
+    """A node that waits: sorted by cost, then by the order of making."""
+
+    cost: float
+    order: int
+    parent: int
+    cell: int
+    token: int
+
+
+class _Result(NamedTuple):
+    """What came out of a node. faults: cells that break a rule. cell (-1: none) and costs (n,): of its children."""
+
+    answer: np.ndarray
+    accepted: bool
+    act_steps: int
+    q: float
+    faults: int
+    cell: int
+    costs: np.ndarray
+
+
+class _Tree:
+    """The search at one puzzle: nodes are judged one after another, the cheapest first.
+
+    Nodes may be computed ahead of their turn, several at a time, but are judged in turn: so the course of a search is
+    a function of its puzzle alone, whatever else is in the batch.
+    """
+
+    def __init__(self, puzzle: np.ndarray, most: int) -> None:
+        self.puzzle, self.most = puzzle, most
+        self.queue = [_Candidate(0.0, 0, -1, -1, 0)]
+        self.made, self.over = 1, False
+        self.nodes: list[Node] = []
+        self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
+        self.came: dict[int, _Result | None] = {}  # by order of making; None while it is being computed
+        self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
+
+    def grid(self, node: _Candidate) -> np.ndarray:
+        grid = self.grids[node.parent].copy() if node.order else self.puzzle.copy()
+        if node.order:
+            grid[node.cell] = node.token
+        return grid
+
+    def wanted(self, ahead: int = 0) -> list[_Candidate]:
+        """What to compute now: the node whose turn it is, and up to `ahead` of those that follow."""
+        count = min(1 + ahead, self.most - len(self.nodes))
+        near = self.queue[:1] if count == 1 else heapq.nsmallest(count, self.queue)
+        return [node for node in near if node.order not in self.came]
+
+    def judge(self) -> None:
+        """Take what has been computed, in turn."""
+        while not self.over and self.came.get(self.queue[0].order) is not None:
+            node = heapq.heappop(self.queue)
+            result, at = self.came.pop(node.order), len(self.nodes)
+            self.grids.append(self.grid(node))
+            self.nodes.append(Node(*node[2:], node.cost, result.accepted, result.act_steps, result.q, result.answer))
+            mark = (not result.accepted, result.faults, -result.q, at)
+            self.best = min(self.best or (mark, at), (mark, at))
+            for token, cost in enumerate(result.costs if result.cell >= 0 else (), start=2):
+                child = _Candidate(node.cost + float(cost), self.made, at, result.cell, token)
+                heapq.heappush(self.queue, child)
+                self.made += 1
+            self.over = result.accepted or len(self.nodes) == self.most or not self.queue
+
+    def pins(self, at: int) -> list[tuple[int, int]]:
+        """(cell, token) of each pin of a node, in the order of guessing."""
+        found = []
+        while at > 0:
+            found.append((self.nodes[at].cell, self.nodes[at].token))
+            at = self.nodes[at].parent
+        return found[::-1]
+
+
+class _Search:
+    """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
+
+    def __init__(
+        self,
+        models: list[AirModel],
+        task: GridTask,
+        puzzles: np.ndarray,
+        puzzle_ids: Tensor | None,
+        attempts: int,
+    ) -> None:
+        self.models, self.task, self.puzzles, self.puzzle_ids = models, task, puzzles, puzzle_ids
+        n, self.most = len(puzzles), attempts
+        self.tokens, self.q = puzzles.copy(), np.full(n, -np.inf, np.float32)
+        self.steps, self.attempts, self.view = (np.zeros(n, np.int64) for _ in range(3))
+        self.marks: list[tuple] = [(True, math.inf)] * n
+        self.pins: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        self.accepted = np.zeros(n, bool)
+        self.kept: list[list[Node]] = [[] for _ in range(n)]
+        self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
+        self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
+
+    def run(
+        self,
+        hook: Hook | None,
+        options: dict[str, Any],
+        on_answers: Callable[[np.ndarray, Answers], None] | None,
+        interruptible: bool,
+    ) -> Answers:
+        self.on_answers, self.keep = on_answers, options["return_rollout"]
+        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
+        n, bar_of_nodes = len(self.puzzles), len(self.puzzles) == 1
+        most = self.most * len(self.models) if bar_of_nodes else n
+        unit = "node" if bar_of_nodes else "puzzle"
+        self.bar = logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not options["progress"])
+        with self.bar:
+            try:
+                for m, model in enumerate(self.models):
+                    _add_stats(stats, self._with(m, model, hook, options))
+            except KeyboardInterrupt:
+                if not interruptible:
+                    raise
+                stats["interrupted"] = True
+                for i, tree in self.trees.items():
+                    self._take(i, tree)
+        if self.keep:
+            self._roll_out(options)
+        result = self.collect(np.arange(n))
+        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
+        return result
+
+    # ---- one model
+
+    def _with(self, m: int, model: AirModel, hook: Hook | None, options: dict[str, Any]) -> dict[str, Any]:
+        """Search with one model what is still unsolved; the stats of its `solve`."""
+        self.m, self.config = m, model.config
+        left = np.flatnonzero(~self.accepted)
+        # Few clues mean many nodes: begun first, such puzzles do not run on in an empty batch at the end.
+        blanks = (self.puzzles[left] == self.task.blank_token).sum(1)
+        self.waiting = deque(left[np.argsort(-blanks, kind="stable")].tolist())
+        self.trees = {}
+        self.ready: deque[int] = deque()
+        # Slots: rows of one tensor, written anew for each node.
+        slots, size = options["batch_size"] or 1, self.puzzles.shape[1]
+        self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
+        self.ids = None if self.puzzle_ids is None else torch.zeros_like(self.puzzle_ids[:1]).repeat(slots)
+        self.ids = None if self.ids is None else self.ids.to(model.device)
+        self.owner, self.order = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
+        self.last, self.still = np.zeros((slots, size), np.uint8), np.zeros(slots, np.int64)
+        self.free = list(range(slots))[::-1]
+        plain = {"progress": False, "return_rollout": False}
+        if options["halt"] == "rules":
+            plain["halt"] = self._stops
+        solution = model.solve(
+            self.inputs,
+            puzzle_ids=self.ids,
+            queue=self._fill(),
+            hook=None if hook is None else self._named(hook),
+            return_logits=False,
+            on_finish=self._finish,
+            **(options | plain),
+        )
+        return solution.stats
+
+    def _named(self, hook: Hook) -> Hook:
+        """The user's hook, which knows nodes instead of slots."""
+
+        def called(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+            at = update.rows.cpu().numpy()
+            names = self.order[at] * len(self.puzzles) + self.owner[at]
+            return hook(update._replace(rows=torch.from_numpy(names).to(update.rows.device)), z_h, z_l)
+
+        return called
+
+    def _fill(self) -> Tensor:
+        """Nodes for the free slots: of puzzles begun, then of new ones; where none waits, ahead of their turn."""
+        filled: list[int] = []
+
+        def place(i: int, node: _Candidate) -> None:
+            row, tree = self.free.pop(), self.trees[i]
+            grid = tree.grid(node)
+            tree.came[node.order] = None
+            self.inputs[row] = torch.from_numpy(grid).to(self.inputs.device)
+            if self.ids is not None:
+                self.ids[row] = self.puzzle_ids[i]
+            self.owner[row], self.order[row], self.still[row], self.last[row] = i, node.order, 0, 0
+            filled.append(row)
+
+        while self.free and (self.ready or self.waiting):
+            if not self.ready:
+                self.ready.append(self.waiting.popleft())
+                self.trees[self.ready[0]] = _Tree(self.puzzles[self.ready[0]], self.most)
+            i = self.ready.popleft()
+            for node in self.trees[i].wanted():
+                place(i, node)
+        if self.free:
+            near = [(i, node) for i, tree in self.trees.items() for node in tree.wanted(AHEAD)]
+            near.sort(key=lambda one: (one[1].cost - self.trees[one[0]].queue[0].cost, one[0]))
+            for i, node in near[: len(self.free)]:
+                place(i, node)
+        return torch.tensor(filled, dtype=torch.long)
+
+    def _clamped(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
+        return keep_givens(self.task, self.puzzles[self.owner[at]], predictions.cpu().numpy().astype(np.uint8))
+
+    def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
+        """A node ends where the rules accept its answer, and where it will not change any more."""
+        at = rows.cpu().numpy()
+        answers = self._clamped(at, predictions)
+        same = (answers == self.last[at]).all(-1)
+        self.still[at] = np.where(same, self.still[at] + 1, 0)
+        self.last[at] = answers
+        gone = np.array([i not in self.trees for i in self.owner[at]])
+        valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
+        return torch.from_numpy(valid | gone | (self.still[at] >= STILL))
+
+    def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
+        at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
+        owner, answers = self.owner[at], self._clamped(at, predictions)
+        valid = self.task.verdicts(self.puzzles[owner], answers).valid
+        faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
+        cells, costs = _split(self.task, self.inputs[rows], logits, self.config.loss_type)
+        for row, i, *found in zip(at, owner, answers, valid, steps, q, faults, cells, costs):
+            if i in self.trees:
+                answer, accepted, used, logit, wrong, cell, cost = found
+                self.trees[i].came[int(self.order[row])] = _Result(
+                    answer, bool(accepted), int(used), float(logit), int(wrong), int(cell), cost
+                )
+        self.free.extend(at.tolist())
+        done = []
+        for i in dict.fromkeys(owner.tolist()):
+            if (tree := self.trees.get(i)) is None:  # computed ahead, in vain
+                continue
+            before = len(tree.nodes)
+            tree.judge()
+            if len(self.puzzles) == 1:
+                self.bar.update(len(tree.nodes) - before)
+            if not tree.over:
+                self.ready.append(i)
+                continue
+            self._take(i, self.trees.pop(i))
+            if self.accepted[i] or self.m == len(self.models) - 1:
+                done.append(i)
+        self._tell(np.array(done, np.int64))
+        return self._fill()
+
+    def _take(self, i: int, tree: _Tree) -> None:
+        """A search is over, or broken off: keep the best answer that any model gave."""
+        self.steps[i] += sum(node.act_steps for node in tree.nodes)
+        self.attempts[i] += len(tree.nodes)
+        if tree.best is None or tree.best[0] >= self.marks[i]:
+            return
+        self.marks[i], at = tree.best
+        node = tree.nodes[at]
+        self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, tree.pins(at)
+        self.accepted[i], self.view[i] = node.accepted, self.m * self.most + at
+        if self.keep:
+            self.kept[i] = tree.nodes
+
+    def _tell(self, done: np.ndarray) -> None:
+        if len(self.puzzles) > 1:
+            self.bar.update(len(done))
+        if self.on_answers is not None and len(done):
+            self.on_answers(done, self.collect(done))
+
+    # ---- what was found
+
+    def collect(self, rows: np.ndarray) -> Answers:
+        return Answers(
+            tokens=self.tokens[rows],
+            verdict=Verdict(*self.task.verdicts(self.puzzles[rows], self.tokens[rows])[:3]),
+            q_halt_logits=self.q[rows],
+            act_steps=self.steps[rows],
+            attempts=self.attempts[rows],
+            view=self.view[rows],
+            rollout=None if self.rollout is None else (*(z[rows] for z in self.rollout[:2]), self.rollout[2]),
+            pins=[self.pins[i] for i in rows],
+            trees=[self.kept[i] for i in rows] if self.keep else None,
+        )
+
+    def _roll_out(self, options: dict[str, Any]) -> None:
+        """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
+        n, first = self.puzzles.shape[0], self.models[0].config
+        updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
+        z_h, z_l = (np.zeros((n, len(updates), self.puzzles.shape[1]), np.int8) for _ in "hl")
+        for m, model in enumerate(self.models):
+            mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
+            if not len(mine):
+                continue
+            grids, steps = self.puzzles[mine].copy(), np.zeros(len(mine), np.int64)
+            for row, i in enumerate(mine):
+                steps[row] = self.kept[i][self.view[i] % self.most].act_steps
+                for cell, token in self.pins[i]:
+                    grids[row, cell] = token
+            left = torch.from_numpy(steps)
+
+            def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
+                left[rows.cpu()] -= 1
+                return left[rows.cpu()] <= 0
+
+            ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
+            again = options | {"progress": False, "halt": enough}
+            solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
+            for states, name in ((z_h, "z_h"), (z_l, "z_l")):
+                decoded = getattr(solution.rollout, name).cpu().numpy()
+                states[mine] = keep_givens(self.task, self.puzzles[mine, None], decoded)
+        self.rollout = (z_h, z_l, updates)
+
+
+def _split(task: GridTask, grids: Tensor, logits: Tensor, loss_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
+
+    grids (R, S): the pinned puzzles; logits (R, S, V). The cell is -1 where none is open.
+    """
+    logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else logits.double().log_softmax(-1)
+    beliefs = logs[..., 2:].exp().cpu().numpy()
+    beliefs /= beliefs.sum(-1, keepdims=True)
+    two = np.partition(beliefs, -2, axis=-1)[..., -2:]
+    even = two[..., 0] - (1 - two.sum(-1))
+    open_cells = grids.cpu().numpy() == task.blank_token
+    cells = np.where(open_cells, even, -np.inf).argmax(-1)
+    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
+    return np.where(open_cells.any(-1), cells, -1), costs
+
+
+def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Answers with what the puzzles gave, both (..., S). A generic grid has no rule that says what was given."""
+    if task.name == "grid":
+        return answers
+    return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)
+
+
+def _add_stats(stats: dict[str, Any], more: dict[str, Any]) -> None:
+    for name in ("slot_steps", "passes", "capacity"):
+        stats[name] += more[name]
+    stats["batch_size"] = max(stats["batch_size"], more["batch_size"])
 
 
 def _choose(
@@ -375,14 +798,18 @@ def _joined(parts: list[Answers]) -> Answers:
         for name in ("tokens", "q_halt_logits", "act_steps", "attempts", "view")
     }
     verdict = Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3)))
-    stats = {name: sum(part.stats[name] for part in parts) for name in ("slot_steps", "passes", "capacity")}
-    stats["batch_size"] = max(part.stats["batch_size"] for part in parts)
+    stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
+    for part in parts:
+        _add_stats(stats, part.stats)
     stats["fill"] = stats["slot_steps"] / max(1, stats["capacity"])
     rollout = None
     if parts[0].rollout is not None:
         z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
         rollout = (z_h, z_l, parts[0].rollout[2])
+    for name in ("pins", "trees"):
+        lists = [getattr(part, name) for part in parts]
+        whole[name] = None if lists[0] is None else [entry for part in lists for entry in part]
     return Answers(**whole, verdict=verdict, rollout=rollout, stats=stats)
 
 
-__all__ = ["Answers", "solve_puzzles", "symmetric_views"]
+__all__ = ["Answers", "Node", "solve_puzzles", "symmetric_views"]

@@ -2,7 +2,7 @@
 
     pipe = transformers.pipeline("puzzle-solving", model=folder, trust_remote_code=True)
     pipe("53..7....6..195...…")                      # {"solution": ..., "solved": True, "confidence": 0.99, ...}
-    pipe(list_or_generator, attempts=8)              # symmetric views; stops at the first answer that the rules accept
+    pipe(list_or_generator, attempts=1)              # a single pass; the default goes on where the rules refuse it
 
 This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -184,15 +185,19 @@ class PuzzleSolvingPipeline(Pipeline):
     tensors and input_ids hold tokens.
     Puzzles of mixed sizes are grouped by size and solved where the model can take them (see `takes_size`); one that it
     cannot take gets an entry whose `error` says so, while the others are solved. An ill-formed puzzle is a ValueError.
-    Options, at construction or per call, are those of `solve_puzzles`, with halt="rules" by default; batch_size is the
-    number of puzzles computed together and changes no answer; count_solutions=False spares the search for further
-    solutions, milliseconds a puzzle.
+    Options, at construction or per call, are those of `solve_puzzles`. By default a puzzle is worked on until the
+    rules accept an answer (halt="rules", attempts=None: up to 256 nodes of a search for a Sudoku, all views of a
+    maze), with a bar on a terminal, and Ctrl-C returns the best answers so far; attempts=1 is the single pass.
+    batch_size is the number of puzzles computed together and changes no answer; count_solutions=False spares the
+    search for further solutions, milliseconds a puzzle.
 
     Each answer is a dict: solution (text), solved and valid (the rules accept it), complete, consistent (with the
     clues), message (a sentence, naming the first wrong cell), confidence (sigmoid of q_halt; 0 where no solution is
     known to exist), solutions (of the puzzle: 0, 1, "several", or None where a short search did not tell; a maze's are
-    its shortest paths), act_steps (spent, over all attempts), attempts; with return_rollout=True also rollout:
-    {"updates": [...], "z_h": [texts], "z_l": [texts]}.
+    its shortest paths), act_steps (spent, over all attempts), attempts; after a search pins: the guesses that led to
+    the answer, in order, as {"row", "column", "digit"}. With return_rollout=True also rollout: {"updates": [...],
+    "z_h": [texts], "z_l": [texts]}, and after a search tree: its nodes in the order of judging (parent: place in the
+    list, pin, cost, accepted, act_steps, answer).
     """
 
     _load_processor = None  # used where the folder has one; the model's config can stand in for it
@@ -211,8 +216,8 @@ class PuzzleSolvingPipeline(Pipeline):
         self.model.eval()
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        known = ("attempts", "max_act_steps", "halt", "noise", "selection", "symmetries", "seed", "return_rollout")
-        known += ("progress", "puzzle_ids", "dtype", "values", "count_solutions")
+        known = ("attempts", "retry", "max_act_steps", "halt", "noise", "selection", "symmetries", "seed")
+        known += ("return_rollout", "progress", "puzzle_ids", "dtype", "values", "count_solutions")
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"The pipeline has no option {unknown}. Options: batch_size, {', '.join(known)}.")
         return {}, options, {}
@@ -261,7 +266,10 @@ class PuzzleSolvingPipeline(Pipeline):
         slots = options["batch_size"] or self.model.default_batch_size()
         at_once, done, waiting = at_once or 4 * slots, 0, []
         most = max(at_once, 100 * slots)
+        self.interrupted = False
         for puzzle in _rows(inputs):
+            if self.interrupted:  # the answers so far have been handed on; who reads a stream wants it to end here
+                raise KeyboardInterrupt
             waiting.append(puzzle)
             if len(waiting) == at_once:
                 yield from self._solve(waiting, done + 1, options)
@@ -292,6 +300,8 @@ class PuzzleSolvingPipeline(Pipeline):
         outputs = []
         for task, (places, tokens) in model_inputs["groups"].items():
             options["halt"] = options.get("halt") or ("q" if task.name == "grid" else "rules")
+            options.setdefault("attempts", None)
+            options.setdefault("progress", sys.stderr is not None and sys.stderr.isatty())
             ids = None
             if puzzle_ids is not None:
                 ids = np.asarray(puzzle_ids)
@@ -301,8 +311,10 @@ class PuzzleSolvingPipeline(Pipeline):
                     )
                 ids = ids[np.array(places) + model_inputs["first"] - 1] if ids.ndim else np.full(len(places), ids)
             model = in_size(self.model, task)
-            answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, **options)
+            answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, interruptible=True, **options)
             outputs.append({"task": task, "places": places, "puzzles": tokens, "answers": answers})
+            if answers.stats.get("interrupted"):
+                self.interrupted, options["attempts"] = True, 1  # other sizes in the list: one pass each
         return {"groups": outputs, "refused": model_inputs["refused"]}
 
     def postprocess(self, outputs: dict[str, Any], count_solutions: bool = True) -> list[dict[str, Any]]:
@@ -346,6 +358,20 @@ def describe(
         "act_steps": int(answers.act_steps[i]),
         "attempts": int(answers.attempts[i]),
     }
+    if answers.pins is not None:
+        result["pins"] = [_pin(task, *pin) for pin in answers.pins[i]]
+    if answers.trees is not None:
+        result["tree"] = [
+            {
+                "parent": node.parent,
+                "pin": _pin(task, node.cell, node.token) if node.parent >= 0 else None,
+                "cost": node.cost,
+                "accepted": node.accepted,
+                "act_steps": node.act_steps,
+                "answer": task.decode(node.answer),
+            }
+            for node in answers.trees[i]
+        ]
     if answers.rollout is not None:
         z_h, z_l, updates = answers.rollout
         result["rollout"] = {
@@ -354,6 +380,10 @@ def describe(
             "z_l": [task.decode(grid) for grid in z_l[i]],
         }
     return result
+
+
+def _pin(task: GridTask, cell: int, token: int) -> dict[str, Any]:
+    return {"row": cell // task.width + 1, "column": cell % task.width + 1, "digit": task.alphabet[token]}
 
 
 def refusal(sentence: str) -> dict[str, Any]:

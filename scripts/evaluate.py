@@ -2,13 +2,15 @@
 
     python scripts/evaluate.py --model checkpoints/air-sudoku --data sapientinc/sudoku-extreme --output eval.json
     python scripts/evaluate.py --model runs/small/model --data data/sudoku --split test --limit 1000 --halt q
-    python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 8 --halt q --by-rating
+    python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 512 --halt rules --by-rating   # search by pins
+    python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 8 --retry views --halt q
     python scripts/evaluate.py --model DIR --data dev.csv.gz --calibration-plot calibration.png
     python scripts/evaluate.py --model DIR --data dev.csv.gz --limit 200 --max-act-steps 64 --attempts 8 --curve c.png
     torchrun --nproc_per_node 8 scripts/evaluate.py --model DIR --data sapientinc/sudoku-extreme --output eval.json
 
-exact_accuracy is the published protocol with --halt max and one attempt (the defaults). --attempts K tries symmetric
-views of what is still unsolved; the rules of the puzzle, never a label, decide which answer stands. Run a killed
+exact_accuracy is the published protocol with --halt max and one attempt (the defaults: a single pass), but that an
+answer's givens are the puzzle's own. --attempts K tries what is still unsolved again: Sudokus by a search of up to K
+nodes, else by symmetric views; the rules of the puzzle, never a label, decide which answer stands. Run a killed
 evaluation again with the same settings and --output: it goes on from the parts beside that file.
 """
 
@@ -25,6 +27,7 @@ if not __package__:
 
 import torch
 
+from air_model.attempts_air import retry_of
 from air_model.pipeline_air import device_of, in_size, load_model, takes_size
 from air_model.processing_air import task_from_config
 from air_model.records import environment, write_json
@@ -52,7 +55,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="max: all steps; q: a puzzle stops when q_halt says so; rules: at the first answer that the rules accept",
     )
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
-    add("--attempts", type=int, default=1, help="symmetric views of each puzzle, the puzzle itself first")
+    add("--attempts", type=int, default=1, help="attempts at each puzzle, the puzzle itself first; default: one pass")
+    add("--retry", choices=["pins", "views"], help="further attempts: search by pins (Sudokus' default), or views")
     add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
     add(
         "--selection",
@@ -108,6 +112,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "halt": args.halt,
         "max_act_steps": models[0].config.halt_max_steps if args.max_act_steps is None else args.max_act_steps,
         "attempts": args.attempts,
+        "retry": retry_of(puzzles.task, args.retry, args.noise, args.selection) if args.attempts > 1 else None,
         "noise": args.noise,
         "selection": args.selection,
         "seed": args.seed,
@@ -168,7 +173,7 @@ def check_args(args: argparse.Namespace) -> None:
         if path is not None and path.suffix.lower() not in PICTURES:
             raise ValueError(f"{path} is no picture that can be drawn: use {', '.join(PICTURES)}.")
     if args.curve is not None:
-        defaults = {"halt": "max", "noise": 0.0, "selection": "auto", "dtype": None, "by_rating": False}
+        defaults = {"halt": "max", "retry": None, "noise": 0.0, "selection": "auto", "dtype": None, "by_rating": False}
         said = [name for name, value in {**defaults, "calibration_plot": None}.items() if getattr(args, name) != value]
         if said:
             words = ", ".join("--" + name.replace("_", "-") for name in said)

@@ -3,11 +3,12 @@
     python scripts/solve.py --model checkpoints/air-sudoku 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
     python scripts/solve.py --model DIR puzzle.txt more.csv pack.zip    # files: drawn grids, one puzzle a line, tables
     cat maze.txt | python scripts/solve.py --model DIR -                # standard input
-    python scripts/solve.py --model DIR --attempts 8 --json puzzle.txt  # symmetric views until the rules accept
+    python scripts/solve.py --model DIR --attempts 1 --json puzzle.txt  # a single pass, nothing tried again
     python scripts/solve.py --model SIX NINE mixed.txt                  # puzzles of each size to the model made for it
     python scripts/solve.py --model DIR --animate thinking.gif puzzle.txt
 
-Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
+A puzzle is worked on until the rules accept an answer: a search of up to 256 nodes for a Sudoku, all symmetric views of
+a maze; Ctrl-C prints the best so far. Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
 confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles, and sizes that no model takes, are refused,
 naming the cell or size, the others solved, and the exit status is then 1; an answer that the rules do not accept is
 printed as such, with status 0.
@@ -50,7 +51,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="folder or Hub id; several of a size are tried in turn",
     )
-    add("--attempts", type=int, default=1, help="symmetric views of a puzzle, until the rules accept an answer")
+    add("--attempts", type=int, help="at most; default: 256 nodes for a Sudoku, all views of a maze; 1: a single pass")
+    add("--retry", choices=["pins", "views"], help="how to try again: search by pins (Sudokus), or symmetric views")
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
     add(
         "--halt",
@@ -119,8 +121,9 @@ def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: 
 def report(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, color: bool) -> str:
     found = describe(task, puzzle, answers, i)
     steps, attempts = found["act_steps"], found["attempts"]
+    guessed = f" by {len(found['pins'])} guess{'es' * (len(found['pins']) != 1)}" if found.get("pins") else ""
     cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
-    verdict = found["message"].rstrip(".") if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
+    verdict = found["message"].rstrip(".") + guessed if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
     board = side_by_side(task, puzzle, answers.tokens[i], color)
     return f"{board}\n{verdict}. Confidence {found['confidence']:.1%}, {cost}."
 
@@ -150,6 +153,7 @@ def solve(args: argparse.Namespace) -> int:
             task,
             puzzles,
             attempts=args.attempts,
+            retry=args.retry,
             max_act_steps=args.max_act_steps,
             halt=args.halt or ("q" if task.name == "grid" else "rules"),
             noise=args.noise,
@@ -157,7 +161,8 @@ def solve(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             dtype=args.dtype,
             return_rollout=args.rollout or args.animate is not None,
-            progress=len(places) > 1 and sys.stderr.isatty(),
+            progress=sys.stderr.isatty(),
+            interruptible=True,
         )
         where |= {place: (task, puzzles[i], answers, i) for i, place in enumerate(places)}
     results = []

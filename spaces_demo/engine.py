@@ -30,7 +30,7 @@ from torch import Tensor
 import air_model
 from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
-from air_model.attempts_air import solve_puzzles, symmetric_views
+from air_model.attempts_air import keep_givens, solve_puzzles, symmetric_views
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
@@ -418,9 +418,10 @@ def _accuracy(folder: Path) -> float | None:
 
 
 class Decoder:
-    """States of one view -> text in the puzzle's own orientation."""
+    """States of one view -> text in the puzzle's own orientation, with the puzzle's givens."""
 
-    def __init__(self, task: GridTask, views: Symmetry) -> None:
+    def __init__(self, task: GridTask, views: Symmetry, puzzle: np.ndarray) -> None:
+        self.task, self.puzzle = task, puzzle
         self.letters = np.frombuffer(task.alphabet.encode(), np.uint8)
         self.back = views.inverse()
 
@@ -428,7 +429,7 @@ class Decoder:
         tokens = logits[0].argmax(-1).cpu().numpy().astype(np.uint8)
         if view:
             tokens = Symmetry(self.back.cells[view], self.back.tokens[view]).apply(tokens)
-        return self.letters[tokens].tobytes().decode()
+        return self.letters[keep_givens(self.task, self.puzzle, tokens)].tobytes().decode()
 
 
 def run(
@@ -476,7 +477,8 @@ def _work(
     model = engine.model(job.checkpoint)
     config, task = model.config, engine.checkpoint(job.checkpoint).task
     updates = len(config.schedule)
-    decode = Decoder(task, symmetric_views(task, job.attempts))
+    puzzle = task.encode(job.puzzle)
+    decode = Decoder(task, symmetric_views(task, job.attempts), puzzle)
     freeze = what_if(model, job)
     current = -1
 
@@ -501,12 +503,12 @@ def _work(
         return changed
 
     started = time.perf_counter()
-    puzzle = task.encode(job.puzzle)
     answers = solve_puzzles(
         model,
         task,
         puzzle[None],
         attempts=min(job.attempts, len(decode.back.cells)),
+        retry="views",  # the page draws views
         max_act_steps=job.max_act_steps or None,
         halt=job.halt,
         hook=hook,

@@ -236,7 +236,7 @@ def test_attempts_work_where_progress_bars_are_switched_off():
 
     logging.disable_progress_bar()
     try:
-        answers = solve_puzzles(halting_model(), None, puzzles_of(3), attempts=3)
+        answers = solve_puzzles(halting_model(), None, puzzles_of(3), attempts=3, retry="views")
     finally:
         logging.enable_progress_bar()
     assert answers.attempts.max() == 3
@@ -247,7 +247,7 @@ def test_on_finish_may_add_rows_which_go_first_and_the_queue_says_the_order_of_t
     inputs = torch.from_numpy(puzzles_of(6)).long()
     order = []
 
-    def finish(rows, predictions, q, steps):
+    def finish(rows, predictions, q, steps, logits):
         order.extend(rows.tolist())
         return rows[rows < 3] + 3
 
@@ -290,7 +290,7 @@ def test_attempts_stop_at_the_first_answer_that_the_rules_accept(monkeypatch):
     third = {row.tobytes() for row in puzzles[:2]}
     third |= {TASK.as_tokens(views.tokens[2][puzzle[views.cells[2]]]).tobytes() for puzzle in puzzles[2:]}
     oracle = Oracle(monkeypatch, model, third)
-    answers = solve_puzzles(model, TASK, puzzles, attempts=6, batch_size=2)
+    answers = solve_puzzles(model, TASK, puzzles, attempts=6, batch_size=2, retry="views")
     assert answers.attempts.tolist() == [1, 1, 3, 3, 3]
     assert answers.act_steps.tolist() == [1, 1, 3, 3, 3]
     assert answers.verdict.valid.all() and answers.view.tolist() == [0, 0, 2, 2, 2]
@@ -321,7 +321,7 @@ def test_halting_by_the_rules_stops_at_the_first_accepted_step_and_never_at_a_wr
 def test_a_wrong_answer_with_high_confidence_is_never_called_solved(monkeypatch):
     model, puzzles = tiny_model(), puzzles_of(3)
     Oracle(monkeypatch, model, set(), q=20.0)
-    answers = solve_puzzles(model, TASK, puzzles, attempts=4)
+    answers = solve_puzzles(model, TASK, puzzles, attempts=4, retry="views")
     assert not answers.verdict.valid.any() and answers.attempts.tolist() == [4, 4, 4]
 
 
@@ -402,9 +402,10 @@ def test_puzzles_that_come_in_parts_are_joined_in_order(monkeypatch):
 
     model, puzzles = halting_model(), puzzles_of(7)
     seen = []
-    whole = solve_puzzles(model, None, puzzles, attempts=2)
+    whole = solve_puzzles(model, None, puzzles, attempts=2, retry="views")
     monkeypatch.setattr(attempts_air, "ROWS_AT_ONCE", 6)
-    parts = solve_puzzles(model, None, puzzles, attempts=2, on_answers=lambda rows, answers: seen.extend(rows))
+    keep = lambda rows, answers: seen.extend(rows)  # noqa: E731
+    parts = solve_puzzles(model, None, puzzles, attempts=2, retry="views", on_answers=keep)
     assert (parts.tokens == whole.tokens).all() and sorted(seen) == list(range(7))
 
 

@@ -1,0 +1,225 @@
+"""Search by pins, on scripted models: what is guessed, what is accepted, and what stands when it ends early."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import tiny_config, tiny_model
+from test_solve import SOLVED, TASK, halting_model, puzzles_of
+
+from air_model import AirModel, solve_puzzles
+from air_model.attempts_air import _split, default_attempts, keep_givens
+from air_model.processing_air import GridTask, MazeTask, SudokuTask
+
+
+class Believer:
+    """Stands in for a model's forward: it knows the solution, but for `wrong` digits in some cells, which it believes
+    a little more than the right ones. What is pinned it shows; once that is wrong, it knows nothing any more."""
+
+    def __init__(self, monkeypatch, model: AirModel, wrong: dict[int, int], doubt: float = 0.4) -> None:
+        self.wrong, self.doubt, self.inner, self.seen = wrong, doubt, model.forward, []
+        monkeypatch.setattr(model, "forward", self)
+
+    def __call__(self, input_ids, *args, **kwargs):
+        out = self.inner(input_ids, *args, **kwargs)
+        beliefs = torch.full_like(out.logits, 1e-4)
+        for row, grid in enumerate(input_ids.numpy()):
+            self.seen.append(grid.copy())
+            lost = ((grid != SOLVED) & (grid != TASK.blank_token)).any()
+            for cell, token in enumerate(grid):
+                right = int(SOLVED[cell])
+                if token != TASK.blank_token:
+                    beliefs[row, cell, token] = 1.0
+                elif lost:
+                    beliefs[row, cell, 2:] = 0.25
+                elif cell in self.wrong:
+                    beliefs[row, cell, self.wrong[cell]], beliefs[row, cell, right] = 1 - self.doubt, self.doubt
+                else:
+                    beliefs[row, cell, right] = 1.0
+        out.logits[:] = beliefs.log()
+        out.q_halt_logits[:], out.q_continue_logits[:] = -1.0, 1.0
+        return out
+
+
+@pytest.fixture
+def puzzle() -> np.ndarray:
+    grid = SOLVED.copy()
+    grid[8:] = TASK.blank_token
+    return grid
+
+
+def softmax_model(**overrides) -> AirModel:
+    return tiny_model(loss_type="softmax_cross_entropy", **overrides)
+
+
+def other_digit(cell: int) -> int:
+    return int(SOLVED[cell]) % 5 + 2 if SOLVED[cell] < 5 else 2
+
+
+def test_a_wrong_belief_at_one_cell_is_corrected_by_the_second_guess(monkeypatch, puzzle):
+    model, cell = softmax_model(), 10
+    Believer(monkeypatch, model, {cell: other_digit(cell)})
+    answers = solve_puzzles(model, None, puzzle[None], attempts=16, halt="rules")
+    assert answers.verdict.valid.all() and (answers.tokens[0] == SOLVED).all()
+    assert answers.pins == [[(cell, int(SOLVED[cell]))]]
+    assert answers.attempts.tolist() == [3] and answers.view.tolist() == [2]  # as given, the likelier digit, the other
+
+
+def test_guesses_at_two_cells_follow_one_another(monkeypatch, puzzle):
+    model, cells = softmax_model(), (9, 14)
+    Believer(monkeypatch, model, {cell: other_digit(cell) for cell in cells})
+    answers = solve_puzzles(model, None, puzzle[None], attempts=64, halt="rules", return_rollout=True)
+    assert sorted(answers.pins[0]) == [(cell, int(SOLVED[cell])) for cell in cells]
+    tree = answers.trees[0]
+    chosen = tree[answers.view[0]]
+    assert chosen.accepted and tree[tree[chosen.parent].parent].parent == -1
+    assert [node.cost for node in tree] == sorted(node.cost for node in tree), "the cheapest first"
+    assert answers.act_steps[0] == sum(node.act_steps for node in tree)
+
+
+def test_single_pass_and_search_agree_where_the_first_answer_is_right(monkeypatch, puzzle):
+    model = softmax_model()
+    Believer(monkeypatch, model, {})
+    for attempts in (1, 256):
+        answers = solve_puzzles(model, None, puzzle[None], attempts=attempts, halt="rules")
+        assert answers.attempts.tolist() == answers.act_steps.tolist() == [1] and answers.verdict.valid.all()
+
+
+@pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_type):
+    beliefs = torch.full((1, 16, 6), 0.01)
+    beliefs[0, 3, 2:] = torch.tensor([0.45, 0.40, 0.15, 0.01])
+    beliefs[0, 5, 2:] = torch.tensor([0.30, 0.30, 0.20, 0.20])  # even, but much is left beyond the two
+    beliefs[0, 7, 2:] = torch.tensor([0.49, 0.49, 0.01, 0.01])  # given
+    grids = torch.full((1, 16), TASK.blank_token, dtype=torch.uint8)
+    grids[0, 7] = 2
+    logits = beliefs.log() if loss_type.startswith("softmax") else 1 - 1 / beliefs
+    cells, costs = _split(TASK, grids, logits, loss_type)
+    shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
+    assert cells.tolist() == [3] and np.allclose(costs[0], -np.log(shares), atol=1e-3)
+    assert _split(TASK, torch.full_like(grids, 2), logits, loss_type)[0].tolist() == [-1]
+
+
+def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
+    puzzles = puzzles_of(5, blanks=12)
+    answers = solve_puzzles(halting_model(), None, puzzles, attempts=7, halt="rules")
+    assert (answers.attempts <= 7).all() and (answers.attempts[~answers.verdict.valid] == 7).all()
+    assert (answers.verdict.valid == TASK.verdicts(puzzles, answers.tokens).valid).all()
+
+
+def test_a_search_ends_when_every_grid_has_been_refused():
+    puzzle = np.array([TASK.encode("1234341221434.21")], np.uint8)
+    puzzle[0, -1] = 5  # 4 in the last corner: no digit fits the open cell
+    answers = solve_puzzles(halting_model(), None, puzzle, attempts=50, halt="rules", check=False)
+    assert not answers.verdict.valid.any() and answers.attempts.tolist() == [5]  # as given, and each of four digits
+
+
+def test_a_search_does_not_depend_on_what_else_is_in_the_batch():
+    model, puzzles = halting_model(), puzzles_of(6, blanks=11)
+    together = solve_puzzles(model, None, puzzles, attempts=9, halt="rules", dtype="float32", batch_size=4)
+    options = {"attempts": 9, "halt": "rules", "dtype": "float32", "batch_size": 3}
+    alone = [solve_puzzles(model, None, one[None], **options) for one in puzzles]
+    assert together.attempts.tolist() == [int(one.attempts[0]) for one in alone]
+    assert together.pins == [one.pins[0] for one in alone]
+    assert (together.tokens == np.concatenate([one.tokens for one in alone])).all()
+
+
+def test_nothing_is_computed_ahead_while_other_puzzles_wait():
+    puzzles = puzzles_of(60, blanks=14)
+    answers = solve_puzzles(halting_model(), None, puzzles, attempts=3, halt="max", batch_size=2)
+    assert answers.stats["slot_steps"] - answers.act_steps.sum() <= 8 * 2 and answers.stats["fill"] > 0.9
+
+
+def test_givens_of_an_answer_are_the_puzzles_own():
+    maze = MazeTask(5)
+    grids = np.stack([maze.encode("S    " + " " * 15 + "####G")])
+    model = tiny_model(task="maze", grid_height=5, vocab_size=6)
+    found = solve_puzzles(model, None, grids, attempts=8).tokens
+    assert (found[grids != maze.SPACE] == grids[grids != maze.SPACE]).all()
+    puzzles = puzzles_of(3)
+    given = puzzles != TASK.blank_token
+    for options in ({}, {"attempts": 4}, {"attempts": 4, "retry": "views"}):
+        assert (solve_puzzles(tiny_model(), None, puzzles, **options).tokens[given] == puzzles[given]).all()
+
+
+def test_a_generic_grid_says_of_no_cell_that_it_was_given():
+    answers = np.array([[2, 3, 2, 3]])
+    assert (keep_givens(GridTask(2, 2, 4), np.array([[1, 2, 3, 3]]), answers) == answers).all()
+
+
+@pytest.mark.parametrize("retry", ["pins", "views"])
+def test_ctrl_c_keeps_the_best_answers_so_far(monkeypatch, retry):
+    model, puzzles = halting_model(), puzzles_of(4, blanks=14)
+    forward, calls = model.forward, []
+
+    def broken_off(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 12:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", broken_off)
+    options = {"attempts": 50, "retry": retry, "halt": "rules", "batch_size": 2}
+    answers = solve_puzzles(model, None, puzzles, interruptible=True, **options)
+    assert answers.stats["interrupted"] and 0 < answers.attempts.sum() < 50
+    assert len(answers.tokens) == 4 and (answers.tokens[answers.attempts == 0] == puzzles[answers.attempts == 0]).all()
+    with pytest.raises(KeyboardInterrupt):
+        solve_puzzles(model, None, puzzles, **options)
+
+
+def test_the_roll_out_of_a_search_is_that_of_the_chosen_node(monkeypatch, puzzle):
+    model = softmax_model()
+    answers = solve_puzzles(model, None, puzzle[None], attempts=6, halt="rules", return_rollout=True)
+    z_h, z_l, updates = answers.rollout
+    node = answers.trees[0][answers.view[0]]
+    last = z_h[0, node.act_steps * len(model.config.schedule) - 1]
+    assert len(updates) == z_h.shape[1] == z_l.shape[1]
+    assert (keep_givens(TASK, puzzle, last) == answers.tokens[0]).all()
+
+
+def test_a_second_checkpoint_searches_only_what_the_first_left(monkeypatch, puzzle):
+    first, second = softmax_model(seed=1), softmax_model(seed=2)
+    Believer(monkeypatch, second, {10: other_digit(10)})
+    answers = solve_puzzles([first, second], None, puzzle[None], attempts=4, halt="rules")
+    assert answers.verdict.valid.all() and answers.attempts.tolist() == [4 + 3] and answers.view.tolist() == [4 + 2]
+
+
+@pytest.mark.parametrize("side", [4, 6, 8, 9, 12, 16])
+def test_the_same_call_searches_sudokus_of_every_size(side):
+    model = AirModel(tiny_config(grid_height=side)).eval()
+    task = SudokuTask(side)
+    answers = solve_puzzles(model, None, ["." * side * side], attempts=3, halt="rules", max_act_steps=2)
+    assert answers.attempts.tolist() == [3] and answers.tokens.shape == (1, task.seq_len)
+    assert default_attempts(task) == 256
+
+
+def test_settings_that_do_not_go_together_end_in_a_sentence():
+    model, maze = tiny_model(), tiny_model(task="maze", grid_height=5, vocab_size=6)
+    with pytest.raises(ValueError, match="is for Sudokus; a maze takes"):
+        solve_puzzles(maze, None, ["S" + " " * 23 + "G"], retry="pins", attempts=4)
+    with pytest.raises(ValueError, match="attempts differ by their pins"):
+        solve_puzzles(model, None, puzzles_of(1), retry="pins", attempts=4, noise=0.1)
+    with pytest.raises(ValueError, match="retry must be"):
+        solve_puzzles(model, None, puzzles_of(1), retry="again")
+    assert solve_puzzles(model, None, puzzles_of(1), attempts=4, selection="vote").pins is None, "votes are for views"
+
+
+def test_the_pipeline_goes_on_by_default_and_tells_its_guesses(monkeypatch, puzzle):
+    model = softmax_model()
+    Believer(monkeypatch, model, {10: other_digit(10)})
+    pipe = transformers.pipeline("puzzle-solving", model=model, device="cpu")
+    found = pipe(TASK.decode(puzzle), return_rollout=True)
+    assert found["solved"] and found["pins"] == [{"row": 3, "column": 3, "digit": "4"}]
+    assert [node["accepted"] for node in found["tree"]] == [False, False, True]
+    single = pipe(TASK.decode(puzzle), attempts=1)
+    assert not single["solved"] and single["attempts"] == 1
+
+
+def test_a_puzzle_of_many_nodes_knows_them_apart_in_a_hook():
+    model, puzzles, names = halting_model(), puzzles_of(3, blanks=14), set()
+
+    def watch(update, z_h, z_l):
+        names.update(update.rows.tolist())
+
+    answers = solve_puzzles(model, None, puzzles, attempts=5, halt="max", hook=watch)
+    assert {name % 3 for name in names} == {0, 1, 2} and len(names) >= answers.attempts.sum()
