@@ -1,0 +1,137 @@
+"""What more thought buys at Sudokus: a single pass, more steps, views, search by pins, and a classical solver.
+
+    python benchmarks/search.py --model checkpoints/air-sudoku-9x9-cpu --data dev_1175.csv.gz --limit 60 \\
+        --output results/search.json            # a table beside it, results/search.md
+    python benchmarks/search.py --model DIR --data dev.csv.gz --ways pins --nodes 512 --threads 2 --output out.json
+
+Ways: single (all steps), rules (a single pass that stops where the rules accept), steps (as many ACT steps in one pass
+as --more-steps), views (--views of them), uniform (the same search, but cell and digit chosen by the rules alone: the
+fewest digits that do not clash, each as likely), pins (search by pins), classical (the solver of the data builders).
+Seconds are of this process, user and system, divided by the puzzles: with several threads more than the clock shows.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    import _checkout  # noqa: F401
+
+import numpy as np
+import torch
+
+import air_model.attempts_air as attempts_air
+from air_model.datasets_builders import load_puzzles
+from air_model.datasets_builders.sudoku_solver import solve as solve_classically
+from air_model.pipeline_air import load_model
+from air_model.processing_air import GridTask
+from air_model.records import environment, write_json
+
+WAYS = ("single", "rules", "steps", "views", "uniform", "pins", "classical")
+
+
+def uniform(task: GridTask, grids: torch.Tensor, *unused: object) -> tuple[np.ndarray, np.ndarray]:
+    """`attempts_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
+    grids = grids.cpu().numpy()
+    digits = np.arange(2, task.vocab_size)
+    seen = ((grids[:, None, :, None] == digits) & task.peers[None, :, :, None]).any(2)  # (R, S, n)
+    count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
+    cells = count.argmin(-1)
+    at = np.arange(len(cells)), cells
+    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
+    return np.where((grids == task.blank_token).any(-1), cells, -1), costs
+
+
+def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """One way of solving: exact and accepted share, nodes and ACT steps a puzzle, seconds."""
+    clock, start = time.perf_counter(), time.process_time()
+    row: dict[str, Any] = {"way": way, "n": len(puzzles)}
+    if way == "classical":
+        solve_classically(puzzles.inputs[:1], puzzles.task, 1, 1)  # numba compiles
+        clock, start = time.perf_counter(), time.process_time()
+        _, guesses, tokens = solve_classically(puzzles.inputs, puzzles.task, 1, 1)
+        row |= {"guesses": round(float(guesses.mean()), 2)}
+    else:
+        options = {
+            "single": {"halt": "max"},
+            "rules": {},
+            "steps": {"max_act_steps": args.more_steps},
+            "views": {"attempts": args.views, "retry": "views"},
+            "uniform": {"attempts": args.nodes, "retry": "pins"},
+            "pins": {"attempts": args.nodes, "retry": "pins"},
+        }[way]
+        split, attempts_air._split = attempts_air._split, uniform if way == "uniform" else attempts_air._split
+        try:
+            options = {"halt": "rules", "progress": True, "dtype": args.dtype, "check": False, **options}
+            answers = attempts_air.solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
+        finally:
+            attempts_air._split = split
+        tokens = answers.tokens
+        row |= {key: options[key] for key in ("attempts", "max_act_steps") if key in options}
+        row |= {
+            "mean_attempts": round(float(answers.attempts.mean()), 2),
+            "median_attempts": float(np.median(answers.attempts)),
+            "mean_act_steps": round(float(answers.act_steps.mean()), 1),
+            "computed_act_steps": round(answers.stats["slot_steps"] / len(puzzles), 1),
+        }
+    row["cpu_seconds_a_puzzle"] = (time.process_time() - start) / len(puzzles)
+    row["seconds_a_puzzle"] = (time.perf_counter() - clock) / len(puzzles)
+    row["exact_accuracy"] = float((tokens == puzzles.labels).all(1).mean())
+    row["valid_accuracy"] = float(puzzles.task.verdicts(puzzles.inputs, tokens).valid.mean())
+    return row
+
+
+def table(record: dict[str, Any]) -> str:
+    head = ["way", "n", "exact, %", "accepted, %", "nodes or views", "median", "ACT steps", "s a puzzle", "CPU s"]
+    lines = [head, ["---"] * len(head)]
+    for row in record["rows"]:
+        most = row.get("attempts") or row.get("max_act_steps")
+        guesses = f"{row['guesses']} guesses" if "guesses" in row else row.get("mean_attempts", "")
+        lines.append([
+            f"{row['way']}{f', at most {most}' if most else ''}", row["n"], f"{100 * row['exact_accuracy']:.1f}",
+            f"{100 * row['valid_accuracy']:.1f}", guesses, row.get("median_attempts", ""),
+            row.get("mean_act_steps", ""), f"{row['seconds_a_puzzle']:.2g}", f"{row['cpu_seconds_a_puzzle']:.2g}",
+        ])  # fmt: skip
+    body = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    where = f"{record['hardware']['device']}, {record['threads']} threads, commit {record['commit']}, {record['date']}"
+    return (
+        f"# Search by pins, beside other ways to think more\n\n`{record['command']}`\n\n{where}\n\n{body}\n\n"
+        "A classical solver takes microseconds for each of these puzzles. What the search shows is how far a\n"
+        "network's own beliefs carry: they choose every guess, and the rules judge finished answers only.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--nodes", type=int, default=512)
+    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--more-steps", type=int, default=256)
+    parser.add_argument("--dtype", help="default: bfloat16 for a search where the processor has it, else float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="a .json; the table goes beside it as .md")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    model, puzzles = load_model(args.model), load_puzzles(args.data, args.split, limit=args.limit)
+    record = {"command": shlex.join(["python", *sys.argv]), "threads": args.threads, "rows": []}
+    record |= environment(torch.device("cpu"), 1)
+    for way in args.ways:
+        record["rows"].append(run(way, model, puzzles, args))
+        print(json.dumps(record["rows"][-1]), flush=True)
+        if args.output:
+            write_json(args.output, record)
+            args.output.with_suffix(".md").write_text(table(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
