@@ -121,9 +121,10 @@ def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: 
 def report(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, color: bool) -> str:
     found = describe(task, puzzle, answers, i)
     steps, attempts = found["act_steps"], found["attempts"]
-    guessed = f" by {len(found['pins'])} guess{'es' * (len(found['pins']) != 1)}" if found.get("pins") else ""
     cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
-    verdict = found["message"].rstrip(".") + guessed if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
+    if found["solved"] and (guesses := len(found.get("pins", ()))):
+        cost += f", solved by {guesses} guess{'es' * (guesses != 1)}"
+    verdict = found["message"].rstrip(".") if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
     board = side_by_side(task, puzzle, answers.tokens[i], color)
     return f"{board}\n{verdict}. Confidence {found['confidence']:.1%}, {cost}."
 
