@@ -1,4 +1,4 @@
-"""What the two states of a model do: roll-outs, freeze and attention studies, geometry, and a report of all of it.
+"""What a model does: roll-outs, freeze and attention studies, geometry, search trees, and a report of most of it.
 
     python scripts/analyze.py rollout   --model DIR --data sapientinc/sudoku-extreme --limit 100 --output-dir out
     python scripts/analyze.py freeze    --model DIR --data dev.csv.gz --limit 1000 --output-dir out
@@ -7,6 +7,7 @@
         --interventions freeze:z_l:4- freeze:z_h:2-6 reset:z_l:5 swap:3 perturb:z_h:0.1:0-4 through:z_l
     python scripts/analyze.py attention --model DIR --data dev.csv.gz --limit 1000 --output-dir out --parquet
     python scripts/analyze.py geometry  --model DIR --data dev.csv.gz --limit 500 --output-dir out
+    python scripts/analyze.py search    --model DIR --data dev.csv.gz --limit 1 --output-dir out       # guesses, drawn
     python scripts/analyze.py report    --model DIR --data dev.csv.gz --limit 200 --output-dir out     # report.html
     python scripts/analyze.py published --data FOLDER --output-dir out     # the paper's figures from its own results
 
@@ -25,7 +26,7 @@ if not __package__:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("command", choices=["rollout", "freeze", "attention", "geometry", "report", "published"])
+    add("command", choices=["rollout", "freeze", "attention", "geometry", "search", "report", "published"])
     add(
         "--model",
         dest="models",
@@ -40,7 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
     add("--steps", type=int, nargs="+", help="attention: ACT steps to look at; default 2 4 6 8 10 12 14 15")
     add("--interventions", nargs="+", default=[], metavar="I", help="freeze: further interventions, as in the example")
-    add("--pictures", type=int, default=2, help="rollout: puzzles that are drawn and animated")
+    add("--pictures", type=int, default=2, help="rollout, search: puzzles that are drawn")
     add("--device", help="default: the GPU if there is one")
     add("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--no-figures", dest="figures", action="store_false", help="numbers and tables only")
@@ -60,12 +61,25 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not args.models:
             raise ValueError("Which model? Give --model with a folder or a Hub id.")
+        if args.command == "search":
+            return search(args)
         command = args.__dict__.pop("command")
         folder = analyze(command, Options(**vars(args)))
     except (ValueError, OSError) as error:
         print(f"analyze: {error}", file=sys.stderr)
         return 1
     print(f"Results in {folder}")
+    return 0
+
+
+def search(args: argparse.Namespace) -> int:
+    from air_model.analysis.search import study_searches
+    from air_model.datasets_builders.loading import load_puzzles
+    from air_model.pipeline_air import load_model
+
+    model = load_model(args.models[0], args.device)
+    puzzles = load_puzzles(args.data, args.split, limit=args.limit)
+    print("\n".join(map(str, study_searches(model, puzzles, args.output_dir, args.pictures))))
     return 0
 
 

@@ -223,3 +223,12 @@ def test_a_puzzle_of_many_nodes_knows_them_apart_in_a_hook():
 
     answers = solve_puzzles(model, None, puzzles, attempts=5, halt="max", hook=watch)
     assert {name % 3 for name in names} == {0, 1, 2} and len(names) >= answers.attempts.sum()
+
+
+def test_a_search_tree_is_drawn_and_told(tmp_path):
+    from air_model.analysis.search import _places, draw_search
+
+    answers = solve_puzzles(halting_model(), None, puzzles_of(1, blanks=14), attempts=6, return_rollout=True)
+    x, depth = _places(answers.trees[0])
+    assert len({*zip(x, depth)}) == 6 and depth[0] == 0, "no two nodes in one place"
+    assert draw_search(TASK, answers.trees[0], tmp_path / "tree.png").stat().st_size > 5000

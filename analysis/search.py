@@ -1,0 +1,84 @@
+"""Search by pins, drawn: the guesses of a tree, what the rules refused, and the way to the answer.
+
+study_searches(model, puzzles, folder)      # search.json and figures/search_N.png
+draw_search(task, tree, path)               # one tree of `Answers.trees`
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from air_model.analysis.figures import PALETTE, new_figure, save
+from air_model.attempts_air import Node, solve_puzzles
+from air_model.datasets_builders.loading import PuzzleSet
+from air_model.modeling_air import AirModel
+from air_model.pipeline_air import describe
+from air_model.processing_air import GridTask
+from air_model.records import write_json
+
+REFUSED, ON_THE_WAY, ACCEPTED = "#999999", PALETTE[4], PALETTE[2]
+
+
+def study_searches(model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLike, pictures: int = 2) -> list[Path]:
+    """Search at every puzzle; the trees as JSON, the first few as pictures. Returns what was written."""
+    options = {"attempts": None, "halt": "rules", "check": False, "return_rollout": True, "progress": True}
+    answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
+    if answers.trees is None:
+        raise ValueError(f"A search by pins is for Sudokus; these puzzles are of {puzzles.task}.")
+    found = []
+    for i, puzzle in enumerate(puzzles.inputs):
+        one = describe(puzzles.task, puzzle, answers, i)
+        one.pop("rollout")
+        found.append({"puzzle": puzzles.task.decode(puzzle), **one})
+    written = [write_json(Path(folder) / "search.json", found)]
+    for i, tree in enumerate(answers.trees[:pictures]):
+        written.append(draw_search(puzzles.task, tree, Path(folder) / "figures" / f"search_{i}.png"))
+    return written
+
+
+def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Path:
+    """The tree from the puzzle as given (top) to the last guesses; numbers are the order of judging."""
+    x, depth = _places(tree)
+    way, at = set(), next((k for k, node in enumerate(tree) if node.accepted), -1)
+    while at >= 0:
+        way.add(at)
+        at = tree[at].parent
+    figure = new_figure(max(5.0, 0.62 * (max(x) + 1) + 1), 1.1 + 0.8 * (max(depth) + 1))
+    ax = figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    for k, node in enumerate(tree):
+        colour = ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED
+        if k:
+            ends = [x[node.parent], x[k]], [-depth[node.parent], -depth[k]]
+            ax.plot(*ends, color=colour, lw=2.4 if k in way else 0.9, zorder=1)
+            row, column = divmod(node.cell, task.width)
+            name = f"r{row + 1}c{column + 1}\n= {task.alphabet[node.token]}"
+            ax.annotate(name, (x[k], -depth[k] - 0.17), ha="center", va="top", fontsize=6, color="#333333")
+        ax.scatter(x[k], -depth[k], s=170, color=colour, zorder=2)
+        ax.annotate(str(k + 1), (x[k], -depth[k]), ha="center", va="center", fontsize=7, color="white", zorder=3)
+    solved = any(node.accepted for node in tree)
+    end = f"answer {len(tree)} accepted (green)" if solved else "none accepted"
+    ax.set_title(f"{len(tree)} nodes tried, each a guess more than its parent: {end}; grey: refused", fontsize=9)
+    ax.set_xlim(-0.8, max(x) + 0.8)
+    ax.set_ylim(-max(depth) - 0.7, 0.5)
+    ax.axis("off")
+    return save(figure, path)
+
+
+def _places(tree: list[Node]) -> tuple[list[float], list[int]]:
+    """Column and depth of each node: leaves side by side, parents in the middle of their children."""
+    children: list[list[int]] = [[] for _ in tree]
+    depth = [0] * len(tree)
+    for k, node in enumerate(tree[1:], start=1):
+        children[node.parent].append(k)
+        depth[k] = depth[node.parent] + 1
+    x, leaves, stack = [0.0] * len(tree), 0, [(0, False)]
+    while stack:
+        k, seen = stack.pop()
+        if not children[k]:
+            x[k], leaves = float(leaves), leaves + 1
+        elif seen:
+            x[k] = sum(x[c] for c in children[k]) / len(children[k])
+        else:
+            stack += [(k, True), *((c, False) for c in reversed(children[k]))]
+    return x, depth
