@@ -35,7 +35,9 @@ from .solving_air import AirUpdate, Hook, bf16_is_fast, chain
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-STILL = 2  # a refused answer that has not changed for so many steps will not change (results/search.md)
+# A search spends half of the ACT steps with these two, for as many solved (results/search.md): a refused answer that
+# has not changed for a step is over, and the nodes after the first run a share of the steps.
+STILL, SHARE = 1, 0.5
 LEAST_BELIEF = 1e-6
 BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
@@ -121,8 +123,9 @@ def solve_puzzles(
         puzzles: N texts or token grids, or an array (N, S).
         attempts: nodes of the search, or views, per model; without noise no more views than the task has symmetries (8
             for a square maze). 1 is the single pass; None goes on: up to 256 nodes of a Sudoku, all views of a maze.
-        retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". A node of
-            a search also ends when its answer has not changed for two steps (with halt="rules").
+        retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". With
+            halt="rules" a node also ends when its answer has not changed, and after half of the ACT steps if it is not
+            the first.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
             multiply it in hardware: the rules judge what comes out.
         halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
@@ -536,8 +539,9 @@ class _Search:
         self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
         self.ids = None if self.puzzle_ids is None else torch.zeros_like(self.puzzle_ids[:1]).repeat(slots)
         self.ids = None if self.ids is None else self.ids.to(model.device)
-        self.owner, self.order = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
-        self.last, self.still = np.zeros((slots, size), np.uint8), np.zeros(slots, np.int64)
+        self.owner, self.order, self.still, self.ran = np.zeros((4, slots), np.int64)
+        self.last = np.zeros((slots, size), np.uint8)
+        self.limit = math.ceil(SHARE * (options["max_act_steps"] or model.config.halt_max_steps))
         self.free = list(range(slots))[::-1]
         plain = {"progress": False, "return_rollout": False}
         if options["halt"] == "rules":
@@ -574,7 +578,8 @@ class _Search:
             self.inputs[row] = torch.from_numpy(grid).to(self.inputs.device)
             if self.ids is not None:
                 self.ids[row] = self.puzzle_ids[i]
-            self.owner[row], self.order[row], self.still[row], self.last[row] = i, node.order, 0, 0
+            self.owner[row], self.order[row], self.last[row] = i, node.order, 0
+            self.still[row] = self.ran[row] = 0
             filled.append(row)
 
         while self.free and (self.ready or self.waiting):
@@ -600,10 +605,11 @@ class _Search:
         answers = self._clamped(at, predictions)
         same = (answers == self.last[at]).all(-1)
         self.still[at] = np.where(same, self.still[at] + 1, 0)
-        self.last[at] = answers
+        self.last[at], self.ran[at] = answers, self.ran[at] + 1
+        spent = (self.order[at] > 0) & (self.ran[at] >= self.limit)
         gone = np.array([i not in self.trees for i in self.owner[at]])
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
-        return torch.from_numpy(valid | gone | (self.still[at] >= STILL))
+        return torch.from_numpy(valid | gone | spent | (self.still[at] >= STILL))
 
     def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
         at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
