@@ -88,7 +88,13 @@ setup(
     packages=["air_model", *(f"air_model.{name}" for name in SUBPACKAGES)],
     # Everything that the code reads at run time; tests and checkpoints stay out.
     package_data={
-        "air_model": ["recipes/*.yaml", "recipes/accelerate/*.yaml", "model_card.md", "LICENSE"],
+        "air_model": [
+            "recipes/*.yaml",
+            "recipes/shipped/*.yaml",
+            "recipes/accelerate/*.yaml",
+            "model_card.md",
+            "LICENSE",
+        ],
         "air_model.analysis": ["*.md", "*.html", "*.css"],
         "air_model.datasets_builders": ["*.md"],
         "air_model.metrics.puzzle_accuracy": ["*.md", "*.txt"],

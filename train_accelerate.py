@@ -7,10 +7,12 @@
     accelerate launch --config_file recipes/accelerate/8_gpus.yaml train_accelerate.py --recipe maze_hard ...
     torchrun --nproc_per_node 2 train_accelerate.py --recipe sudoku_6x6 ...              # several CPU processes
     python train_accelerate.py --recipe sudoku_extreme --output-dir runs/try --smoke     # tiny, seconds
+    python train_accelerate.py --recipe air-sudoku-9x9-cpu --output-dir runs/9x9 --resume data=...   # all its stages
 
 Any key of TrainConfig (training/recipe.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
 metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.
 A killed run goes on with --resume, to the same weights bit for bit on a CPU. SIGTERM saves and exits with status 0.
+recipes/shipped/ holds the recipes in stages that made checkpoints/; their runs lie in stage_N/ (training/stages.py).
 """
 
 import argparse
@@ -28,6 +30,7 @@ from air_model.training.launch import TAKEN, FolderTaken, say
 from air_model.training.miniature import miniature, on_miniature_data
 from air_model.training.recipe import Recipe, make_recipe, override_values, read_recipe
 from air_model.training.run import run_training
+from air_model.training.stages import read_stages, run_stages
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,16 +73,17 @@ def explain(error: Exception) -> str:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        recipe = read_recipe(arguments.recipe, arguments.overrides)
+        how = {name: getattr(arguments, name) for name in ("resume", "overwrite", "append_runs")}
+        given = override_values(arguments.overrides)
+        stages = read_stages(arguments.recipe, given)
+        recipes = [stage.recipe for stage in stages] or [read_recipe(arguments.recipe, given)]
         if arguments.smoke:
-            recipe = smoke_recipe(recipe, set(override_values(arguments.overrides)), arguments.output_dir)
-        run_training(
-            recipe,
-            arguments.output_dir,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            append_runs=arguments.append_runs,
-        )
+            recipes = [smoke_recipe(recipe, set(given), arguments.output_dir) for recipe in recipes]
+        if stages:
+            stages = [stage._replace(recipe=recipe) for stage, recipe in zip(stages, recipes)]
+            run_stages(stages, arguments.output_dir, **how)
+        else:
+            run_training(recipes[0], arguments.output_dir, **how)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         known = not isinstance(error, (RuntimeError, MemoryError)) or is_out_of_memory(error)
         if os.environ.get("AIR_TRACEBACK") or not known:

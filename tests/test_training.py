@@ -39,7 +39,7 @@ TINY = {
     "task": "sudoku", "grid_height": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 32, "halt_max_steps": 4, "halt_exploration_prob": 0.5, "warmup_steps": 3, "lr": 1e-2,
     "batch_size": 8, "max_steps": 12, "log_every": 2, "save_every": 4, "eval_every": 6, "eval_limit": 8, "ema": 0.9,
-    "easier_share": 0.3, "trackers": "none",
+    "easier_share": 0.3, "trackers": "none", "mixed_precision": "no",
 }  # fmt: skip
 
 
@@ -1315,3 +1315,82 @@ def test_a_smoke_run_takes_the_epochs_and_dashed_keys_that_it_is_given(tmp_path)
     assert ta.main(words) == 0
     report = json.loads((tmp_path / "a/run.json").read_text())
     assert (report["config"]["epochs"], report["config"]["batch_size"]) == (1, 8)
+
+
+# ---- stages, launchers, nearly solved copies
+
+
+def test_a_chain_that_is_killed_in_its_second_stage_resumes_to_the_same_mean_of_weights(recipe, tmp_path, monkeypatch):
+    stages = [{"max_steps": 4}, {"max_steps": 12, "lr": 5e-3, "average": True}]
+    values = {"stages": stages, "eval_every": 0}
+    assert recipe("whole", **values) == 0
+    step = Trainer.train_step
+
+    def killed(self):
+        if self.step == 6:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recipe("killed", **values)
+    first = (tmp_path / "killed/stage_1/run.json").read_text()
+    assert recipe("killed", **values) == 1  # holds a run already
+    assert recipe("killed", "--resume", **values) == 0
+    assert (tmp_path / "killed/stage_1/run.json").read_text() == first  # not run again
+    whole, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "killed"))
+    assert same(whole, resumed)
+    before, after = (load_file(tmp_path / f"whole/stage_{n}/model_last/model.safetensors") for n in (1, 2))
+    assert all(torch.allclose(whole[key], (before[key] + after[key]) / 2) for key in whole)
+    record = json.loads((tmp_path / "killed/run.json").read_text())
+    assert record["status"] == "finished" and [part["steps"] for part in record["stages"]] == [4, 12]
+    assert record["stages"][1]["average"]["n"] == 8
+
+
+def test_a_stage_of_another_width_than_its_start_is_not_averaged(recipe, capsys):
+    assert recipe("run", stages=[{"max_steps": 1}, {"hidden_size": 32, "average": True}]) == 1
+    assert "Stage 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (RECIPES / "shipped").glob("*.yaml")))
+def test_every_shipped_checkpoint_has_a_recipe_in_stages(name):
+    from air_model.training.stages import read_stages
+
+    stages = read_stages(name, {})
+    assert len(stages) > 1 and (ROOT / "checkpoints" / name / "run.json").is_file()
+    assert (
+        stages[-1].recipe.train.max_steps
+        == json.loads((ROOT / "checkpoints" / name / "run.json").read_text())["steps"]
+    )
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision=fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "recipe says mixed_precision=no"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "Add accumulation=4"),
+    ],
+)
+def test_what_a_launcher_asks_for_is_refused_rather_than_ignored(tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path)
+
+
+def test_auto_computes_in_bfloat16_where_that_is_fast_and_says_so(tmp_path, monkeypatch, capsys):
+    for fast, word in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(loop, "bf16_is_fast", lambda fast=fast: fast)
+        run = trainer(tmp_path, mixed_precision="auto")
+        assert run.bf16 == fast or run.device.type == "cuda"
+        assert f"mixed_precision=auto: {word}" in capsys.readouterr().err or run.device.type == "cuda"
+
+
+def test_nearly_solved_copies_leave_one_to_twelve_open_cells():
+    puzzles = sudokus(24)
+    puzzles.inputs[:] = 1  # 16 blanks each
+    batch = PuzzleSampler(puzzles, 240, seed=0, augment="none", nearly_share=0.5).draw(1)
+    blanks = (batch.inputs == 1).sum(1)
+    near = blanks < 16
+    assert 0.35 < near.float().mean() < 0.65 and set(blanks[near].tolist()) == set(range(1, 13))

@@ -25,6 +25,9 @@ def seeded(generator: torch.Generator, *key: int) -> torch.Generator:
     return generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+NEARLY = 12  # open cells that a nearly solved copy has at most
+
+
 class Puzzles(NamedTuple):
     """A batch: inputs (B, S) int64, labels (B, S) int64 with ignore_index where there is none, ids (B,) int64."""
 
@@ -41,7 +44,8 @@ class PuzzleSampler:
     1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
     re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
     cells of the solution (of a maze: cells of the path), k uniform on {1, ..., open cells - 1} (for Sudokus the data
-    mixing of arXiv:2601.10679; for mazes our own); `easier_most` below 1 cuts that range short (our own).
+    mixing of arXiv:2601.10679; for mazes our own); `easier_most` below 1 cuts that range short, and
+    of `nearly_share` all copies but 1 to 12 open cells are shown (our own).
 
     Args:
         puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
@@ -58,6 +62,7 @@ class PuzzleSampler:
         augment: str = "symmetries",
         easier_share: float = 0.0,
         easier_most: float = 1.0,
+        nearly_share: float = 0.0,
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
@@ -65,6 +70,7 @@ class PuzzleSampler:
     ) -> None:
         self.task, self.seed, self.batch_size, self.ignore_index = puzzles.task, seed, batch_size, ignore_index
         self.augment, self.easier_share, self.easier_most = augment, easier_share, easier_most
+        self.nearly_share = nearly_share
         self.rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.device = torch.device(device)
         inputs, labels = np.asarray(puzzles.inputs, np.uint8), np.asarray(puzzles.labels, np.uint8)
@@ -118,6 +124,8 @@ class PuzzleSampler:
             inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
         if self.easier_share:
             inputs = reveal(inputs, labels, uniform, self.easier_share, self.easier_most)
+        if self.nearly_share:
+            inputs = nearly_solve(inputs, labels, uniform, self.nearly_share)
         return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
 
 
@@ -146,8 +154,26 @@ def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, most: flo
     Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze. k is 1
     at least.
     """
-    empty = (inputs != labels) & (labels != 0)
-    count = 1 + (uniform() * ((empty.sum(1) - 1) * most).floor().clamp(min=0)).long()
+    count = 1 + (uniform() * ((_open(inputs, labels).sum(1) - 1) * most).floor().clamp(min=0)).long()
+    return _fill(inputs, labels, uniform, share, count)
+
+
+def nearly_solve(inputs: Tensor, labels: Tensor, uniform: Any, share: float) -> Tensor:
+    """A `share` of the puzzles with all but k ~ U{1 .. NEARLY} random open cells filled in, (B, S).
+
+    Puzzles with k open cells or fewer stay as they are.
+    """
+    left = 1 + (uniform() * NEARLY).long()
+    return _fill(inputs, labels, uniform, share, _open(inputs, labels).sum(1) - left)
+
+
+def _open(inputs: Tensor, labels: Tensor) -> Tensor:
+    return (inputs != labels) & (labels != 0)
+
+
+def _fill(inputs: Tensor, labels: Tensor, uniform: Any, share: float, count: Tensor) -> Tensor:
+    """A `share` of the puzzles with `count` (B,) random open cells filled in."""
+    empty = _open(inputs, labels)
     order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)

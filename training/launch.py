@@ -149,3 +149,34 @@ def refuse_lonely_process(world: int, script: str = "train_accelerate.py") -> No
             f"CPU processes with `torchrun --nproc_per_node N {script} ...`, several GPUs with `accelerate "
             "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
         )
+
+
+def launcher_precision(recipe: str) -> str:
+    """What `accelerate launch --mixed_precision` asks for: "no" or "bf16".
+
+    Raises:
+        RunError: it asks for fp16 or fp8, or for bf16 where the recipe says no.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16"):
+        raise RunError(
+            f"accelerate launch asks for mixed_precision={asked}, in which AIR is not trained. "
+            "Leave --mixed_precision out (the recipe's mixed_precision decides), or ask for bf16."
+        )
+    if asked == "bf16" and recipe == "no":
+        raise RunError(
+            "accelerate launch asks for bf16 and the recipe says mixed_precision=no. Leave one of them out, or add "
+            "mixed_precision=bf16."
+        )
+    return asked
+
+
+def refuse_other_accumulation(recipe: int) -> None:
+    """`accelerate launch --gradient_accumulation_steps N` means another batch than ours: a recipe says it."""
+    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if asked not in ("1", "auto", str(recipe)):
+        raise RunError(
+            f"accelerate launch has --gradient_accumulation_steps {asked}, the recipe accumulation={recipe}. "
+            f"Add accumulation={asked} instead: batch_size stays the whole batch, which a process takes in that many "
+            "pieces."
+        )

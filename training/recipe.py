@@ -35,6 +35,7 @@ class TrainConfig:
     augment: str = "symmetries"  # a fresh random symmetry for every copy (mazes: turned and re-labelled), or "none"
     easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
     easier_most: float = 1.0  # the most of the open cells that such a copy shows: 0.2 keeps it near the hard ones
+    nearly_share: float = 0.0  # share of copies that are shown nearly solved, 1 to 12 open cells left
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test
     eval_limit: int = 512  # puzzles evaluated while training; 0 for all
@@ -74,7 +75,7 @@ class TrainConfig:
     train_act_steps: int | dict | None = None
     cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
 
-    mixed_precision: str = "auto"  # "auto": bf16 on CUDA, fp32 elsewhere; "bf16"; "no"
+    mixed_precision: str = "auto"  # "auto": bf16 where it is fast, else float32; "bf16"; "no"
     compile: str = "auto"  # "auto": "default" on CUDA and for long runs on a CPU; "off", or a mode of torch.compile
     activation_checkpointing: bool = False
 
@@ -106,7 +107,14 @@ class TrainConfig:
         for name in ("max_steps", "epochs"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
-        for name in ("easier_share", "easier_most", "halt_exploration_prob", "lr_min_ratio", "tail_share"):
+        for name in (
+            "easier_share",
+            "easier_most",
+            "nearly_share",
+            "halt_exploration_prob",
+            "lr_min_ratio",
+            "tail_share",
+        ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
         for name in (
@@ -222,27 +230,42 @@ def read_recipe(name: str | os.PathLike, overrides: list[str] | dict[str, Any] |
     """Read recipes/NAME.yaml (or a path) and apply `key=value` overrides.
 
     Raises:
-        FileNotFoundError: no such recipe. ValueError: an unknown key (names the nearest one), or a value of the wrong
-        type or range.
+        FileNotFoundError: no such recipe. ValueError: an unknown key (names the nearest one), a value of the
+        wrong type or range, or a recipe in stages.
     """
-    path = Path(name)
+    values = recipe_values(name)
+    if "stages" in values:
+        raise ValueError(f"{name} has stages, which only train_accelerate.py runs. Name a recipe of one run here.")
+    overrides = overrides if isinstance(overrides, dict) else override_values(overrides or [])
+    return make_recipe(override(values, overrides))
+
+
+def recipe_values(name: str | os.PathLike) -> dict[str, Any]:
+    """What stands in a recipe: a path, or a name in recipes/ or recipes/shipped/."""
+    path, places = Path(name), (RECIPES, RECIPES / "shipped")
     if not path.is_file():
-        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        path = RECIPES / f"{Path(name).stem}.yaml"
-        if Path(name).suffix not in ("", ".yaml") or not path.is_file():
+        known = sorted(p.stem for place in places for p in place.glob("*.yaml"))
+        found = [place / f"{path.stem}.yaml" for place in places if (place / f"{path.stem}.yaml").is_file()]
+        if path.suffix not in ("", ".yaml") or not found:
             raise FileNotFoundError(f"There is no recipe {str(name)!r}. Known: {', '.join(known)}, or give a path.")
+        path = found[0]
     values = _yaml(path.read_text(), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
-    overrides = overrides if isinstance(overrides, dict) else override_values(overrides or [])
-    # The budget is one choice: naming one way on the command line replaces the other one of the file.
+    return values
+
+
+def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe with others in their place."""
+    values = dict(values)
+    # The budget is one choice: naming one way replaces the other one.
     for mine, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if overrides.get(mine) is not None and other not in overrides:
             values.pop(other, None)
-    # A variant named on the command line brings its whole row: the file's cycles are not those of TRM, say.
+    # A variant brings its whole row: the recipe's cycles are not those of TRM, say.
     for key in VARIANTS.get(str(overrides.get("variant")), {}):
         values.pop(key, None)
-    return make_recipe({**values, **overrides})
+    return {**values, **overrides}
 
 
 def override_values(words: list[str]) -> dict[str, Any]:

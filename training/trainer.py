@@ -1,7 +1,6 @@
 """The loop over optimizer steps, and everything that is made once for it. How batches come about: batches.py."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from air_model.metrics.puzzle_accuracy.scores import score
 from air_model.modeling_air import AirModel
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.records import command_line, earlier_runs, environment, write_json
+from air_model.solving_air import bf16_is_fast
 from air_model.training.batches import (
     HALTED_METRICS,
     LOSSES,
@@ -44,7 +44,9 @@ from air_model.training.launch import (
     Signals,
     TolerantStream,
     drop_fsdp,
+    launcher_precision,
     refuse_lonely_process,
+    refuse_other_accumulation,
     say,
 )
 from air_model.training.recipe import Recipe, model_config
@@ -72,10 +74,7 @@ class Trainer:
             )
         self._join_processes()
         self._share_batch()
-        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        self.bf16 = self.train.mixed_precision == "bf16" or (
-            self.train.mixed_precision == "auto" and (self.device.type == "cuda" or asked == "bf16")
-        )
+        self.bf16 = self._choose_precision()
         self._make_sampler(train_set)
         self.eval_set = eval_set
         self.data = {"train": _describe(train_set), "eval": None if eval_set is None else _describe(eval_set)}
@@ -108,6 +107,7 @@ class Trainer:
     def _join_processes(self) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
+        refuse_other_accumulation(self.train.accumulation)
         fsdp = drop_fsdp()
         # One bf16 decision for every launcher; Accelerate's own autocast would wrap the carry as well.
         self.accelerator = Accelerator(
@@ -142,6 +142,18 @@ class Trainer:
                 "Choose a divisor."
             )
 
+    def _choose_precision(self) -> bool:
+        """Whether the states are computed in bfloat16; says what `auto` chose."""
+        asked, launcher = self.train.mixed_precision, launcher_precision(self.train.mixed_precision)
+        if asked != "auto":
+            return asked == "bf16"
+        bf16, why = launcher == "bf16", "as accelerate launch asks"
+        if not bf16:
+            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and bf16_is_fast())
+            why = "which this device is fast in" if bf16 else "this device is not fast in bfloat16"
+        self.say(f"mixed_precision=auto: {'bfloat16' if bf16 else 'float32'}, {why}.")
+        return bf16
+
     def _make_sampler(self, train_set: Any) -> None:
         self.sampler = PuzzleSampler(
             train_set,
@@ -150,6 +162,7 @@ class Trainer:
             augment=self.train.augment,
             easier_share=self.train.easier_share,
             easier_most=self.train.easier_most,
+            nearly_share=self.train.nearly_share,
             rank=self.rank,
             world=self.world,
             device=self._data_device(train_set),

@@ -1,0 +1,185 @@
+"""Recipes in stages: runs that go on from one another's weights, some averaged with those that they started from.
+
+    base: sudoku_9x9_cpu        # its values hold in every stage, unless they are given here or there
+    stages:
+      - max_steps: 1500
+      - max_steps: 7000         # starts from the weights that the stage before left
+        l_cycles: 6
+        average: true           # leaves the mean of its weights and of those that it started from
+
+`start` of a stage is `last` (the default: the weights that the stage before left), `model` (its best evaluated ones)
+or a model folder. Every stage is a run in stage_N/ of the chain's folder, beside the chain's own model/ and run.json.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from air_model.modeling_air import AirModel
+from air_model.records import append_runs_to, command_line, read_run, write_json
+from air_model.training.checkpoints import write_model_folder
+from air_model.training.launch import RunError, say
+from air_model.training.recipe import FREE_ON_RESUME, Recipe, make_recipe, override, recipe_differences, recipe_values
+from air_model.training.run import load_data, run_training
+from air_model.training.trainer import evaluate_model
+
+SHAPES = (
+    "variant", "hidden_size", "intermediate_size", "expansion", "num_hidden_layers", "num_attention_heads",
+    "cell_embedding", "position_embedding", "puzzle_embedding_size", "prefix_length",
+)  # fmt: skip
+
+
+class Stage(NamedTuple):
+    """One run of a chain, its recipe without the start; `start`: "" for fresh weights."""
+
+    recipe: Recipe
+    start: str
+    average: bool
+
+
+def read_stages(name: str | os.PathLike, overrides: dict[str, Any]) -> list[Stage]:
+    """The stages of a recipe, `overrides` on top of each; [] for a recipe of one run.
+
+    Raises:
+        ValueError: a stage that cannot be, named by its number.
+    """
+    values = recipe_values(name)
+    if "stages" not in values:
+        return []
+    chain = values.pop("stages")
+    if not (isinstance(chain, list) and chain and all(isinstance(stage, dict) for stage in chain)):
+        raise ValueError(f"stages of {name} must be a list of the values of each stage, such as `- max_steps: 100`.")
+    common = override(recipe_values(values.pop("base")), values) if "base" in values else values
+    stages: list[Stage] = []
+    for number, given in enumerate(chain, 1):
+        given = dict(given)
+        start, average = given.pop("start", "last" if stages else ""), bool(given.pop("average", False))
+        try:
+            recipe = make_recipe(override(override(common, given), overrides))
+        except ValueError as error:
+            raise ValueError(f"Stage {number} of {name}: {error}") from None
+        stage = Stage(recipe, str(start), average)
+        if not stages and stage.start in ("last", "model"):
+            raise ValueError(f"start={stage.start} of the first stage of {name}: there is none before it.")
+        before = stages[-1].recipe.model if stages else {}
+        if average and (not stages or any(before.get(key) != recipe.model.get(key) for key in SHAPES)):
+            raise ValueError(
+                f"Stage {number} of {name} cannot be averaged with its start, whose weights are of other shapes."
+            )
+        stages.append(stage)
+    return stages
+
+
+def run_stages(
+    stages: list[Stage],
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    append_runs: Path | None = None,
+) -> dict[str, Any]:
+    """Run a chain; with `resume` finished stages are kept and a half-done one goes on. Returns the chain's run.json.
+
+    Raises:
+        RunError: the folder holds a run already.
+    """
+    output_dir, first_process = Path(os.path.abspath(output_dir)), os.environ.get("RANK", "0") == "0"
+    folders = [output_dir / f"stage_{number}" for number in range(1, len(stages) + 1)]
+    if not resume and any(path.exists() for path in (output_dir / "run.json", *folders)) and not overwrite:
+        raise RunError(
+            f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or choose "
+            "another --output-dir."
+        )
+    if overwrite and not resume and first_process:
+        for path in (output_dir / "model", *output_dir.glob("stage_*")):
+            shutil.rmtree(path, ignore_errors=True)
+        (output_dir / "run.json").unlink(missing_ok=True)
+    record: dict[str, Any] = {}
+    for number, (stage, folder) in enumerate(zip(stages, folders)):
+        recipe = _with_start(stage, stages[number - 1], folders[number - 1])
+        if first_process:
+            say(f"Stage {number + 1} of {len(stages)}: {folder}")
+        report = _run_stage(recipe, folder)
+        if report["status"] == "finished" and stage.average:
+            report = _averaged(recipe, folder, report, first_process)
+        parts = [*record.get("stages", []), _summary(report, stage)]
+        # `earlier_runs` of a report are its stages, so that the seconds of all add up.
+        record = {**report, "name": output_dir.name, "command": command_line(), "stages": parts}
+        if number + 1 < len(stages) and record["status"] == "finished":
+            record["status"] = "running"
+        if first_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(output_dir / "run.json", record)
+        if report["status"] != "finished":
+            return record
+    if first_process:
+        _copy_model(folder / ("model_average" if stage.average else "model"), output_dir / "model")
+        if append_runs is not None:
+            append_runs_to(append_runs, [record])
+    return record
+
+
+def _with_start(stage: Stage, before: Stage, folder: Path) -> Recipe:
+    """The recipe of a stage with the weights that it starts from; `before`, `folder`: of the stage before."""
+    if not stage.start:
+        return stage.recipe
+    last = "model_average" if before.average else "model_last"
+    start = {"last": folder / last, "model": folder / "model"}.get(stage.start, stage.start)
+    return make_recipe({**stage.recipe.flat(), "init_from": str(start)})
+
+
+def _run_stage(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    report = read_run(folder)
+    if report.get("status") == "finished" and not recipe_differences(report["config"], recipe.flat(), FREE_ON_RESUME):
+        return report
+    torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
+    return run_training(recipe, folder, resume=folder.exists())
+
+
+def _averaged(recipe: Recipe, folder: Path, report: dict[str, Any], first_process: bool) -> dict[str, Any]:
+    """Write model_average/, evaluated; its scores stand under "average" in the stage's run.json."""
+    while not first_process and "average" not in (report := read_run(folder)):
+        time.sleep(0.1)
+    if "average" in report:
+        return report
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = mean_of(folder / "model_last", recipe.train.init_from).to(device)
+    write_model_folder(model, model.config, folder / "model_average")
+    scores, puzzles = None, load_data(recipe)[1]
+    if puzzles is not None:
+        train = recipe.train
+        limit = train.eval_limit if train.final_eval_limit is None else train.final_eval_limit
+        dtype = torch.bfloat16 if report["precision"].startswith("bf16") else torch.float32
+        batch_size = train.eval_batch_size or train.batch_size
+        scores = evaluate_model(model, puzzles.select(slice(limit or None)), batch_size=batch_size, dtype=dtype)
+        say(f"The mean of its weights and its start: {scores}")
+    report = {**report, "average": scores}
+    write_json(folder / "run.json", report)
+    return report
+
+
+def mean_of(first: str | os.PathLike, second: str | os.PathLike) -> AirModel:
+    """The first model with the mean of both models' weights, in float32 on the CPU."""
+    from air_model.pipeline_air import load_model
+
+    model, other = (load_model(str(source), "cpu").float() for source in (first, second))
+    theirs = other.state_dict()
+    model.load_state_dict({name: torch.lerp(ours, theirs[name], 0.5) for name, ours in model.state_dict().items()})
+    return model
+
+
+def _summary(report: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    names = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")
+    return {**{name: report.get(name) for name in names}, "start": stage.start}
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
