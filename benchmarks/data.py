@@ -35,7 +35,7 @@ from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
 from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
 from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
-from air_model.records import cpu_name  # noqa: E402
+from air_model.records import cpu_name, write_json  # noqa: E402
 from air_model.training.batches import PuzzleSampler  # noqa: E402
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
@@ -204,9 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         old = json.loads(args.output.read_text()) if args.output.exists() else {}
         old |= {name: {**numbers, **about} for name, numbers in results.items()}
-        temporary = args.output.with_name(f".{args.output.name}.tmp")
-        temporary.write_text(json.dumps(old, indent=2) + "\n")
-        os.replace(temporary, args.output)
+        write_json(args.output, old)
     return 0
 
 
