@@ -31,6 +31,7 @@ from air_model.attempts_air import retry_of
 from air_model.pipeline_air import device_of, in_size, load_model, takes_size
 from air_model.processing_air import task_from_config
 from air_model.records import environment, write_json
+from air_model.solving_air import bf16_is_fast
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
@@ -119,6 +120,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "batch_size": args.batch_size,
     }
+    searches_in_bf16 = options["retry"] == "pins" and bf16_is_fast()  # what `solve_puzzles` then takes by itself
     output = args.output or Path(tempfile.gettempdir()) / f"air-evaluate-{os.getpid()}.json"
     parts = output.with_name(f"{output.name}.parts")
     evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, wait=wait, progress=rank == 0, **options)
@@ -142,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "task": repr(puzzles.task),
         "data_fingerprint": puzzles.fingerprint,
         **{k: str(v).removeprefix("torch.") if k == "dtype" and v else v for k, v in options.items()},
-        "dtype": args.dtype or ("bfloat16" if device.type == "cuda" else "float32"),
+        "dtype": args.dtype or ("bfloat16" if device.type == "cuda" or searches_in_bf16 else "float32"),
         "batch_size": stats.get("batch_size", args.batch_size),
         "fill": stats.get("fill"),
         "processes": world,
