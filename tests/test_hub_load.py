@@ -11,7 +11,7 @@ from conftest import ROOT, tiny_batch, tiny_model
 from localhub import LocalHub
 from safetensors.torch import save_file
 
-from air_model.configuration_air import __version__
+from air_model.configuration_air import TRAVELLING_FILES, __version__
 from air_model.pipeline_air import save_release
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -138,11 +138,12 @@ def test_scripts_end_in_one_sentence_where_the_hub_has_no_answer(published, tmp_
 
 
 @pytest.mark.slow
-def test_a_plain_push_to_hub_keeps_the_pipeline(published, tmp_path):
+def test_a_plain_push_into_a_new_repository_keeps_processor_pipeline_and_code(published, tmp_path):
     put(published, published.root / "v1", "air")
     assert "solution" in client(published, tmp_path / "home", "push_again.py")
-    assert "custom_pipelines" in json.loads(published.repo("model", "user/air").files()["config.json"])
-    assert "pipeline_air.py" in published.repo("model", "user/air").files()
+    files = published.repo("model", "user/tuned").files()
+    assert "custom_pipelines" in json.loads(files["config.json"])
+    assert {"model.safetensors", "processor_config.json", *TRAVELLING_FILES} <= set(files)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A user's process: loads a published model, pushes it plainly with transformers, and uses its pipeline again."""
+"""A user's process: loads a published model, pushes it plainly into a new repository, and uses its pipeline."""
 # ruff: noqa: E402
 
 import sys
@@ -9,6 +9,6 @@ from transformers import AutoModel, pipeline
 
 model = AutoModel.from_pretrained("user/air", trust_remote_code=True)
 model.lm_head.weight.data += 1
-model.push_to_hub("user/air", commit_message="fine-tuned")
-pipe = pipeline("puzzle-solving", model="user/air", trust_remote_code=True)
+model.push_to_hub("user/tuned", commit_message="fine-tuned")
+pipe = pipeline("puzzle-solving", model="user/tuned", trust_remote_code=True)
 print(sorted(pipe("1..." + "." * 12, max_act_steps=1)))
