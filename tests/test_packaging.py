@@ -15,7 +15,8 @@ from conftest import ROOT
 from air_model.configuration_air import TRAVELLING_FILES
 
 # Folders of the repository that are no part of the installed package.
-ELSEWHERE = {"tests", "checkpoints", "results", "benchmarks", "docs", "runs", "data", "dist", "build", "quickstart"}
+ELSEWHERE = {"tests", "checkpoints", "results", "benchmarks", "workshop", "docs"}
+ELSEWHERE |= {"runs", "data", "dist", "build", "quickstart"}
 
 
 @pytest.fixture(scope="module")
