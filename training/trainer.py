@@ -149,8 +149,9 @@ class Trainer:
             return asked == "bf16"
         bf16, why = launcher == "bf16", "as accelerate launch asks"
         if not bf16:
-            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and bf16_is_fast())
-            why = "which this device is fast in" if bf16 else "this device is not fast in bfloat16"
+            # Several CPU processes: in bfloat16 DDP misses gradients after an evaluation (seen with torch 2.13).
+            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and self.world == 1 and bf16_is_fast())
+            why = "which this device is fast in" if bf16 else "which is safe here"
         self.say(f"mixed_precision=auto: {'bfloat16' if bf16 else 'float32'}, {why}.")
         return bf16
 
