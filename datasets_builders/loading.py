@@ -158,7 +158,7 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
             f" stand-in with `python scripts/build_dataset.py {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'}"
             " --source generate --output-dir DIR` and pass DIR instead."
         ) from error
-    if not folder.is_dir() or not any(p.name.endswith(ENDINGS) for p in folder.rglob("*")):
+    if not folder.is_dir() or not any(p.name.endswith(ENDINGS) and p.name != META for p in folder.rglob("*")):
         what = "no CSV, JSON or parquet file" + ("" if split is None else f" of the split {split!r}")
         raise FileNotFoundError(f"The Hub data set {repo_id!r} has {what}.")
     return folder
