@@ -122,7 +122,8 @@ def eager_attention_forward(
 class AirLinear(nn.Linear):
     """A linear layer without bias whose weight is cast to its input: float32 weights serve bfloat16 states."""
 
-    packed: Tensor | None = None  # the weight in oneDNN's own layout, while `solve` runs on a CPU
+    held: Tensor | None = None  # the weight in the states' precision, while `solve` runs
+    packed: Tensor | None = None  # and on a CPU in oneDNN's own layout
     product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)  # training on some CPUs takes a faster one
 
     def __init__(self, features_in: int, features_out: int) -> None:
@@ -131,7 +132,7 @@ class AirLinear(nn.Linear):
     def forward(self, h: Tensor) -> Tensor:
         if self.packed is not None and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
-        return self.product(h, self.weight.to(h.dtype))
+        return self.product(h, (self.weight if self.held is None else self.held).to(h.dtype))
 
 
 class AirEmbedding(nn.Embedding):

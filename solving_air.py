@@ -154,22 +154,21 @@ class SolvingMixin:
     def _weights_in(self, dtype: torch.dtype) -> Iterator[None]:
         """Hold the linear layers' weights in `dtype`, cast once instead of in every update; on a CPU also packed.
 
-        Compiled blocks keep their weights and cast by themselves: not every torch notices another dtype behind
-        `weight.data` (2.11 runs the graph of the old one).
+        Beside the parameters, not in their place: another dtype behind `weight.data` drops the hooks by which DDP
+        learns of a gradient. Compiled blocks cast by themselves: with other weights they would be compiled anew.
         """
         if any(module._compiled_call_impl is not None for module in self.modules()):
             yield
             return
         linears = [module for module in self.modules() if hasattr(module, "packed")]
-        kept = [linear.weight.data for linear in linears]
         try:
             for linear in linears:
-                linear.weight.data = linear.weight.data.to(dtype)
-                linear.packed = _pack(linear.weight.data)
+                linear.held = linear.weight.detach().to(dtype)
+                linear.packed = _pack(linear.held)
             yield
         finally:
-            for linear, data in zip(linears, kept):
-                linear.weight.data, linear.packed = data, None
+            for linear in linears:
+                linear.held = linear.packed = None
 
 
 def check_settings(max_act_steps: int, halt: Any, freeze: str | None, batch_size: int | None) -> None:

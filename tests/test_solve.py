@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_batch, tiny_model
 
 from air_model import solve_puzzles
 from air_model.attempts_air import _choose, normal_of, symmetric_views
@@ -478,3 +478,12 @@ def test_bf16_is_fast_where_the_processor_has_it_and_the_environment_does_not_hi
     for name, value in limits.items():
         monkeypatch.setenv(name, value)
     assert bf16_is_fast() is fast
+
+
+def test_solving_in_another_precision_leaves_what_listens_for_gradients():
+    """DDP hangs its hooks on these nodes once; weights of another dtype in their place would drop them."""
+    model = tiny_model()
+    weight = model.lm_head.weight
+    listening = weight.expand_as(weight).grad_fn.next_functions[0][0]
+    model.solve(tiny_batch()[0], max_act_steps=1, dtype=torch.bfloat16)
+    assert weight.expand_as(weight).grad_fn.next_functions[0][0] is listening

@@ -149,9 +149,8 @@ class Trainer:
             return asked == "bf16"
         bf16, why = launcher == "bf16", "as accelerate launch asks"
         if not bf16:
-            # Several CPU processes: in bfloat16 DDP misses gradients after an evaluation (seen with torch 2.13).
-            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and self.world == 1 and bf16_is_fast())
-            why = "which this device is fast in" if bf16 else "which is safe here"
+            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and bf16_is_fast())
+            why = "which this device is fast in" if bf16 else "since this device is no faster in bfloat16"
         self.say(f"mixed_precision=auto: {'bfloat16' if bf16 else 'float32'}, {why}.")
         return bf16
 
