@@ -41,16 +41,9 @@ OUTPUT = ROOT / "results" / "quickstart_processors.json"
 def run(folder: Path, data: Path, processor: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train and evaluate once; a row of the table."""
     values = [f"data={data}", f"seed={seed}", "final_eval_limit=0", "trackers=none", *overrides]
-    command = [
-        sys.executable,
-        str(ROOT / "train_accelerate.py"),
-        "--recipe",
-        "quickstart",
-        "--output-dir",
-        str(folder),
-    ]
+    start = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", "quickstart", "--output-dir", str(folder)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*command, str(folder), *values], check=True, env={**os.environ, **PROCESSORS[processor]})
+    subprocess.run([*start, *values], check=True, env={**os.environ, **PROCESSORS[processor]})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = json.loads((folder / "run.json").read_text())
     return {
