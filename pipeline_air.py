@@ -29,7 +29,7 @@ from .attempts_air import Answers, solve_puzzles
 from .configuration_air import AirConfig
 from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Verdict, make_task, task_from_config
-from .reading_air import PUZZLE_KEYS, as_text, is_one_grid, maze_lines, puzzle_of, without_margin
+from .reading_air import PUZZLE_KEYS, as_text, is_one_grid, maze_lines, most_like, puzzle_of, without_margin
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
     written in.
 
     Raises:
-        ValueError: it is of none; the message is about the first, or about a drawing as large as it is drawn.
+        ValueError: it is of none; the message is about the likeliest, or about a drawing as large as it is drawn.
     """
     found, errors, drawn = [], [], []
     for task in tasks:
@@ -59,7 +59,7 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
     for task in tasks:
         found += _resized(task, puzzle, values, drawn)
     if not found:
-        raise (drawn or errors)[0]
+        raise drawn[0] if drawn else errors[most_like(tasks, puzzle)]
     return found
 
 
@@ -251,8 +251,11 @@ class PuzzleSolvingPipeline(Pipeline):
             inputs, values = puzzle_of(inputs, values)
         for method in ("to_list", "to_pylist"):  # a column of pandas, polars or arrow
             inputs = getattr(inputs, method)() if hasattr(inputs, method) else inputs
+        if isinstance(inputs, bytes):
+            inputs = as_text(inputs)
         if isinstance(inputs, Tensor):
-            inputs, values = inputs.detach().cpu().numpy(), values or "tokens"
+            inputs = inputs.detach().cpu().numpy()
+            values = values or task.values_of(inputs, tensor=True)
         if isinstance(inputs, np.ndarray):
             values = values or (task.values_of(inputs) if inputs.dtype.kind in "iu" else None)
             inputs = inputs if inputs.ndim else inputs.item()

@@ -216,8 +216,11 @@ class GridTask:
             raise ValueError(f"Tokens must be whole numbers, got an array of {grid.dtype}.")
         return grid
 
-    def values_of(self, grids: Any) -> str | None:
-        """What numbers are where they can be one thing only: "tokens", or None where they may be digits as well."""
+    def values_of(self, grids: Any, tensor: bool = False) -> str | None:
+        """What numbers are where they can be one thing only: "tokens", or None where they may be digits as well.
+
+        tensor: they were one, so they are tokens unless every digit occurs as often as in a whole grid of digits.
+        """
         return "tokens"
 
     # ---- rules
@@ -382,8 +385,12 @@ class SudokuTask(GridTask):
             raise ValueError(f"{grid[bad[0]]} at {self.cell(bad[0])} is no digit from 0 (a blank) to {self.height}.")
         return grid.astype(np.int64) + 1
 
-    def values_of(self, grids: Any) -> str | None:
+    def values_of(self, grids: Any, tensor: bool = False) -> str | None:
         grids = np.asarray(grids)
+        if tensor:
+            whole = np.repeat(np.arange(1, self.height + 1), self.height)
+            fits = grids.size % self.seq_len == 0
+            return None if fits and (np.sort(grids.reshape(-1, self.seq_len)) == whole).all(-1).any() else "tokens"
         certain = grids.size and grids.dtype.kind in "iu" and grids.min() > PAD and grids.max() == self.height + 1
         return "tokens" if certain else None
 
@@ -451,7 +458,10 @@ class SudokuTask(GridTask):
         return None
 
     def _check(self, tokens: np.ndarray) -> None:
-        super()._check(tokens)
+        if len(pads := np.flatnonzero(tokens == PAD)):
+            raise ValueError(
+                f"{self.cell(pads[0])} holds the PAD token 0. Digits, with 0 for a blank, need values='digits'."
+            )
         if (twins := self._twins(tokens)) is not None:
             a, b, unit = twins
             raise ValueError(

@@ -32,6 +32,7 @@ ASIDE = ("state", "pencil", "solution", "solved", "answer")  # sections that are
 
 def puzzle_of(row: Any, values: str | None = None) -> tuple[Any, str | None]:
     """The puzzle of a data set's row (the row itself, or one of its columns), and what numbers in it mean."""
+    row = row._asdict() if hasattr(row, "_asdict") else row  # of DataFrame.itertuples
     if not isinstance(row, Mapping):
         return row, values
     for key in PUZZLE_KEYS:
@@ -45,10 +46,10 @@ def puzzle_of(row: Any, values: str | None = None) -> tuple[Any, str | None]:
 
 def as_text(grid: Any) -> str | None:
     """Text, a list of rows, of one-letter strings or of lists of them -> text; None where it holds something else."""
-    if isinstance(grid, str):
-        return grid
-    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
-        grid = grid.tolist()
+    if isinstance(grid, (str, bytes)):
+        return grid if isinstance(grid, str) else grid.decode(errors="replace")
+    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTOS":
+        return as_text(grid.tolist())
     if not isinstance(grid, (list, tuple)) or not len(grid):
         return None
     if all(isinstance(row, (list, tuple, np.ndarray)) for row in grid):
@@ -103,7 +104,8 @@ def tokens_of(task: Any, grid: Any, values: str | None) -> np.ndarray:
     if values not in (None, "tokens", "digits"):
         raise ValueError(f"values must be 'tokens' or 'digits', got {values!r}.")
     if hasattr(grid, "detach"):
-        grid, values = grid.detach().cpu().numpy(), values or "tokens"
+        grid = grid.detach().cpu().numpy()
+        values = values or task.values_of(grid, tensor=True)
     if isinstance(grid, np.ndarray) and not grid.ndim:
         grid = grid.item()
     if isinstance(grid, numbers.Real) and not isinstance(grid, bool):
@@ -126,10 +128,12 @@ def tokens_of(task: Any, grid: Any, values: str | None) -> np.ndarray:
 
 def is_one_grid(task: Any, grid: Any) -> bool:
     """Whether a list, array or text is one puzzle (its cells, or its rows) rather than a list of puzzles."""
-    if isinstance(grid, str):
+    if isinstance(grid, (str, bytes)):
         return True
     if isinstance(grid, (list, tuple)) and grid and all(isinstance(row, str) for row in grid):
         return are_rows(list(grid), [task])
+    if isinstance(grid, (list, tuple)) and grid and all(map(_are_lines, grid)):
+        return False
     if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
         return is_one_grid(task, grid.tolist())
     if not isinstance(grid, (list, tuple, np.ndarray)) and not hasattr(grid, "detach"):
@@ -148,12 +152,19 @@ def is_one_grid(task: Any, grid: Any) -> bool:
     return shape[1] != task.seq_len and math.isqrt(shape[1]) ** 2 != shape[1]  # no row is a puzzle by itself
 
 
+def _are_lines(part: Any) -> bool:
+    """Whether a list holds the lines of a puzzle, rather than the cells of a line (numbers up to 35)."""
+    texts = isinstance(part, (list, tuple)) and len(part) > 0 and all(isinstance(line, str) for line in part)
+    return texts and min(map(len, part)) > 2
+
+
 def encode_puzzles(
     task: Any, puzzles: Iterable[Any], check: bool = True, first: int = 1, values: str | None = "tokens"
 ) -> np.ndarray:
     """Puzzles as text or numbers -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from `first`."""
     if hasattr(puzzles, "detach"):
-        puzzles, values = puzzles.detach().cpu().numpy(), values or "tokens"
+        puzzles = puzzles.detach().cpu().numpy()
+        values = values or task.values_of(puzzles, tensor=True)
     if isinstance(puzzles, np.ndarray) and puzzles.dtype.kind in "iu":
         values = values or task.values_of(puzzles)
         if puzzles.dtype == np.uint8 and not check and values == "tokens" and puzzles.shape[1:] == (task.seq_len,):
@@ -195,8 +206,8 @@ def body(text: str, letters: Collection[str], comments: bool) -> list[str | None
         bare = line.strip()
         heading = re.fullmatch(r"\[([A-Za-z][\w -]*)\]", bare)
         if heading or is_title(line, letters) and len(found) > 1:
-            name = heading[1] if heading else re.search(r"[A-Za-z]+", bare)[0]
-            aside = name.lower().startswith(ASIDE)
+            name = heading or re.search(r"([A-Za-z]+)|$", bare)
+            aside = (name[1] or "").lower().startswith(ASIDE)
             lines.append(None)
         elif aside or bare.startswith(("```", "~~~", "//")):
             continue
@@ -210,7 +221,9 @@ def body(text: str, letters: Collection[str], comments: bool) -> list[str | None
 
 
 def is_title(line: str, letters: Collection[str]) -> bool:
-    """Whether a line begins with a word ("Grid 01", "2. Easy") rather than with cells."""
+    """Whether a line is a number ("2.") or begins with a word ("Grid 01", "2. Easy"), rather than with cells."""
+    if "4" in letters and re.fullmatch(r"\s*(\d{1,2}\.|\d{1,3}[):])\s*", line):
+        return True
     word = re.match(r"[^\w#]*(?:\d{1,4}[.):]\s*)?([A-Za-z]{2,})(?![\w.*?#])", line)
     return word is not None and 2 * sum(letter not in letters for letter in word[1]) >= len(word[1])
 
@@ -360,6 +373,19 @@ def without_margin(lines: list[str], width: int | None = None) -> list[str]:
             )
         left, end = (full - width, full) if left else (0, width)
     return [line[left:end] for line in lines]
+
+
+def most_like(tasks: list, puzzle: Any) -> int:
+    """Which of several tasks, none of which can read a puzzle, it most looks like: by its letters, then its size."""
+    text = as_text(puzzle)
+    count = np.size(puzzle) if text is None else len("".join(text.split()))
+    maze = text is not None and text.count("#") + text.count(" ") > len(text) // 3 and not re.search("[2-9]", text)
+
+    def unlike(task: Any) -> tuple[bool, int]:
+        size = len(re.sub(r"[\r\n]", "", text)) if maze else count
+        return (task.name == "maze") != maze, abs(task.seq_len - size)
+
+    return min(range(len(tasks)), key=lambda i: unlike(tasks[i]))
 
 
 # ---- several puzzles

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from air_model.datasets_builders.cards import card, features
+from air_model.datasets_builders.files import ENDINGS
 from air_model.datasets_builders.loading import (
     CHUNK,
     META,
@@ -53,7 +54,7 @@ class Options:
 
     num_train, num_test: rows to keep (a seeded random choice), or to generate; None = all (generate: 1,000 each).
     num_aug: symmetric copies per training puzzle, beside the original. easier: one easier copy beside every training
-    row. difficulty and hold_out: see `generated`.
+    row. difficulty and hold_out: see `generated`. values: what numbers in a source are, "digits" or "tokens".
     """
 
     source: str = "generate"
@@ -70,6 +71,7 @@ class Options:
     hold_out: str = "grids"
     revision: str | None = None
     skip_bad: bool = False
+    values: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -163,14 +165,15 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
             f"There is no file or folder {config.source!r}. --source is hub, generate, or the path of a CSV or folder."
         )
     found: dict[str, Path] = {}
-    for file in sorted(p for p in path.iterdir() if p.name.endswith((".csv", ".csv.gz"))):
+    files = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS) and p.name != META)
+    for file in [p for p in files if p.name.endswith((".csv", ".csv.gz"))] or files:
         split = re.match(r"[A-Za-z]*", file.name)[0].lower()
         if split in found:
             raise ValueError(f"{path} has two files for the split {split!r}: {found[split].name} and {file.name}.")
         found[split] = file
     if "train" not in found:
         raise FileNotFoundError(
-            f"{path} has no train*.csv or train*.csv.gz; it has:"
+            f"{path} has no train*.csv, .csv.gz, .jsonl, ...; it has:"
             f" {', '.join(p.name for p in found.values()) or 'none'}."
         )
     return found
@@ -183,8 +186,8 @@ def checked_rows(
     of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
     first_row = 1
     for questions, answers, ratings, sources, first_row in read_rows(path, bad):  # noqa: B007
-        inputs, faults = encode_many(questions, task)
-        labels, more = encode_many(answers, task)
+        inputs, faults = encode_many(questions, task, config.values)
+        labels, more = encode_many(answers, task, config.values)
         faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
         rating = parse_ratings(ratings, faults)
         pairs = pair_faults(task, inputs, labels, faults)

@@ -74,7 +74,8 @@ def contents(file: BinaryIO, name: str) -> Table | str | list:
     for mark in ",;\t|":
         names = [name.strip().lower() for name in next(csv.reader([first], delimiter=mark), [])]
         # One word alone is a title over a drawing as often as the name of a column.
-        if set(names) & set(PUZZLE_KEYS) and (len(names) > 1 or rest.startswith('"')):
+        is_row = any(name.isdecimal() for name in names)  # of a grid that has a letter q
+        if set(names) & set(PUZZLE_KEYS) and not is_row and (len(names) > 1 or rest.startswith('"')):
             # "replace" reads any byte, so a foreign letter is named with its row, not as a decoding error.
             lines = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
             reader = csv.reader((line for line in lines), delimiter=mark)
@@ -86,8 +87,13 @@ def contents(file: BinaryIO, name: str) -> Table | str | list:
 
 def _text(file: BinaryIO, name: str) -> str:
     try:
-        return file.read().decode("utf-8-sig")
-    except (UnicodeDecodeError, *DAMAGED):
+        held = file.read()
+        if held[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as Windows' tools write it
+            held = held.decode("utf-16").encode()
+        if b"\0" in held or held and not re.search(rb"[\t\r\n -~]", held):
+            raise ValueError
+        return held.decode("utf-8-sig", errors="replace")  # a title in another encoding is no matter
+    except (ValueError, *DAMAGED):
         raise ValueError(
             f"{name} is no text file: puzzles come as text, CSV, TSV, JSON or parquet, also packed as .gz or .zip."
         ) from None

@@ -11,11 +11,11 @@
     python scripts/build_dataset.py maze-hard --source generate --grid 13x13 --num-train 1000 --output-dir data/maze13
     python scripts/build_dataset.py maze-hard --source generate --output-dir data/maze --verify
 
-Sources: `hub` (the published repository at a pinned revision), `generate` (no network needed), or a CSV (`.gz`
-allowed) or folder of CSVs named by split, with columns question (or q) and answer (or a), optionally rating and
-source. Every row is checked; bad rows are all listed and nothing is written, unless --skip-bad leaves them out. An
-unchanged build is not repeated. Training can draw fresh symmetric copies by itself, so --num-aug is needed only for a
-table that is to be published or compared.
+Sources: `hub` (the published repository at a pinned revision), `generate` (no network needed), or a table (CSV, TSV,
+JSON, JSON lines, parquet; `.gz` and `.zip` allowed) or a folder of tables named by split, with columns question and
+answer (or puzzle and solution, quizzes and solutions), optionally rating and source. Every row is checked; bad rows
+are all listed and nothing is written, unless --skip-bad leaves them out. An unchanged build is not repeated. Training
+can draw fresh symmetric copies by itself, so --num-aug is needed only for a table that is to be published or compared.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-proc", type=int, metavar="N", help="threads (default: all cores); same bytes for any")
     parser.add_argument("--revision", help="commit of the Hub source (default: the pinned one)")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad rows out (they are still listed)")
+    parser.add_argument(
+        "--values", choices=["digits", "tokens"], help="what numbers are, where a source has lists of them"
+    )
     parser.add_argument("--force", action="store_true", help="build again although nothing changed")
     parser.add_argument(
         "--verify", action="store_true", help="check every row again; write verification.json and plots"

@@ -36,7 +36,7 @@ from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe, load_model
 from air_model.processing_air import GridTask, Symmetry, task_from_config
-from air_model.reading_air import as_text
+from air_model.reading_air import as_text, most_like
 from air_model.records import read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook
 from air_model.spaces_demo.examples import levels, usual_level
@@ -184,18 +184,18 @@ class Engine:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
         known = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
         order = [*known, *self.vacant.values()]
-        error: ValueError | None = None
+        errors: list[ValueError] = []
         for checkpoint in order:
             try:
                 tokens = checkpoint.task.encode(text)
             except ValueError as reason:
-                error = self._better(error, reason, checkpoint, text)
+                errors.append(reason)
                 continue
             checkpoint.task.check_solvable(tokens)
             if checkpoint.vacant and not vacant:
                 raise ValueError(checkpoint.missing)
             return checkpoint, tokens
-        assert error is not None
+        error = errors[most_like([checkpoint.task for checkpoint in order], text)]
         sizes = list(dict.fromkeys(title(c.task) for c in known))
         more = f" This page solves {', '.join(sizes)}." if len(sizes) > 1 else ""
         raise ValueError(f"{error}{more}")
@@ -227,15 +227,6 @@ class Engine:
             return [str(as_text(puzzle)) for puzzle in puzzles_in(io.BytesIO(text.encode()), "The text", tasks)]
         except ValueError:
             return []
-
-    @staticmethod
-    def _better(old: ValueError | None, new: ValueError, checkpoint: Checkpoint, text: str) -> ValueError:
-        """The more helpful of two complaints: that of the task which the text looks like."""
-        maze_like = text.count("#") + text.count(" ") > len(text) // 3 and not re.search(r"[2-9]", text)
-        if old is None or ((checkpoint.task.name == "maze") == maze_like and not getattr(old, "fits", False)):
-            new.fits = (checkpoint.task.name == "maze") == maze_like
-            return new
-        return old
 
     def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
         """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts)."""

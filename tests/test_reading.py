@@ -7,13 +7,16 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, tiny_model
 
 from air_model import PuzzleSolvingPipeline
 from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.files import puzzles_in
+from air_model.pipeline_air import readings
 from air_model.processing_air import MazeTask, SudokuTask
 from air_model.reading_air import split_puzzles
+from air_model.scripts import build_dataset
 
 PUZZLE = "..3.2.6..9..3.5..1..18.64....81.29..7.......8..67.82....26.95..8..2.3..9..5.1.3.."
 FOUR, ANSWER = "1...3...2...4...", "1234341221434321"
@@ -303,13 +306,15 @@ def test_key_data_sets_and_columns_of_data_sets_are_read(pipe):
 # ---- the metric
 
 
-def test_the_metric_reads_texts_and_digits_and_refuses_to_guess(tmp_path, monkeypatch):
+def load_metric(tmp_path, monkeypatch):
     evaluate = pytest.importorskip("evaluate")
     monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    return evaluate.load(str(ROOT / "metrics" / "puzzle_accuracy"), cache_dir=str(tmp_path))
 
+
+def test_the_metric_reads_texts_and_digits_and_refuses_to_guess(tmp_path, monkeypatch):
     def compute(**given):
-        metric = evaluate.load(str(ROOT / "metrics" / "puzzle_accuracy"), cache_dir=str(tmp_path))
-        return metric.compute(task="sudoku", **given)
+        return load_metric(tmp_path, monkeypatch).compute(task="sudoku", **given)
 
     texts = {"predictions": [ANSWER], "references": [ANSWER], "inputs": [FOUR]}
     plain = {name: [digits(rows[0]).tolist()] for name, rows in texts.items()}
@@ -355,3 +360,74 @@ def test_an_answer_says_how_many_solutions_there_are_and_an_unsolvable_one_has_n
     assert "several solutions" in several["message"] and none["confidence"] == 0.0
     assert none["message"].startswith("The puzzle has no solution.") and not none["solved"]
     assert pipe(FOUR, count_solutions=False)["solutions"] is None
+
+
+def test_bytes_are_a_text_and_not_a_list_of_numbers(pipe):
+    assert pipe(FOUR.encode()) == pipe(FOUR)
+    assert [found["solution"] for found in pipe([FOUR.encode()] * 2)] == [pipe(FOUR)["solution"]] * 2
+
+
+def test_puzzles_as_lists_of_rows_come_in_lists(pipe):
+    rows = [FOUR[i : i + 4] for i in range(0, 16, 4)]
+    for many in (2, 3, 4):
+        assert len(pipe([rows] * many)) == many
+
+
+def test_a_tensor_of_digits_is_never_taken_for_tokens(pipe):
+    solved, digits = ([int(c.replace(".", "0")) for c in text] for text in (ANSWER, FOUR))
+    for call in (pipe, pipe.processor, lambda numbers: pipe.processor.check(numbers, numbers)):
+        for numbers in (solved, digits):
+            with pytest.raises(ValueError, match="values='digits'"):
+                call(torch.tensor(numbers))
+    with pytest.raises(ValueError, match="values='digits'"):
+        pipe(torch.tensor([digits, solved]))
+    assert pipe.processor.check(torch.tensor(digits), torch.tensor(solved), values="digits").valid
+
+
+def test_rows_of_a_table_may_be_named_tuples(pipe):
+    table = pytest.importorskip("pandas").DataFrame({"puzzle": [FOUR], "rating": [3]})
+    assert [found["solution"] for found in pipe(table.itertuples())] == [pipe(FOUR)["solution"]]
+
+
+def test_numbers_alone_in_a_line_are_titles():
+    for mark in (".", ")", ":"):
+        text = f"1{mark}\n" + "\n".join(ROWS) + f"\n2{mark}\n" + "\n".join(ROWS)
+        assert [NINE.decode(NINE.encode(puzzle)) for puzzle in split_puzzles(text, [NINE])] == [PUZZLE] * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_text_file_may_have_any_common_encoding(encoding):
+    held = io.BytesIO(("# Rätsel für heute\n" + "\n".join(ROWS)).encode(encoding))
+    (puzzle,) = puzzles_in(held, "file", [NINE])
+    assert NINE.decode(NINE.encode(puzzle)) == PUZZLE
+
+
+def test_a_complaint_is_about_the_size_that_a_puzzle_looks_like():
+    for tasks in ([SudokuTask(6), NINE], [MazeTask(12), SudokuTask(6), NINE]):
+        with pytest.raises(ValueError, match="'Q' at row 9, column 9: this sudoku uses the digits 1-9"):
+            readings(tasks, PUZZLE[:-1] + "Q")
+
+
+@pytest.mark.parametrize("values", [None, "digits"])
+def test_a_build_is_told_what_numbers_are(values, tmp_path, capsys):
+    puzzle = "." + ANSWER[1:]
+    rows = [{"puzzle": [int(c.replace(".", "0")) for c in puzzle], "solution": [int(c) for c in ANSWER]}]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["sudoku-extreme", "--source", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out"), "--quiet"]
+    assert build_dataset.main(words + ["--values", values] * (values is not None)) == (values is None)
+    if values is None:
+        assert "values='digits'" in capsys.readouterr().err
+    else:
+        assert load_puzzles(tmp_path / "out").task.decode(load_puzzles(tmp_path / "out").inputs[0]) == puzzle
+
+
+def test_the_metric_reads_drawings_as_every_door_does(tmp_path, monkeypatch):
+    metric = load_metric(tmp_path, monkeypatch)
+    drawn = "12|34\n34|12\n--+--\n21|43\n43|21"
+    found = metric.compute(predictions=[ANSWER], references=[drawn], inputs=[FOUR], task="sudoku")
+    assert found["exact_accuracy"] == 1
+    maze, path = "S #\n# G", "So#\n#oG"
+    indented = ["\n".join("    " + line for line in text.split("\n")) for text in (maze, path)]
+    found = metric.compute(predictions=[path], references=[indented[1]], inputs=[indented[0]], task="maze")
+    assert found["exact_accuracy"] == found["valid_accuracy"] == 1

@@ -64,7 +64,7 @@ class PuzzleAccuracy(evaluate.Metric):
             return score(*(_grids(name, rows) for name, rows in given.items()), **options)
         if task is None:
             raise ValueError("inputs, texts and digits need their task: pass task='sudoku' or task='maze' as well.")
-        rules = _rules(task, _cells(references, task), **shape)
+        rules = _rules(task, references, **shape)
         tokens = {name: _tokens(name, rows, rules, values) for name, rows in given.items()}
         if inputs is not None:
             options |= {"inputs": tokens["inputs"], "blank_token": rules.blank_token}
@@ -74,13 +74,6 @@ class PuzzleAccuracy(evaluate.Metric):
 
 def _texts(given):
     return any(isinstance(row, str) for rows in given.values() for row in rows[:1])
-
-
-def _cells(rows, task):
-    """How many cells the grids have."""
-    if len(rows) and isinstance(rows[0], str):
-        return len("".join(rows[0].split()) if task == "sudoku" else "".join(rows[0].splitlines()))
-    return _grids("references", rows).shape[1]
 
 
 def _tokens(name, rows, rules, values):
@@ -111,11 +104,19 @@ def _grids(name, rows):
     return np.asarray(rows, dtype=np.int64).reshape(len(rows), *lengths or (0,))
 
 
-def _rules(task, cells, height=None, width=None, box_height=None, box_width=None):
+def _rules(task, rows, height=None, width=None, box_height=None, box_width=None):
+    """The task, in the size that the first text is written in, or whose cells the grids have."""
     try:
+        from air_model.pipeline_air import readings
         from air_model.processing_air import make_task
     except ImportError as error:
         raise ImportError("The rules of the puzzles come with the package: pip install air-model.") from error
+    if len(rows) and isinstance(rows[0], str):
+        if not (height and width):
+            found = readings([make_task(task, height, width)], rows[0])[0][0]
+            height, width = found.height, found.width
+        return make_task(task, height, width, box_height, box_width)
+    cells = _grids("references", rows).shape[1]
     if height is None and width is None and round(cells**0.5) ** 2 != cells:
         raise ValueError(f"inputs have {cells} cells, which is no square grid: pass height and width.")
     height = height or (cells // width if width else round(cells**0.5))
