@@ -107,6 +107,7 @@ def solve_puzzles(
     progress: bool = False,
     hook: Hook | None = None,
     on_answers: Callable[[np.ndarray, Answers], None] | None = None,
+    on_nodes: Callable[[int, list[Node]], None] | None = None,
     interruptible: bool = False,
 ) -> Answers:
     """Solve N puzzles, trying again where the rules refuse the answer.
@@ -143,6 +144,8 @@ def solve_puzzles(
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
             are node * N + puzzle, nodes by the order in which they were made.
         on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
+        on_nodes: called by a search with (index of a puzzle, its tree so far) whenever nodes of it were judged; with
+            `interruptible` it may raise KeyboardInterrupt, as Ctrl-C does.
         interruptible: Ctrl-C ends the work, and the best answers so far are returned (else it is raised as ever).
 
     Raises:
@@ -181,7 +184,8 @@ def solve_puzzles(
         mine = (models, task, tokens[rows], None if ids is None else ids[rows])
         tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
         if by_pins:
-            parts.append(_Search(*mine, attempts).run(hook, options, tell, interruptible))
+            show = None if on_nodes is None else lambda i, nodes, at=at: on_nodes(at + i, nodes)
+            parts.append(_Search(*mine, attempts, show).run(hook, options, tell, interruptible))
         else:
             parts.append(_Views(*mine, views, selection).run(noise, seed, hook, options, tell, interruptible))
     return parts[0] if len(parts) == 1 else _joined(parts)
@@ -398,6 +402,15 @@ class Node:
     answer: np.ndarray
 
 
+def pins_of(tree: list[Node], at: int) -> list[tuple[int, int]]:
+    """(cell, token) of each pin of a node, in the order of guessing."""
+    found = []
+    while at > 0:
+        found.append((tree[at].cell, tree[at].token))
+        at = tree[at].parent
+    return found[::-1]
+
+
 class _Candidate(NamedTuple):
     """A node that waits: sorted by cost, then by the order of making."""
 
@@ -463,14 +476,6 @@ class _Tree:
                 self.made += 1
             self.over = result.accepted or len(self.nodes) == self.most or not self.queue
 
-    def pins(self, at: int) -> list[tuple[int, int]]:
-        """(cell, token) of each pin of a node, in the order of guessing."""
-        found = []
-        while at > 0:
-            found.append((self.nodes[at].cell, self.nodes[at].token))
-            at = self.nodes[at].parent
-        return found[::-1]
-
 
 class _Search:
     """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
@@ -482,9 +487,10 @@ class _Search:
         puzzles: np.ndarray,
         puzzle_ids: Tensor | None,
         attempts: int,
+        on_nodes: Callable[[int, list[Node]], None] | None = None,
     ) -> None:
         self.models, self.task, self.puzzles, self.puzzle_ids = models, task, puzzles, puzzle_ids
-        n, self.most = len(puzzles), attempts
+        self.on_nodes, n, self.most = on_nodes, len(puzzles), attempts
         self.tokens, self.q = puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view = (np.zeros(n, np.int64) for _ in range(3))
         self.marks: list[tuple] = [(True, math.inf)] * n
@@ -632,6 +638,8 @@ class _Search:
             tree.judge()
             if len(self.puzzles) == 1:
                 self.bar.update(len(tree.nodes) - before)
+            if self.on_nodes is not None and len(tree.nodes) > before:
+                self.on_nodes(i, tree.nodes)
             if not tree.over:
                 self.ready.append(i)
                 continue
@@ -649,7 +657,7 @@ class _Search:
             return
         self.marks[i], at = tree.best
         node = tree.nodes[at]
-        self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, tree.pins(at)
+        self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, pins_of(tree.nodes, at)
         self.accepted[i], self.view[i] = node.accepted, self.m * self.most + at
         if self.keep:
             self.kept[i] = tree.nodes

@@ -43,6 +43,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from air_model.attempts_air import NODES
 from air_model.spaces_demo.board import STATIC, Board, View, Wire
 from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoints, run
 from air_model.spaces_demo.examples import new_puzzle, usual_level
@@ -80,9 +81,9 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
     async with aclosing(TURNS.wait(visitor)) as places:
         async for place in places:
             yield [{"t": "wait", "place": place}]
-    stop, lock = threading.Event(), threading.Lock()
+    stop, lock, go = threading.Event(), threading.Lock(), threading.Semaphore(0)
     # With ZeroGPU the work happens in another process, which no event reaches; it ends by itself.
-    stream = run(ENGINE, job, frames, stop) if spaces is None else run_here(job, frames)
+    stream = run(ENGINE, job, frames, stop, go) if spaces is None else run_here(job, frames)
 
     def more() -> list[dict[str, Any]] | None:
         with lock:
@@ -93,13 +94,27 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
             with lock:  # a step that still runs in another thread sees `stop` and ends soon
                 stream.close()
         finally:
-            TURNS.release()
+            if ours:
+                TURNS.release()
 
-    start = time.monotonic()
+    start = told = time.monotonic()
+    ours, held = True, []  # the turn; events that wait to travel together
     try:
         while (events := await asyncio.to_thread(more)) is not None:
-            yield events
-            if frames:
+            held += [event for event in events if event["t"] != "pause"]
+            if events[-1]["t"] == "pause":  # a search: the others come first, and then it goes on
+                ours = False
+                async with aclosing(TURNS.step_aside(visitor)) as places:
+                    async for place in places:
+                        yield [*held, {"t": "wait", "place": place}]
+                        held = []
+                ours = True
+                go.release()
+                if time.monotonic() - told < PACE:
+                    continue
+            yield held
+            held, told = [], time.monotonic()
+            if frames and not job.nodes:
                 await asyncio.sleep(FIRST_PACE if time.monotonic() - start < PACE else PACE)
     finally:
         stop.set()
@@ -281,6 +296,14 @@ async def what_if(puzzle: str, settings: dict[str, Any], request: gr.Request) ->
     return await finished(puzzle, settings, request, frames=True)
 
 
+async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[str, Any]:
+    """As /solve, but a Sudoku whose answer is refused is searched by pins, up to 256 nodes (less with `nodes`).
+
+    Adds to the JSON: pins (row, column and digit of each guess that led to the answer); attempts counts the nodes.
+    """
+    return await finished(puzzle, {"nodes": nodes}, request, frames=False)
+
+
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -348,7 +371,7 @@ def build(engine: Engine) -> gr.Blocks:
         wires["attention"].submit(on_attention, None, wires["attention"], concurrency_limit=None, **private)
         wires["learn"].submit(on_learn, None, wires["learn"], concurrency_limit=None, **private)
         wires["puzzle"].submit(on_puzzle, None, wires["puzzle"], concurrency_limit=2, **private)
-        for function in (solve, rollout, what_if):
+        for function in (solve, think, rollout, what_if):
             gr.api(function, api_name=function.__name__, concurrency_limit=None)
     demo.queue(max_size=256, default_concurrency_limit=2)
     return demo

@@ -7,6 +7,10 @@ A `Job` says what to run. `run(engine, job)` yields lists of plain dictionaries,
     {"t": "q", "step": 1, "p": 0.02}                             once per ACT step: the wish to halt, as probability
     {"t": "end", "solution": ..., "solved": ..., ...}            once
 
+A job with `nodes` thinks on instead: it searches by pins, and has in place of the first three
+
+    {"t": "node", "n": 3, "act_steps": 24, "answer": "53..", "pins": [[2, "4"]], "wrong": 6}     once per node judged
+
 All computing is `solve_puzzles` on `AirModel.solve`; the updates come out through its hook.
 """
 
@@ -30,7 +34,7 @@ from torch import Tensor
 import air_model
 from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
-from air_model.attempts_air import keep_givens, solve_puzzles, symmetric_views
+from air_model.attempts_air import NODES, Answers, Node, keep_givens, pins_of, solve_puzzles, symmetric_views
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
@@ -44,6 +48,7 @@ from air_model.spaces_demo.examples import levels, usual_level
 MAX_TEXT = 20_000  # characters of a pasted puzzle
 MAX_STEPS = 64  # ACT steps of one job
 MAX_ATTEMPTS = 16
+THINK_SECONDS = 50  # of computing for one search; a turn on ZeroGPU has 60
 CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
 KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
@@ -60,7 +65,8 @@ class Checkpoint:
     key: str
     source: str | None
     config: AirConfig
-    accuracy: float | None = None  # exact, by the evaluation file that lies beside it
+    accuracy: float | None = None  # exact in a single pass, by the evaluation file that lies beside it
+    searched: float | None = None  # the same of a search by pins
     model: AirModel | None = field(default=None, repr=False)
     vacant: bool = False
 
@@ -89,7 +95,8 @@ class Job:
     """What one visitor asks of a model.
 
     puzzle: text; checkpoint: its key; halt: "q" or "max"; max_act_steps: 0 = the model's own number; freeze: "none",
-    "z_h" or "z_l", held from the ACT step `freeze_from` (counted from 0) on; attempts: symmetric views.
+    "z_h" or "z_l", held from the ACT step `freeze_from` (counted from 0) on; attempts: symmetric views; nodes: of
+    a search by pins, 0 = none.
     """
 
     puzzle: str
@@ -99,6 +106,7 @@ class Job:
     freeze: str = "none"
     freeze_from: int = 0
     attempts: int = 1
+    nodes: int = 0
 
     def states_key(self) -> tuple:
         """Jobs that agree in this walk through the same states, as far as they go."""
@@ -229,18 +237,18 @@ class Engine:
             return []
 
     def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
-        """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts)."""
+        """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts, nodes)."""
         if settings is not None and not isinstance(settings, dict):
             raise ValueError(f"settings are a dictionary, got {type(settings).__name__}.")
         settings = dict(settings or {})
-        known = {"checkpoint", "halt", "steps", "freeze", "from", "attempts"}
+        known = {"checkpoint", "halt", "steps", "freeze", "from", "attempts", "nodes"}
         if unknown := sorted(str(k)[:40] for k in set(settings) - known):
             raise ValueError(f"Unknown settings {unknown}. Known: {', '.join(sorted(known))}.")
         prefer = settings.get("checkpoint") or None
         if prefer is not None:
             self.checkpoint(str(prefer))
         checkpoint, tokens = self.read(text, prefer)
-        return Job(
+        job = Job(
             puzzle=checkpoint.task.decode(tokens),
             checkpoint=checkpoint.key,
             halt=_one_of("halt", settings.get("halt", "q"), ("q", "max")),
@@ -248,7 +256,13 @@ class Engine:
             freeze=_one_of("freeze", settings.get("freeze", "none"), FREEZE),
             freeze_from=_whole("from", settings.get("from", 0), 0, MAX_STEPS),
             attempts=_whole("attempts", settings.get("attempts", 1), 1, MAX_ATTEMPTS),
+            nodes=_whole("nodes", settings.get("nodes", 0), 0, NODES),
         )
+        if job.nodes and checkpoint.task.name != "sudoku":
+            raise ValueError("Thinking on fills in digits, so it is for Sudokus; a maze takes more attempts.")
+        if job.nodes and (job.freeze != "none" or job.attempts > 1):
+            raise ValueError("Thinking on has nodes in place of attempts, and freezes nothing: leave those out.")
+        return job
 
     def catalog(self) -> dict[str, Any]:
         """What the page must know about its checkpoints and tasks."""
@@ -256,7 +270,7 @@ class Engine:
             "default": self.default,
             "checkpoints": [describe_checkpoint(c) for c in self.checkpoints.values()],
             "vacant": [describe_checkpoint(c) for c in self.vacant.values()],
-            "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS},
+            "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS, "nodes": NODES},
             "version": air_model.__version__,
         }
 
@@ -316,6 +330,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "vacant": checkpoint.vacant,
         "missing": checkpoint.missing,
         "accuracy": checkpoint.accuracy,
+        "searched": checkpoint.searched,
         "variant": rule_name(config),
         "l_injection": config.l_injection,
         "h_injection": config.h_injection,
@@ -377,7 +392,8 @@ def _named(name: str) -> Checkpoint:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json: name a folder that save_pretrained wrote.")
-        return Checkpoint(folder.resolve().name, str(folder), AirConfig.from_pretrained(folder), _accuracy(folder))
+        config = AirConfig.from_pretrained(folder)
+        return Checkpoint(folder.resolve().name, str(folder), config, *_accuracies(folder, config))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub id (USER/NAME): check AIR_MODEL.")
     try:
@@ -396,13 +412,17 @@ def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return checkpoints
 
 
-def _accuracy(folder: Path) -> float | None:
-    """Exact accuracy of one attempt per puzzle, by an evaluation file of scripts/evaluate.py in the folder."""
+def _accuracies(folder: Path, config: AirConfig) -> tuple[float | None, float | None]:
+    """Exact accuracy of a single pass and of a search by pins, by scripts/evaluate.py's files in the folder."""
+    single, searched = [], []
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
-        measured = read_evaluations(folder).values()
-        single = [one["exact_accuracy"] for one in measured if setting(one, "attempts") in (None, 1)]
-        return max(single, default=None)
-    return None
+        for one in read_evaluations(folder).values():
+            steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
+            if attempts == 1 and steps in (None, config.halt_max_steps):
+                single.append(one["exact_accuracy"])
+            elif setting(one, "retry") == "pins":
+                searched.append(one["exact_accuracy"])
+    return max(single, default=None), max(searched, default=None)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -424,19 +444,27 @@ class Decoder:
 
 
 def run(
-    engine: Engine, job: Job, frames: bool = True, stop: threading.Event | None = None
+    engine: Engine,
+    job: Job,
+    frames: bool = True,
+    stop: threading.Event | None = None,
+    go: threading.Semaphore | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Run a job and yield its events as they happen; the model works in a thread of its own meanwhile.
 
     Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Setting `stop`, or
-    closing the generator, ends the model's work at its next update.
+    closing the generator, ends the model's work at its next update. With `go`, a search says
+    {"t": "pause"} after judging and takes one of it before it goes on: so the reader may let others work in between.
     """
     events: queue.SimpleQueue = queue.SimpleQueue()
     stop = stop or threading.Event()
 
     def work() -> None:
         try:
-            _work(engine, job, frames, stop, events.put)
+            if job.nodes:
+                _think(engine, job, stop, go, events.put)
+            else:
+                _work(engine, job, frames, stop, events.put)
             events.put(None)
         except Stopped:
             events.put(None)
@@ -459,6 +487,8 @@ def run(
                 yield batch
     finally:
         stop.set()
+        if go is not None:
+            go.release()
         worker.join()
 
 
@@ -504,20 +534,74 @@ def _work(
         halt=job.halt,
         hook=hook,
     )
+    put(_end(job, task, puzzle, answers, time.perf_counter() - started))
+
+
+def _end(job: Job, task: GridTask, puzzle: np.ndarray, answers: Answers, seconds: float) -> dict[str, Any]:
     answer = describe(task, puzzle, answers, 0)
     answer["confidence"] = round(answer["confidence"], 6)
-    put(
-        {
-            "t": "end",
-            **answer,
-            "puzzle": job.puzzle,
-            "view": int(answers.view[0]),
-            "seconds": round(time.perf_counter() - started, 3),
-            "checkpoint": job.checkpoint,
-            "task": title(task),
-            "settings": {k: v for k, v in asdict(job).items() if k not in ("puzzle", "checkpoint")},
-        }
+    return {
+        "t": "end",
+        **answer,
+        "puzzle": job.puzzle,
+        "view": int(answers.view[0]),
+        "seconds": round(seconds, 3),
+        "checkpoint": job.checkpoint,
+        "task": title(task),
+        "settings": {k: v for k, v in asdict(job).items() if k not in ("puzzle", "checkpoint")},
+    }
+
+
+def _think(
+    engine: Engine,
+    job: Job,
+    stop: threading.Event,
+    go: threading.Semaphore | None,
+    put: Callable[[dict[str, Any]], None],
+) -> None:
+    """Search by pins until the rules accept an answer, or nodes or seconds are spent; the best answer counts then."""
+    model, task = engine.model(job.checkpoint), engine.checkpoint(job.checkpoint).task
+    puzzle = task.encode(job.puzzle)
+    told, spent, waited, started = 0, 0, 0.0, time.perf_counter()
+
+    def hook(*_: Any) -> None:
+        if stop.is_set():
+            raise Stopped
+
+    def on_nodes(_: int, tree: list[Node]) -> None:
+        nonlocal told, spent, waited
+        for at, node in enumerate(tree[told:], start=told):
+            spent += node.act_steps
+            wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
+            pins = [[cell, task.alphabet[token]] for cell, token in pins_of(tree, at)]
+            answer = task.decode(node.answer)
+            put({"t": "node", "n": at + 1, "act_steps": spent, "answer": answer, "pins": pins, "wrong": wrong})
+        told = len(tree)
+        if go is not None:
+            pause = time.perf_counter()
+            put({"t": "pause"})
+            go.acquire()
+            waited += time.perf_counter() - pause
+            hook()
+        if not tree[-1].accepted and time.perf_counter() - started - waited > THINK_SECONDS:
+            raise KeyboardInterrupt  # ends a search with the best answer so far
+
+    answers = solve_puzzles(
+        model,
+        task,
+        puzzle[None],
+        attempts=job.nodes,
+        retry="pins",
+        max_act_steps=job.max_act_steps or None,
+        halt="rules",
+        hook=hook,
+        on_nodes=on_nodes,
+        interruptible=True,
     )
+    end = _end(job, task, puzzle, answers, time.perf_counter() - started - waited)
+    if answers.stats.get("interrupted"):
+        end["message"] += f" The search ended after {THINK_SECONDS} seconds."
+    put(end)
 
 
 def what_if(model: AirModel, job: Job) -> Hook | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 MAX_WAITING = 64  # jobs of all visitors together
 MAX_PER_VISITOR = 4  # a page sends one at a time; programs may line up a few
@@ -40,8 +41,10 @@ class Turns:
             order += [line[depth] for line in lines if len(line) > depth]
         return order
 
-    async def wait(self, visitor: str, every: float = 0.5) -> AsyncIterator[int]:
+    async def wait(self, visitor: str, every: float = 0.5, limited: bool = True) -> AsyncIterator[int]:
         """Yield the place in line (1 = next) whenever it may have changed; ends when it is this job's turn.
+
+        limited: refuse where too many wait.
 
         Raises:
             Busy: the line is full, or this visitor already has enough jobs in it.
@@ -50,9 +53,9 @@ class Turns:
         if not self.busy and not self.lines:
             self.busy = True
             return
-        if len(self.waiting()) >= self.max_waiting:
+        if limited and len(self.waiting()) >= self.max_waiting:
             raise Busy(f"{self.max_waiting} puzzles are waiting already. Please try again in a minute.")
-        if len(self.lines.get(visitor, ())) >= self.max_per_visitor:
+        if limited and len(self.lines.get(visitor, ())) >= self.max_per_visitor:
             raise Busy(f"You have {self.max_per_visitor} puzzles in line already. Please wait for one of them.")
         turn: asyncio.Future = self.loop.create_future()
         self.lines.setdefault(visitor, deque()).append(turn)
@@ -66,6 +69,17 @@ class Turns:
             else:
                 self._leave(visitor, turn)
             raise
+
+    async def step_aside(self, visitor: str) -> AsyncIterator[int]:
+        """Give the turn to those who wait and wait for it anew; ends at once where nobody waits.
+
+        A caller who leaves while it waits has no turn to release.
+        """
+        if self.lines:
+            self._next()
+            async with aclosing(self.wait(visitor, limited=False)) as places:
+                async for place in places:
+                    yield place
 
     def release(self) -> None:
         """End of a turn."""

@@ -167,6 +167,24 @@ def test_ctrl_c_keeps_the_best_answers_so_far(monkeypatch, retry):
         solve_puzzles(model, None, puzzles, **options)
 
 
+def test_a_listener_hears_of_every_node_and_may_end_the_search(monkeypatch, puzzle):
+    model, heard = softmax_model(), []
+    Believer(monkeypatch, model, {cell: other_digit(cell) for cell in (9, 14)})
+
+    def listen(i: int, nodes: list) -> None:
+        heard.append((i, len(nodes), nodes[-1].accepted))
+        if len(nodes) >= most:
+            raise KeyboardInterrupt
+
+    most, options = 99, {"attempts": 64, "halt": "rules", "on_nodes": listen, "interruptible": True}
+    whole = solve_puzzles(model, None, puzzle[None], **options)
+    assert [count for _, count, _ in heard] == sorted({count for _, count, _ in heard})
+    assert heard[-1] == (0, int(whole.attempts[0]), True) and {i for i, _, _ in heard} == {0}
+    most = 2
+    early = solve_puzzles(model, None, puzzle[None], **options)
+    assert early.stats["interrupted"] and 2 <= early.attempts[0] < whole.attempts[0] and not early.verdict.valid[0]
+
+
 def test_the_roll_out_of_a_search_is_that_of_the_chosen_node(monkeypatch, puzzle):
     model = softmax_model()
     answers = solve_puzzles(model, None, puzzle[None], attempts=6, halt="rules", return_rollout=True)

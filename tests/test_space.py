@@ -23,7 +23,7 @@ from conftest import ROOT, tiny_config, tiny_model
 from air_model import AirModel
 from air_model.analysis.attention import attention_maps
 from air_model.analysis.common import Study
-from air_model.attempts_air import keep_givens
+from air_model.attempts_air import keep_givens, solve_puzzles
 from air_model.pipeline_air import save_release
 from air_model.processing_air import make_task
 from air_model.spaces_demo import app
@@ -33,6 +33,7 @@ from air_model.spaces_demo.turns import Busy, Turns
 
 SPACE = ROOT / "spaces_demo"
 FOUR = "1..............."
+NO_SOLUTION = "12....3........4"
 MAZE = "S....#.#......#......G..."  # 5 x 5
 
 
@@ -120,6 +121,55 @@ def test_a_visitor_who_leaves_the_line_gives_the_turn_on():
     assert asyncio.run(scene()) == "stayer"
 
 
+def test_one_who_steps_aside_comes_after_those_who_wait_and_keeps_a_free_model():
+    async def scene() -> list[str]:
+        turns, served = Turns(), []
+
+        async def search(visitor: str) -> None:
+            async for _ in turns.wait(visitor, every=0.01):
+                pass
+            for _ in range(3):
+                served.append(visitor)
+                await asyncio.sleep(0.02)
+                async for _ in turns.step_aside(visitor):
+                    pass
+            turns.release()
+
+        async def job(visitor: str) -> None:
+            async for _ in turns.wait(visitor, every=0.01):
+                pass
+            served.append(visitor)
+            turns.release()
+
+        first = asyncio.create_task(search("search"))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(first, *(asyncio.create_task(job(v)) for v in "abc"))
+        assert not turns.lines and not turns.busy
+        return served
+
+    assert asyncio.run(scene()) == ["search", "a", "b", "c", "search", "search"]
+
+
+def test_one_who_leaves_after_stepping_aside_takes_no_turn_along():
+    async def scene() -> None:
+        turns = Turns()
+        async for _ in turns.wait("search"):
+            pass
+        other = turns.wait("other", every=0.01)
+        assert await anext(other) == 1
+        aside = turns.step_aside("search")
+        assert await anext(aside) == 1
+        async for _ in other:
+            pass
+        await aside.aclose()
+        assert not turns.lines and turns.busy
+        turns.release()
+        await asyncio.sleep(0)
+        assert not turns.busy
+
+    asyncio.run(scene())
+
+
 def test_a_full_line_is_said_in_a_sentence():
     async def scene() -> None:
         turns = Turns(max_waiting=1)
@@ -194,7 +244,8 @@ def test_bad_puzzles_are_refused_in_a_sentence(engine, text, sentence):
 @pytest.mark.parametrize(
     "settings",
     [{"steps": 65}, {"steps": "many"}, {"attempts": 0}, {"freeze": "z_x"}, {"halt": "never"}, {"checkpoint": "gone"},
-     {"unknown": 1}, {"from": -1}, {"attempts": 1.5}],
+     {"unknown": 1}, {"nodes": 257}, {"nodes": 8, "attempts": 2}, {"nodes": 8, "freeze": "z_h"},
+     {"from": -1}, {"attempts": 1.5}],
 )  # fmt: skip
 def test_bad_settings_are_refused(engine, settings):
     with pytest.raises(ValueError):
@@ -263,6 +314,58 @@ def test_a_frozen_state_stands_still_from_its_step_on(engine, state, key):
     assert len(set(frames[11:])) == 1
     free = [e[key] for e in events(engine, engine.job(FOUR, {"halt": "max"})) if e["t"] == "f"]
     assert frames[:12] == free[:12]
+
+
+def test_thinking_on_streams_every_node_of_the_search_and_its_pins(engine):
+    model, task = engine.model("four"), engine.checkpoint("four").task
+    found = events(engine, engine.job(FOUR, {"nodes": 12}))
+    search = solve_puzzles(model, task, [FOUR], attempts=12, retry="pins", halt="rules", return_rollout=True)
+    tree, nodes, end = search.trees[0], found[:-1], found[-1]
+    assert {e["t"] for e in nodes} == {"node"} and [e["n"] for e in nodes] == list(range(1, len(tree) + 1))
+    assert [e["answer"] for e in nodes] == [task.decode(node.answer) for node in tree]
+    assert nodes[0]["pins"] == [] and [e["pins"][-1] for e in nodes[1:]] == [
+        [node.cell, task.alphabet[node.token]] for node in tree[1:]
+    ]
+    assert all((e["wrong"] == 0) == node.accepted for e, node in zip(nodes, tree))
+    assert end["attempts"] == len(tree) and end["act_steps"] == nodes[-1]["act_steps"] == search.act_steps[0]
+    assert end["pins"] == [
+        {"row": cell // 4 + 1, "column": cell % 4 + 1, "digit": task.alphabet[token]} for cell, token in search.pins[0]
+    ]
+
+
+def test_a_search_that_takes_too_long_ends_with_its_best_answer(engine, monkeypatch):
+    monkeypatch.setattr("air_model.spaces_demo.engine.THINK_SECONDS", -1)
+    end = events(engine, engine.job(FOUR, {"nodes": 200}))[-1]
+    assert end["t"] == "end" and end["attempts"] < 200 and not end["solved"]
+    assert "The search ended after" in end["message"] and len(end["solution"]) == 16
+
+
+def test_a_search_waits_for_leave_after_judging_and_can_be_stopped_there(engine):
+    go, stop = threading.Semaphore(0), threading.Event()
+    stream = run(engine, engine.job(FOUR, {"nodes": 200}), stop=stop, go=go)
+    seen: list[dict] = []
+    for leaves in range(1, 4):
+        while sum(e["t"] == "pause" for e in seen) < leaves:
+            seen += next(stream)
+        assert seen[-1]["t"] == "pause"
+        go.release()
+    stream.close()
+    assert stop.is_set() and "end" not in [e["t"] for e in seen]
+
+
+@pytest.mark.parametrize(
+    ("puzzle", "solutions", "words"),
+    [(FOUR, "several", "several solutions"), (NO_SOLUTION, 0, "no solution")],
+)
+def test_a_puzzle_without_one_solution_says_so_after_a_search_too(engine, puzzle, solutions, words):
+    for settings in ({}, {"nodes": 4}):
+        end = events(engine, engine.job(puzzle, settings))[-1]
+        assert end["solutions"] == solutions and words in end["message"]
+
+
+def test_a_maze_does_not_think_on(engine):
+    with pytest.raises(ValueError, match="it is for Sudokus"):
+        engine.job(MAZE, {"nodes": 8})
 
 
 def test_setting_stop_ends_the_model_at_the_next_update(engine):
@@ -378,6 +481,24 @@ def test_rollout_and_what_if_return_both_states(server):
     assert other["checkpoint"] == "four-symmetric" and len(other["z_h"]) == 12 and len(set(other["z_l"])) == 1
 
 
+def test_think_searches_a_sudoku_and_names_its_guesses(server):
+    client = client_of(server)
+    answer = client.predict(FOUR, 6, api_name="/think")
+    assert 1 <= answer["attempts"] <= 6 and {"pins", "solved", "act_steps", "solution"} <= set(answer)
+    with pytest.raises(Exception, match="it is for Sudokus"):
+        client.predict(MAZE, api_name="/think")
+
+
+def test_visitors_are_served_while_another_ones_search_goes_on(server):
+    task, rng = make_task("sudoku", 4), np.random.default_rng(3)
+    puzzles = [task.decode(new_puzzle(task, "medium", rng)) for _ in range(10)]
+    with concurrent.futures.ThreadPoolExecutor(11) as pool:
+        search = client_of(server).submit(NO_SOLUTION, api_name="/think")
+        answers = list(pool.map(lambda p: client_of(server).predict(p, api_name="/solve"), puzzles))
+    assert [a["puzzle"] for a in answers] == puzzles
+    assert search.result()["attempts"] > 1 and app.TURNS.lines == {}
+
+
 def test_api_errors_are_sentences(server):
     with pytest.raises(Exception, match="Contradicting clues: row 1, column 1"):
         client_of(server).predict("11" + "." * 14, api_name="/solve")
@@ -387,7 +508,7 @@ def test_api_errors_are_sentences(server):
 
 def test_only_the_documented_endpoints_are_public(server):
     named = client_of(server).view_api(return_format="dict")["named_endpoints"]
-    assert set(named) == {"/solve", "/rollout", "/what_if"}
+    assert set(named) == {"/solve", "/think", "/rollout", "/what_if"}
     assert all(endpoint["description"] for endpoint in named.values())
 
 

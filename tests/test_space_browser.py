@@ -486,6 +486,34 @@ def test_stopping_frees_the_model_for_the_next(visit):
         solve(page)
 
 
+HARD = "1" + "." * 14 + "2"  # what the untrained model says of it the rules refuse
+
+
+@pytest.mark.slow
+def test_a_refused_sudoku_is_thought_on_node_by_node_until_it_ends_or_is_stopped(visit):
+    with visit() as page:
+        assert page.locator("#air-think").count() == 0
+        for ending in ("end", "stop"):
+            use_text(page, HARD)
+            page.wait_for_function("text => AIR.S.boards.editor.text === text", arg=HARD)
+            solve(page)
+            page.wait_for_function("document.querySelectorAll('#board-live-h [aria-invalid=true]').length > 0")
+            assert re.search(r"\d+ cells? break a rule", page.inner_text("[data-view=verdict]"))
+            assert "How often this model is right was not measured." in page.inner_text("[data-view=verdict]")
+            page.click("#air-think")
+            page.wait_for_function(
+                "/^[0-9]+ nodes? of up to 256/.test(document.querySelector('#air-nodes')?.textContent)"
+            )
+            if ending == "stop":
+                page.evaluate("document.querySelector('#air-enough')?.click()")
+            page.wait_for_function("document.querySelector('[data-view=verdict] .verdict')")
+            words = page.inner_text("[data-view=verdict]")
+            assert "Nodes" in words and "ACT steps" in words and "Guess" in words or "No guess" in words
+            assert page.locator("#air-think").count() == 0 and page.locator("#air-solve").is_enabled()
+            ringed = page.locator("#board-live-h .is-guess").count()
+            assert ringed == words.count("in row") and page.evaluate("AIR.S.run.frames.h.length") > 0
+
+
 @pytest.mark.slow
 def test_a_file_is_read_in_the_browser_and_large_ones_are_refused(visit):
     with visit() as page:

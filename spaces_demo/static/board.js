@@ -93,6 +93,7 @@ window.AirBoard = window.AirBoard || (() => {
 
     /* Show a grid; cells that differ from the one before flash when asked. Returns how many changed. */
     setText(text, flash = false) {
+      if (this.marked) this.mark(false);
       const old = this.text, changed = [];
       for (let i = 0; i < this.size; i++) if (!old || old[i] !== text[i]) changed.push(i);
       // Where most of a board changes, flashing cells tell nothing and cost a slow machine the next frame.
@@ -180,25 +181,39 @@ window.AirBoard = window.AirBoard || (() => {
       this.emit("change", this.text);
     }
 
-    /* Two equal digits in one unit, shown while typing. */
-    _conflicts() {
-      this.conflict = "";
-      if (!this.unitsOf) return;
-      const bad = new Set(), { units, blank, height } = this.task;
-      units.forEach((unit, u) => {
+    /* The cells of a Sudoku whose digit stands twice in a unit, and a sentence about the first. */
+    faults(text) {
+      const bad = new Set(), { units, held, height } = this.task;
+      let first = "";
+      for (const [u, unit] of this.unitsOf ? units.entries() : []) {
         const seen = {};
         for (const i of unit) {
-          const v = this.text[i];
-          if (v === blank) continue;
+          const v = text[i];
+          if (held.includes(v)) continue;
           if (v in seen) {
             bad.add(i).add(seen[v]);
-            if (!this.conflict) {
-              const kind = ["Row", "Column", "Box"][Math.floor(u / height)];
-              this.conflict = `${kind} ${(u % height) + 1} holds two ${v}s.`;
-            }
+            first = first || `${["Row", "Column", "Box"][Math.floor(u / height)]} ${(u % height) + 1} holds two ${v}s.`;
           } else seen[v] = i;
         }
-      });
+      }
+      return { bad, first };
+    }
+
+    /* Two equal digits in one unit, shown while typing. */
+    _conflicts() {
+      const { bad, first } = this.faults(this.text);
+      this.conflict = first;
+      this._invalid(bad);
+    }
+
+    /* Of an answer: mark what breaks a rule, and ring the guesses (cell numbers); gone with the next text. */
+    mark(on, guesses = []) {
+      this.marked = on;
+      this._invalid(on ? this.faults(this.text).bad : new Set());
+      this.cells.forEach((cell, i) => cell.classList.toggle("is-guess", guesses.includes(i)));
+    }
+
+    _invalid(bad) {
       this.cells.forEach((cell, i) => {
         const wrong = bad.has(i);
         cell.classList.toggle("is-conflict", wrong);

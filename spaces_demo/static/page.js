@@ -379,6 +379,11 @@ window.AIR = window.AIR || (() => {
 
     add(line) {
       if (line.t === "wait") this.place = line.place;
+      if (line.t === "node") {
+        this.node = line;
+        this.place = 0;
+        if (!this.best || line.wrong < this.best.wrong) this.best = line;
+      }
       if (line.t === "attempt") {
         this.tries.push({ h: [], l: [], levels: [], q: [] });
         this.view = this.tries.length - 1;
@@ -472,11 +477,89 @@ window.AIR = window.AIR || (() => {
   }
 
   function stop() {
+    const run = S.live;
     S.wires.solve.stop();
     S.live = null;
     busy(false);
     note("ex-message", "");
-    showVerdict(null, "Stopped.");
+    if (run && run.best) keepBest(run);
+    else showVerdict(null, "Stopped.");
+  }
+
+  // ---- solve: thinking on, a search by pins ---------------------------------------------------------------------------------
+
+  /* How often a model's answer is right, by the evaluation files that lie beside it. */
+  function odds(ck) {
+    if (ck.accuracy === null) return "How often this model is right was not measured.";
+    const searched = ck.searched === null ? "" : `, and ${percent(ck.searched)} when it thinks on`;
+    return `In a single pass this model solves ${percent(ck.accuracy)} of the puzzles that it was evaluated on${searched}.`;
+  }
+
+  const canThinkOn = (run) => !run.end.solved && !run.wanted.nodes && run.ck.task.kind === "sudoku" && run.end.solutions !== 0;
+
+  function thinkOn(before) {
+    if (running()) return;
+    const nodes = S.catalog.limits.nodes, run = new Run(before.ck, before.puzzle, { checkpoint: before.ck.key, nodes });
+    S.live = run;
+    busy(true);
+    document.querySelectorAll(".fig.moving").forEach((fig) => fig.classList.remove("moving"));
+    S.boards["live-l"].root.closest(".fig").classList.add("idle");
+    caption(S.boards["live-l"], "no scratchpad is shown while thinking on");
+    $("live-count").textContent = "Thinking on";
+    strip($("live-strip"), run.ck, 1, 0);
+    S.views.verdict.replaceChildren(h("div", {},
+      h("p", { class: "note", role: "status", "aria-live": "polite" }, "Thinking on: the model guesses a digit where it doubts most and solves again, the likeliest guesses first. The rules judge every answer."),
+      h("p", { class: "note", id: "air-nodes" }),
+      h("div", { class: "actions" }, h("button", { type: "button", id: "air-enough", onclick: stop }, "Stop and keep the best"))));
+    $("air-enough").focus({ preventScroll: true });
+    S.wires.solve.send({ puzzle: run.puzzle, settings: run.wanted }, (lines) => {
+      lines.forEach((line) => run.add(line));
+      if (S.live !== run) return;
+      if (run.node) showNode(run, run.node, nodes);
+      if (run.place) note("air-nodes", `${plural(run.place, "puzzle")} before the next guess…`);
+      if (run.error) {
+        busy(false);
+        showVerdict(null);
+        complain(run.error);
+      }
+      if (run.end) finishThinking(run);
+    });
+  }
+
+  /* An answer of a search on the board: its guesses ringed, what breaks a rule marked. */
+  function showAnswer(run, text, guesses) {
+    const board = S.boards["live-h"], wrong = board.faults(text).bad.size;
+    if (board.puzzle !== run.puzzle) board.setPuzzle(run.puzzle);
+    board.setText(text);
+    board.mark(true, guesses);
+    caption(board, plural(guesses.length, "guess", "guesses"), wrong ? `${plural(wrong, "cell")} break a rule` : "no rule broken");
+  }
+
+  const spent = (nodes, steps) => `${plural(nodes, "node")} · ${plural(steps, "ACT step")}`;
+
+  function showNode(run, node, most) {
+    showAnswer(run, node.answer, node.pins.map(([cell]) => cell));
+    $("live-count").textContent = `Thinking on · ${spent(node.n, node.act_steps)}`;
+    note("air-nodes", `${plural(node.n, "node")} of up to ${most}, ${plural(node.act_steps, "ACT step")}`);
+    strip($("live-strip"), run.ck, 1, node.n / most);
+  }
+
+  function finishThinking(run) {
+    busy(false);
+    const { end } = run, width = run.ck.task.width;
+    showAnswer(run, end.solution, end.pins.map((pin) => (pin.row - 1) * width + pin.column - 1));
+    $("live-count").textContent = spent(end.attempts, end.act_steps);
+    showVerdict(run);
+  }
+
+  /* After a stop: the best answer so far, as the end of a search that found none. */
+  function keepBest(run) {
+    const { best, node } = run, width = run.ck.task.width;
+    const pins = best.pins.map(([cell, digit]) => ({ row: Math.floor(cell / width) + 1, column: (cell % width) + 1, digit }));
+    const message = "Stopped: this is the best answer so far.";
+    const seconds = (performance.now() - run.started) / 1000;
+    run.end = { solved: best.wrong === 0, solution: best.answer, message, pins, attempts: node.n, act_steps: node.act_steps, seconds };
+    finishThinking(run);
   }
 
   // ---- solve: the live boards -------------------------------------------------------------------------------------------------
@@ -568,6 +651,7 @@ window.AIR = window.AIR || (() => {
         if (run.end) {
           S.liveShown = total;
           show(run, "live", total - 1, false);
+          if (!run.end.solved) S.boards["live-h"].mark(true);
           document.querySelectorAll(".fig.moving").forEach((fig) => fig.classList.remove("moving"));
         }
         painting = false;
@@ -588,25 +672,32 @@ window.AIR = window.AIR || (() => {
   }
 
   function verdictOf(run) {
-    const end = run.end, ok = end.solved;
+    const end = run.end, ok = end.solved, { pins } = end;
+    const wrong = ok || run.ck.task.kind !== "sudoku" ? 0 : S.boards["live-h"].faults(end.solution).bad.size;
+    const said = ok ? "The rules accept this answer." : capital(end.message) + (wrong ? ` ${plural(wrong, "cell")} break a rule.` : "");
+    const several = ok && end.solutions === "several" ? " It is one of several solutions." : "";
     const seconds = end.seconds < 0.1 ? "< 0.1 s" : `${end.seconds.toFixed(1)} s`;
     return h("div", { class: `verdict ${ok ? "ok" : "no"}`, role: "status", "aria-live": "polite" },
       h("span", { class: "mark", "aria-hidden": "true" }, ok ? "✓" : "✕"),
       h("div", {},
         h("strong", {}, ok ? "Solved" : "Not solved"),
-        h("p", {}, ok ? "The rules accept this answer." : capital(end.message))),
+        h("p", {}, said + several),
+        pins ? h("p", {}, pins.length ? `Guesses: ${pins.map((pin) => `${pin.digit} in row ${pin.row}, column ${pin.column}`).join("; ")}.` : "No guess led to it.") : null),
       h("dl", {},
-        h("div", {}, h("dt", {}, "Confidence"), h("dd", {}, percent(end.confidence)),
+        pins ? null : h("div", {}, h("dt", {}, "Confidence"), h("dd", {}, percent(end.confidence)),
           h("meter", { min: 0, max: 1, value: end.confidence, "aria-label": `Confidence ${percent(end.confidence)}` })),
         h("div", {}, h("dt", {}, "ACT steps"), h("dd", {}, String(end.act_steps))),
-        end.attempts > 1 ? h("div", {}, h("dt", {}, "Attempts"), h("dd", {}, String(end.attempts))) : null,
+        end.attempts > 1 || pins ? h("div", {}, h("dt", {}, pins ? "Nodes" : "Attempts"), h("dd", {}, String(end.attempts))) : null,
         h("div", {}, h("dt", {}, "Time"), h("dd", {}, seconds))));
   }
 
   function showVerdict(run, text = "") {
     S.views.verdict.replaceChildren(run
-      ? h("div", {}, verdictOf(run), h("div", { class: "actions" },
-        h("button", { type: "button", id: "air-explore", onclick: () => openTab("Explore") }, "Explore this run")))
+      ? h("div", {}, verdictOf(run),
+        run.end.solved || !run.ck.trained ? null : h("p", { class: "note" }, odds(run.ck)),
+        h("div", { class: "actions" },
+          canThinkOn(run) ? h("button", { type: "button", class: "primary", id: "air-think", onclick: () => thinkOn(run) }, "Think on") : null,
+          run.wanted.nodes ? null : h("button", { type: "button", id: "air-explore", onclick: () => openTab("Explore") }, "Explore this run")))
       : h("p", { class: "note", role: "status", "aria-live": "polite" }, text));
   }
 
