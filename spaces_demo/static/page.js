@@ -504,7 +504,7 @@ window.AIR = window.AIR || (() => {
     busy(true);
     document.querySelectorAll(".fig.moving").forEach((fig) => fig.classList.remove("moving"));
     S.boards["live-l"].root.closest(".fig").classList.add("idle");
-    caption(S.boards["live-l"], "no scratchpad is shown while thinking on");
+    caption(S.boards["live-l"], "as the single pass left it");
     $("live-count").textContent = "Thinking on";
     strip($("live-strip"), run.ck, 1, 0);
     S.views.verdict.replaceChildren(h("div", {},
