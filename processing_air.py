@@ -388,9 +388,9 @@ class SudokuTask(GridTask):
     def values_of(self, grids: Any, tensor: bool = False) -> str | None:
         grids = np.asarray(grids)
         if tensor:
-            whole = np.repeat(np.arange(1, self.height + 1), self.height)
-            fits = grids.size % self.seq_len == 0
-            return None if fits and (np.sort(grids.reshape(-1, self.seq_len)) == whole).all(-1).any() else "tokens"
+            whole, count = np.repeat(np.arange(1, self.height + 1), self.height), self.seq_len
+            fits = not grids.size % count and (np.sort(grids.reshape(-1, count)) == whole).all(-1).any()
+            return None if fits else "tokens"
         certain = grids.size and grids.dtype.kind in "iu" and grids.min() > PAD and grids.max() == self.height + 1
         return "tokens" if certain else None
 
@@ -749,6 +749,8 @@ class AirProcessor(ProcessorMixin):
     """
 
     attributes: list[str] = []
+    # transformers.Trainer asks every processor for the special tokens of its tokenizer.
+    tokenizer = BatchFeature(dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id")))
     _auto_class = "AutoProcessor"  # save_pretrained then copies this file and writes auto_map
 
     def __init__(self, task="sudoku", grid_height=None, grid_width=None, box_height=None, box_width=None,
@@ -789,10 +791,8 @@ class AirProcessor(ProcessorMixin):
         # By keyword only: transformers keeps defaults out of a processor's explicit arguments.
         return_tensors, check = kwargs.pop("return_tensors", "pt"), kwargs.pop("check", True)
         values = kwargs.pop("values", None)
-        if not isinstance(text, str) and not hasattr(text, "__len__"):
-            raise ValueError("AirProcessor takes puzzles as text: processor('53..7....…').")
-        if not isinstance(text, str) and len(text) == 0:
-            raise ValueError("AirProcessor got an empty list: pass at least one puzzle.")
+        if not hasattr(text, "__len__") or len(text) == 0 and not isinstance(text, str):
+            raise ValueError("AirProcessor takes one puzzle or more, as text: processor('53..7....…').")
         puzzles = [text] if is_one_grid(self.grid_task, text) else text
         tokens = encode_puzzles(self.grid_task, puzzles, False, values=values)
         if check:

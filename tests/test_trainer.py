@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_batch, tiny_model
 from transformers import Trainer, TrainingArguments, pipeline
 
-from air_model import AirModel
+from air_model import AirModel, AirProcessor
 from air_model.configuration_air import TRAVELLING_FILES
 
 PUZZLE = "1" + "." * 15
@@ -40,6 +40,14 @@ def test_it_trains_evaluates_and_predicts(trainer):
     logits, q_halt, q_continue = run.predict(run.eval_dataset).predictions
     assert logits.shape == (5, 16, 6) and q_halt.shape == q_continue.shape == (5,)
     assert np.isfinite(logits).all()
+
+
+def test_it_takes_the_processor_and_saves_it(trainer):
+    run = trainer(max_steps=1)
+    run.processing_class = AirProcessor.from_config(run.model.config)
+    run.train()
+    run.save_model()
+    assert AirProcessor.from_pretrained(run.args.output_dir).grid_task == run.processing_class.grid_task
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(trainer):
