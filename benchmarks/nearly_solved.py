@@ -1,0 +1,60 @@
+"""How many nearly solved grids a Sudoku model finishes in one pass, by every halting rule.
+
+    python benchmarks/nearly_solved.py --model checkpoints/air-sudoku-6x6 --data sudoku-6x6/test.csv
+    python benchmarks/nearly_solved.py --model checkpoints/air-sudoku-9x9 --data dev_1175.csv.gz --output results/nearly.json
+
+Each grid is the solution of a row of the data with 1 to 12 cells left open, drawn with a fixed seed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import _checkout  # noqa: E402,F401
+import numpy as np  # noqa: E402
+
+from air_model import load_model, solve_puzzles  # noqa: E402
+from air_model.datasets_builders.loading import load_puzzles  # noqa: E402
+from air_model.records import environment, read_json, write_json  # noqa: E402
+
+
+def nearly_solved(solutions: np.ndarray, blank: int, seed: int = 0) -> np.ndarray:
+    """Solutions (N, S) with 1 to 12 cells each blanked."""
+    rng = np.random.default_rng(seed)
+    open_cells = rng.random(solutions.shape).argsort(1).argsort(1) < rng.integers(1, 13, len(solutions))[:, None]
+    return np.where(open_cells, blank, solutions).astype(np.uint8)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True, help="as for scripts/evaluate.py")
+    parser.add_argument("--split", default="auto")
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--output", type=Path, help="JSON; results of other models in it are kept")
+    args = parser.parse_args(argv)
+    model = load_model(args.model)
+    puzzles = load_puzzles(args.data, args.split)
+    solutions = np.asarray(puzzles.labels)[: args.limit]
+    grids = nearly_solved(solutions, puzzles.task.blank_token)
+    found = {}
+    for halt in ("max", "q", "rules"):
+        answers = solve_puzzles(model, puzzles.task, grids, attempts=1, halt=halt, progress=True)
+        right = (answers.tokens == solutions).all(1)
+        found[halt] = {
+            "n": len(grids),
+            "exact_accuracy": float(right.mean()),
+            "valid_accuracy": float(answers.verdict.valid.mean()),
+            "mean_act_steps": float(answers.act_steps.mean()),
+        }
+        print(f"{args.model}, halt={halt}: {found[halt]}", flush=True)
+    if args.output:
+        known = read_json(args.output) if args.output.is_file() else {}
+        known[Path(args.model).name] = {"data": Path(args.data).name, "results": found, "hardware": environment(model.device, 1)}
+        write_json(args.output, known)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
