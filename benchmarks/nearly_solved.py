@@ -1,7 +1,7 @@
 """How many nearly solved grids a Sudoku model finishes in one pass, by every halting rule.
 
     python benchmarks/nearly_solved.py --model checkpoints/air-sudoku-6x6 --data sudoku-6x6/test.csv
-    python benchmarks/nearly_solved.py --model checkpoints/air-sudoku-9x9 --data dev_1175.csv.gz --output results/nearly.json
+    python benchmarks/nearly_solved.py --model checkpoints/NAME --data 6x6.csv --output results/nearly_solved.json
 
 Each grid is the solution of a row of the data with 1 to 12 cells left open, drawn with a fixed seed.
 """
@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 
 from air_model import load_model, solve_puzzles  # noqa: E402
 from air_model.datasets_builders.loading import load_puzzles  # noqa: E402
-from air_model.records import environment, read_json, write_json  # noqa: E402
+from air_model.records import command_line, environment, read_json, write_json  # noqa: E402
 
 
 def nearly_solved(solutions: np.ndarray, blank: int, seed: int = 0) -> np.ndarray:
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.model}, halt={halt}: {found[halt]}", flush=True)
     if args.output:
         known = read_json(args.output) if args.output.is_file() else {}
-        known[Path(args.model).name] = {"data": Path(args.data).name, "results": found, "hardware": environment(model.device, 1)}
+        setting = {"data": Path(args.data).name, "command": command_line()}
+        known[Path(args.model).name] = {**setting, "results": found, "environment": environment(model.device, 1)}
         write_json(args.output, known)
     return 0
 
