@@ -485,20 +485,20 @@ def test_the_gradient_of_a_token_is_no_sum_in_bfloat16():
 
 
 def test_compiled_blocks_keep_their_weights_while_they_solve():
-    # Not every torch notices another dtype behind `weight.data`: 2.11 ran the graph of the old one.
     inputs, _ = tiny_batch()
-    dtypes = {}
+    held = {}
     for compiled in (False, True):
         model = tiny_model()
         if compiled:
             model.stack.compile(backend="eager")
-        weight = model.stack.layers[0].mlp.down_proj.weight
+        linear = model.stack.layers[0].mlp.down_proj
 
-        def look(*_, weight=weight, compiled=compiled):
-            dtypes[compiled] = weight.dtype
+        def look(*_, linear=linear, compiled=compiled):
+            held[compiled] = None if linear.held is None else linear.held.dtype
+            assert linear.weight.dtype == torch.float32
 
         model.solve(inputs, max_act_steps=1, dtype=torch.bfloat16, hook=look)
-    assert dtypes == {False: torch.bfloat16, True: torch.float32}
+    assert held == {False: torch.bfloat16, True: None}
 
 
 def test_building_and_running_need_no_installed_package(tmp_path):

@@ -89,7 +89,7 @@ def test_the_travelling_files_import_only_each_other_and_what_transformers_bring
 
 # From the ground up: a room imports rooms below it, itself, and the travelling files; nothing imports scripts.
 ROOMS = ("travelling", "records", "optim_air", "metrics", "datasets_builders", "training",
-         "analysis", "publishing", "spaces_demo", "scripts")  # fmt: skip
+         "analysis", "spaces_demo", "publishing", "scripts")  # fmt: skip
 
 
 def room_of(path: str) -> str:
