@@ -47,8 +47,9 @@ def rounding(seed: int, size: float | None = None) -> Iterator[None]:
         handle.remove()
 
 
+@functools.cache
 def start() -> None:
-    """For the rest of this process, with the seed in AIR_ROUNDING_SEED."""
+    """Once, for the rest of this process, with the seed in AIR_ROUNDING_SEED."""
     running = contextlib.ExitStack()
     running.enter_context(rounding(int(os.environ["AIR_ROUNDING_SEED"])))
     atexit.register(running.close)  # and keeps it alive

@@ -21,7 +21,8 @@ class AfterTorch(importlib.abc.MetaPathFinder):
                 run(module)
                 import air_rounding
 
-                air_rounding.start()
+                if hasattr(air_rounding, "start"):  # else it is what imports torch, and conftest.py starts it
+                    air_rounding.start()
 
             spec.loader.exec_module = run_and_start
         return spec
