@@ -181,13 +181,13 @@ def solve_puzzles(
     size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
     for at in range(0, max(len(tokens), 1), size):
         rows = slice(at, at + size)
-        mine = (models, task, tokens[rows], None if ids is None else ids[rows])
+        mine = _Work(models, task, tokens[rows], None if ids is None else ids[rows])
         tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
         if by_pins:
             show = None if on_nodes is None else lambda i, nodes, at=at: on_nodes(at + i, nodes)
-            parts.append(_Search(*mine, attempts, show).run(hook, options, tell, interruptible))
+            parts.append(_Search(mine, attempts, show).run(hook, options, tell, interruptible))
         else:
-            parts.append(_Views(*mine, views, selection).run(noise, seed, hook, options, tell, interruptible))
+            parts.append(_Views(mine, views, selection).run(noise, seed, hook, options, tell, interruptible))
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
@@ -254,22 +254,24 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
     return views
 
 
-class _Views:
-    """Symmetric views of N puzzles that fit into memory at once: M models x K views of each, A = M * K."""
+class _Work(NamedTuple):
+    """Puzzles that fit into memory at once, tokens (N, S), and who attempts them."""
 
-    def __init__(
-        self,
-        models: list[AirModel],
-        task: GridTask,
-        puzzles: np.ndarray,
-        puzzle_ids: Tensor | None,
-        views: Symmetry,
-        selection: str,
-    ) -> None:
-        self.models, self.task, self.puzzles, self.selection = models, task, puzzles, selection
+    models: list[AirModel]
+    task: GridTask
+    puzzles: np.ndarray
+    puzzle_ids: Tensor | None
+
+
+class _Views:
+    """Symmetric views of N puzzles: M models x K views of each, A = M * K."""
+
+    def __init__(self, work: _Work, views: Symmetry, selection: str) -> None:
+        self.models, self.task, puzzles, puzzle_ids = work
+        self.puzzles, self.selection = puzzles, selection
         self.views, self.back = views, views.inverse()
         self.n, self.k = len(puzzles), len(views.cells)
-        total = len(models) * self.k
+        total = len(self.models) * self.k
         self.puzzle_ids = None if puzzle_ids is None else puzzle_ids.repeat(self.k)
         self.answers = np.tile(puzzles, (total, 1, 1))
         self.q = np.full((total, self.n), -np.inf, np.float32)
@@ -480,16 +482,9 @@ class _Tree:
 class _Search:
     """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
 
-    def __init__(
-        self,
-        models: list[AirModel],
-        task: GridTask,
-        puzzles: np.ndarray,
-        puzzle_ids: Tensor | None,
-        attempts: int,
-        on_nodes: Callable[[int, list[Node]], None] | None = None,
-    ) -> None:
-        self.models, self.task, self.puzzles, self.puzzle_ids = models, task, puzzles, puzzle_ids
+    def __init__(self, work: _Work, attempts: int, on_nodes: Callable[[int, list[Node]], None] | None = None) -> None:
+        self.models, self.task, self.puzzles, self.puzzle_ids = work
+        puzzles = work.puzzles
         self.on_nodes, n, self.most = on_nodes, len(puzzles), attempts
         self.tokens, self.q = puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view = (np.zeros(n, np.int64) for _ in range(3))

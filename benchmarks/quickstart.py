@@ -3,7 +3,7 @@
     python benchmarks/quickstart.py                                     # all of PROCESSORS, seeds 0 to 2: 9 runs
     python benchmarks/quickstart.py --processors avx2 --seeds 3,4       # adds these runs to the table
     OMP_NUM_THREADS=2 python benchmarks/quickstart.py --processors default --seeds 0
-    python benchmarks/quickstart.py --output /tmp/try.json max_steps=500  # other values of the recipe
+    python benchmarks/quickstart.py --output try.json max_steps=500  # other values of the recipe
 
 Each run trains from the start and judges the 500 held-out puzzles at 16 ACT steps, as scripts/quickstart.py does, in a
 process of its own. Its seconds are those of the processor (user and system, evaluation included), which a busy machine

@@ -153,8 +153,8 @@ class Bench:
         return rows
 
     def exported(self) -> list[dict[str, Any]]:
-        """One puzzle by scripts/export.py's graphs in ONNX Runtime."""
-        from air_model.scripts.export import export_int8, export_onnx, onnx_step, solve_with
+        """One puzzle by publishing/export.py's graphs in ONNX Runtime."""
+        from air_model.publishing.export import export_int8, export_onnx, onnx_step, solve_with
 
         rows, ids, steps = [], self.ids[:1].numpy(), self.config.halt_max_steps
         model = self.model.float().cpu().requires_grad_(False)

@@ -8,7 +8,8 @@ import torch
 from conftest import tiny_model
 
 from air_model import save_release
-from air_model.scripts import export
+from air_model.publishing import export
+from air_model.scripts.export import main as export_main
 
 
 def test_one_step_is_forward():
@@ -60,7 +61,7 @@ def test_onnx_solves_as_the_model_does_and_int8_nearly(tmp_path):
     model = tiny_model()
     save_release(model, tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--output-dir", str(tmp_path / "out"), "--format", "onnx", "int8"]
-    assert export.main([*words, "--check", "1...2...3...4..."]) == 0
+    assert export_main([*words, "--check", "1...2...3...4..."]) == 0
     report = json.loads((tmp_path / "out" / "export.json").read_text())
     exact = report["files"]["model.onnx"]
     assert max(exact["largest_difference"].values()) < 1e-4 and exact["answer"] == report["model_answer"]
