@@ -30,7 +30,7 @@ from transformers.utils import logging
 from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
-from .solving_air import AirUpdate, Hook, bf16_is_fast, chain
+from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
@@ -38,6 +38,9 @@ AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where t
 # A search spends half of the ACT steps with these two, for as many solved (results/search.md): a refused answer that
 # has not changed for a step is over, and the nodes after the first run a share of the steps.
 STILL, SHARE = 1, 0.5
+# Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model
+# believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
+RESTART = 64
 LEAST_BELIEF = 1e-6
 BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
@@ -389,9 +392,10 @@ class _Views:
 class Node:
     """A node of a search by pins. A tree is a list of them in the order of judging; its first is the puzzle as given.
 
-    parent: place in the tree, -1 at the root. cell, token: the pin that it adds to those of its parent (-1 and 0 at
-    the root). cost: the sum of -log belief along its pins, by which the queue is ordered. accepted: what the rules say
-    of `answer` (S,) uint8, in which clues are kept. act_steps: computed for it. q_halt_logit: of its answer.
+    parent: place in the tree, -1 at a root; further roots begin anew. cell, token: the pin that it adds to those of
+    its parent (-1 and 0 at a root). cost: the sum of -log belief along its pins, by which the queue is ordered.
+    accepted: what the rules say of `answer` (S,) uint8, in which clues are kept. act_steps: computed for it.
+    q_halt_logit: of its answer. view: the symmetric view in which the model saw it; all else is in the puzzle's own.
     """
 
     parent: int
@@ -402,12 +406,13 @@ class Node:
     act_steps: int
     q_halt_logit: float
     answer: np.ndarray
+    view: int = 0
 
 
 def pins_of(tree: list[Node], at: int) -> list[tuple[int, int]]:
     """(cell, token) of each pin of a node, in the order of guessing."""
     found = []
-    while at > 0:
+    while tree[at].parent >= 0:
         found.append((tree[at].cell, tree[at].token))
         at = tree[at].parent
     return found[::-1]
@@ -444,17 +449,24 @@ class _Tree:
 
     def __init__(self, puzzle: np.ndarray, most: int) -> None:
         self.puzzle, self.most = puzzle, most
-        self.queue = [_Candidate(0.0, 0, -1, -1, 0)]
-        self.made, self.over = 1, False
+        self.queue: list[_Candidate] = []
+        self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
         self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
         self.came: dict[int, _Result | None] = {}  # by order of making; None while it is being computed
         self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from the puzzle as given, in the next view."""
+        self.queue = [_Candidate(0.0, self.made, -1, -1, 0)]
+        self.made, self.view = self.made + 1, self.view + 1
 
     def grid(self, node: _Candidate) -> np.ndarray:
-        grid = self.grids[node.parent].copy() if node.order else self.puzzle.copy()
-        if node.order:
-            grid[node.cell] = node.token
+        if node.parent < 0:
+            return self.puzzle
+        grid = self.grids[node.parent].copy()
+        grid[node.cell] = node.token
         return grid
 
     def wanted(self, ahead: int = 0) -> list[_Candidate]:
@@ -469,7 +481,8 @@ class _Tree:
             node = heapq.heappop(self.queue)
             result, at = self.came.pop(node.order), len(self.nodes)
             self.grids.append(self.grid(node))
-            self.nodes.append(Node(*node[2:], node.cost, result.accepted, result.act_steps, result.q, result.answer))
+            found = (result.accepted, result.act_steps, result.q, result.answer, self.view)
+            self.nodes.append(Node(*node[2:], node.cost, *found))
             mark = (not result.accepted, result.faults, -result.q, at)
             self.best = min(self.best or (mark, at), (mark, at))
             for token, cost in enumerate(result.costs if result.cell >= 0 else (), start=2):
@@ -477,6 +490,8 @@ class _Tree:
                 heapq.heappush(self.queue, child)
                 self.made += 1
             self.over = result.accepted or len(self.nodes) == self.most or not self.queue
+            if not self.over and len(self.nodes) % RESTART == 0:
+                self.begin()
 
 
 class _Search:
@@ -493,6 +508,8 @@ class _Search:
         self.accepted = np.zeros(n, bool)
         self.kept: list[list[Node]] = [[] for _ in range(n)]
         self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
+        self.views = symmetric_views(work.task, math.ceil(attempts / RESTART))
+        self.back = self.views.inverse()
         self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
 
     def run(
@@ -540,9 +557,9 @@ class _Search:
         self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
         self.ids = None if self.puzzle_ids is None else torch.zeros_like(self.puzzle_ids[:1]).repeat(slots)
         self.ids = None if self.ids is None else self.ids.to(model.device)
-        self.owner, self.order, self.still, self.ran = np.zeros((4, slots), np.int64)
+        self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
         self.last = np.zeros((slots, size), np.uint8)
-        self.limit = math.ceil(SHARE * (options["max_act_steps"] or model.config.halt_max_steps))
+        self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
         self.free = list(range(slots))[::-1]
         plain = {"progress": False, "return_rollout": False}
         if options["halt"] == "rules":
@@ -576,10 +593,12 @@ class _Search:
             row, tree = self.free.pop(), self.trees[i]
             grid = tree.grid(node)
             tree.came[node.order] = None
-            self.inputs[row] = torch.from_numpy(grid).to(self.inputs.device)
+            turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
+            self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
             if self.ids is not None:
                 self.ids[row] = self.puzzle_ids[i]
-            self.owner[row], self.order[row], self.last[row] = i, node.order, 0
+            self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
+            self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
             self.still[row] = self.ran[row] = 0
             filled.append(row)
 
@@ -597,8 +616,13 @@ class _Search:
                 place(i, node)
         return torch.tensor(filled, dtype=torch.long)
 
+    def _home(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
+        """What slots `at` hold or answer (R, S), in the orientation of their puzzles."""
+        back = Symmetry(self.back.cells[self.turned[at]], self.back.tokens[self.turned[at]])
+        return back.apply(grids.cpu().numpy().astype(np.uint8))
+
     def _clamped(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
-        return keep_givens(self.task, self.puzzles[self.owner[at]], predictions.cpu().numpy().astype(np.uint8))
+        return keep_givens(self.task, self.puzzles[self.owner[at]], self._home(at, predictions))
 
     def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
         """A node ends where the rules accept its answer, and where it will not change any more."""
@@ -607,7 +631,7 @@ class _Search:
         same = (answers == self.last[at]).all(-1)
         self.still[at] = np.where(same, self.still[at] + 1, 0)
         self.last[at], self.ran[at] = answers, self.ran[at] + 1
-        spent = (self.order[at] > 0) & (self.ran[at] >= self.limit)
+        spent = self.ran[at] >= self.most_steps[at]
         gone = np.array([i not in self.trees for i in self.owner[at]])
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
         return torch.from_numpy(valid | gone | spent | (self.still[at] >= STILL))
@@ -617,7 +641,7 @@ class _Search:
         owner, answers = self.owner[at], self._clamped(at, predictions)
         valid = self.task.verdicts(self.puzzles[owner], answers).valid
         faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
-        cells, costs = _split(self.task, self.inputs[rows], logits, self.config.loss_type)
+        cells, costs = _split(self.task, self._home(at, self.inputs[rows]), self._beliefs(at, logits))
         for row, i, *found in zip(at, owner, answers, valid, steps, q, faults, cells, costs):
             if i in self.trees:
                 answer, accepted, used, logit, wrong, cell, cost = found
@@ -643,6 +667,12 @@ class _Search:
                 done.append(i)
         self._tell(np.array(done, np.int64))
         return self._fill()
+
+    def _beliefs(self, at: np.ndarray, logits: Tensor) -> np.ndarray:
+        """`beliefs_of` the logits of slots `at`, in the orientation of their puzzles."""
+        cells, tokens = self.back.cells[self.turned[at]], self.views.tokens[self.turned[at]].astype(np.int64)
+        found = np.take_along_axis(beliefs_of(logits, self.config.loss_type), cells[:, :, None], axis=1)
+        return np.take_along_axis(found, tokens[:, None, 2:] - 2, axis=2)
 
     def _take(self, i: int, tree: _Tree) -> None:
         """A search is over, or broken off: keep the best answer that any model gave."""
@@ -687,12 +717,14 @@ class _Search:
             mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
             if not len(mine):
                 continue
-            grids, steps = self.puzzles[mine].copy(), np.zeros(len(mine), np.int64)
+            nodes = [self.kept[i][self.view[i] % self.most] for i in mine]
+            turned = np.array([node.view for node in nodes])
+            grids, left = self.puzzles[mine].copy(), torch.tensor([node.act_steps for node in nodes])
             for row, i in enumerate(mine):
-                steps[row] = self.kept[i][self.view[i] % self.most].act_steps
                 for cell, token in self.pins[i]:
                     grids[row, cell] = token
-            left = torch.from_numpy(steps)
+            grids = Symmetry(self.views.cells[turned], self.views.tokens[turned]).apply(grids)
+            back = Symmetry(self.back.cells[turned], self.back.tokens[turned])
 
             def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
                 left[rows.cpu()] -= 1
@@ -702,22 +734,26 @@ class _Search:
             again = options | {"progress": False, "halt": enough}
             solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
             for states, name in ((z_h, "z_h"), (z_l, "z_l")):
-                decoded = getattr(solution.rollout, name).cpu().numpy()
+                decoded = back.apply(getattr(solution.rollout, name).cpu().numpy().swapaxes(0, 1)).swapaxes(0, 1)
                 states[mine] = keep_givens(self.task, self.puzzles[mine, None], decoded)
         self.rollout = (z_h, z_l, updates)
 
 
-def _split(task: GridTask, grids: Tensor, logits: Tensor, loss_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
-
-    grids (R, S): the pinned puzzles; logits (R, S, V). The cell is -1 where none is open.
-    """
+def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
+    """Probabilities of the digits, (R, S, V) -> (R, S, n), by the loss that the model was trained with."""
     logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else logits.double().log_softmax(-1)
     beliefs = logs[..., 2:].exp().cpu().numpy()
-    beliefs /= beliefs.sum(-1, keepdims=True)
+    return beliefs / beliefs.sum(-1, keepdims=True)
+
+
+def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
+
+    grids (R, S): the pinned puzzles; beliefs (R, S, n). The cell is -1 where none is open.
+    """
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
     even = two[..., 0] - (1 - two.sum(-1))
-    open_cells = grids.cpu().numpy() == task.blank_token
+    open_cells = grids == task.blank_token
     cells = np.where(open_cells, even, -np.inf).argmax(-1)
     costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
     return np.where(open_cells.any(-1), cells, -1), costs
@@ -784,21 +820,6 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
         return z_h + strength * bell[:, 0], z_l + strength * bell[:, 1]
 
     return disturb
-
-
-def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normals (B, *shape), float32, each row a function of its key (B,) int64 alone, on any device."""
-    count = math.prod(shape)
-    x = (
-        keys.unsqueeze(1) * -7046029254386353131
-        + torch.arange(1, 2 * count + 1, device=keys.device) * 2862933555777941757
-    )
-    # splitmix64's mixing steps; int64 products wrap, and the masks make the shifts logical.
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    uniform = (((x >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
-    a, b = uniform.view(len(keys), 2, count).unbind(1)
-    return ((-2 * a.log()).sqrt() * (2 * math.pi * b).cos()).view(len(keys), *shape)
 
 
 def _joined(parts: list[Answers]) -> Answers:

@@ -419,6 +419,21 @@ def freezer(model: nn.Module, freeze: str | None) -> Hook | None:
     return hold
 
 
+def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals (B, *shape), float32, each row a function of its key (B,) int64 alone, on any device."""
+    count = math.prod(shape)
+    x = (
+        keys.unsqueeze(1) * -7046029254386353131
+        + torch.arange(1, 2 * count + 1, device=keys.device) * 2862933555777941757
+    )
+    # splitmix64's mixing steps; int64 products wrap, and the masks make the shifts logical.
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    uniform = (((x >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    a, b = uniform.view(len(keys), 2, count).unbind(1)
+    return ((-2 * a.log()).sqrt() * (2 * math.pi * b).cos()).view(len(keys), *shape)
+
+
 class Recorder:
     """A hook that decodes both states after every update into (B, U, S) int8."""
 

@@ -48,7 +48,7 @@ def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Pa
     ax = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     for k, node in enumerate(tree):
         colour = ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED
-        if k:
+        if node.parent >= 0:
             ends = [x[node.parent], x[k]], [-depth[node.parent], -depth[k]]
             ax.plot(*ends, color=colour, lw=2.4 if k in way else 0.9, zorder=1)
             row, column = divmod(node.cell, task.width)
@@ -69,10 +69,12 @@ def _places(tree: list[Node]) -> tuple[list[float], list[int]]:
     """Column and depth of each node: leaves side by side, parents in the middle of their children."""
     children: list[list[int]] = [[] for _ in tree]
     depth = [0] * len(tree)
-    for k, node in enumerate(tree[1:], start=1):
-        children[node.parent].append(k)
-        depth[k] = depth[node.parent] + 1
-    x, leaves, stack = [0.0] * len(tree), 0, [(0, False)]
+    for k, node in enumerate(tree):
+        if node.parent >= 0:
+            children[node.parent].append(k)
+            depth[k] = depth[node.parent] + 1
+    roots = [k for k, node in enumerate(tree) if node.parent < 0]
+    x, leaves, stack = [0.0] * len(tree), 0, [(k, False) for k in reversed(roots)]
     while stack:
         k, seen = stack.pop()
         if not children[k]:

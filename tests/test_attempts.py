@@ -8,8 +8,16 @@ from conftest import tiny_config, tiny_model
 from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, solve_puzzles
-from air_model.attempts_air import _split, default_attempts, keep_givens
-from air_model.processing_air import GridTask, MazeTask, SudokuTask
+from air_model.attempts_air import (
+    RESTART,
+    _split,
+    beliefs_of,
+    default_attempts,
+    keep_givens,
+    pins_of,
+    symmetric_views,
+)
+from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 
 
 class Believer:
@@ -94,10 +102,10 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     grids = torch.full((1, 16), TASK.blank_token, dtype=torch.uint8)
     grids[0, 7] = 2
     logits = beliefs.log() if loss_type.startswith("softmax") else 1 - 1 / beliefs
-    cells, costs = _split(TASK, grids, logits, loss_type)
+    cells, costs = _split(TASK, grids.numpy(), beliefs_of(logits, loss_type))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
     assert cells.tolist() == [3] and np.allclose(costs[0], -np.log(shares), atol=1e-3)
-    assert _split(TASK, torch.full_like(grids, 2), logits, loss_type)[0].tolist() == [-1]
+    assert _split(TASK, np.full_like(grids, 2), beliefs_of(logits, loss_type))[0].tolist() == [-1]
 
 
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
@@ -250,3 +258,20 @@ def test_a_search_tree_is_drawn_and_told(tmp_path):
     x, depth = _places(answers.trees[0])
     assert len({*zip(x, depth)}) == 6 and depth[0] == 0, "no two nodes in one place"
     assert draw_search(TASK, answers.trees[0], tmp_path / "tree.png").stat().st_size > 5000
+
+
+def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
+    model, puzzle = tiny_model(), TASK.as_tokens("1" + "." * 15)
+    answers = solve_puzzles(
+        model, None, puzzle[None], attempts=RESTART + 3, halt="max", max_act_steps=1, return_rollout=True
+    )
+    tree = answers.trees[0]
+    assert [k for k, node in enumerate(tree) if node.parent < 0] == [0, RESTART]
+    node, views = tree[-1], symmetric_views(TASK, 2)
+    view = Symmetry(views.cells[node.view], views.tokens[node.view])
+    grid = puzzle.copy()
+    for cell, token in pins_of(tree, len(tree) - 1):
+        grid[cell] = token
+    seen = model.solve(torch.from_numpy(view.apply(grid))[None], max_act_steps=1).predictions[0].numpy()
+    assert node.view == 1 and np.array_equal(node.answer, keep_givens(TASK, puzzle, view.inverse().apply(seen)))
+    assert np.array_equal(answers.rollout[0][0, -1], answers.tokens[0])
