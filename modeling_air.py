@@ -234,6 +234,16 @@ class AirRelations(AirTables):
         heads = F.pad(heads, (extra, 0, extra, 0), value=True)[None]
         return {"bias": torch.zeros(heads.shape, dtype=torch.float32, device="cpu").masked_fill(~heads, -torch.inf)}
 
+    cast: Tensor | None = None  # the bias in the states' precision: at 901 positions a cast costs as much as attention
+
+    def bias_in(self, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling() or self.bias.dtype == dtype:
+            return self.bias.to(dtype)
+        if self.cast is None or (self.cast.dtype, self.cast.device) != (dtype, self.bias.device):
+            with torch.inference_mode(False):  # what is made inside could not serve a backward pass later
+                self.cast = self.bias.to(dtype)
+        return self.cast
+
 
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
@@ -494,7 +504,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
             h = torch.cat([token.expand(h.shape[0], 1, -1), h], dim=1)  # (B, 1 + T, D)
         stack = self.stack if config.shared_block else self.l_stack if is_l else self.h_stack
         cos, sin = (None, None) if self.rotary is None else (self.rotary.cos, self.rotary.sin)
-        h = stack(h, cos, sin, None if self.relations is None else self.relations.bias.to(h.dtype))
+        h = stack(h, cos, sin, None if self.relations is None else self.relations.bias_in(h.dtype))
         return h[:, 1:] if config.level_token == "prepend_strip" else h
 
     def recur(

@@ -331,6 +331,16 @@ def test_a_saved_model_has_its_head_relations_again(tmp_path):
     assert torch.equal(loaded.bfloat16().seen_by_heads, model.seen_by_heads)
 
 
+def test_a_bias_cast_during_inference_serves_training_and_moves_with_the_model():
+    model = tiny_model(head_relations=["row", "all"])
+    with torch.inference_mode():
+        model(tiny_batch()[0], dtype=torch.bfloat16)
+    copied = copy.deepcopy(model)
+    copied(tiny_batch()[0], labels=tiny_batch()[1], dtype=torch.bfloat16).loss.backward()
+    assert "relations.cast" not in copied.state_dict()
+    assert copied.to("meta").relations.bias_in(torch.bfloat16).device.type == "meta"
+
+
 def test_an_attention_that_cannot_hide_cells_is_refused():
     model = tiny_model(head_relations=["row"], hidden_size=32)
     model.config._attn_implementation = "flex_attention"
