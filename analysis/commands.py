@@ -1,8 +1,9 @@
 """What `scripts/analyze.py` does: load models and puzzles, run one study per model, write results, tables and figures.
 
 Under the output folder: `analysis.json` (in the shape of the golden files: task, variant, puzzles, and one entry per
-study), tables in Markdown, figures, parquet tables on request, and `cache/` (finished chunks; a killed run goes on).
-With several models, each has its own folder, and the top one holds what is said about them together.
+study), tables in Markdown, figures, parquet tables on request, and `cache/` (finished chunks; a killed run goes on). A
+report also leaves `summary.json`: its numbers without puzzles, small enough to keep. With several models, each has its
+own folder, and the top one holds what is said about them together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from air_model.analysis import attention, figures, freeze, geometry, plots, report, rollout
+from air_model.analysis import attention, figures, findings, freeze, geometry, plots, report, rollout
 from air_model.analysis.common import (
     Study,
     markdown_table,
@@ -434,6 +435,11 @@ def analyze(command: str, options: Options) -> Path:
         sections = {one: STUDIES[one](study, options, out) for one in commands}
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
+        if command == "report":
+            size = sum(p.numel() for p in study.model.parameters())
+            about = findings.describe(study.config, Path(model).name, size)
+            whole = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+            write_json(out / "summary.json", findings.summarize(whole, about))
     if len(names) > 1 and command in ("freeze", "report"):
         together(options, names, study.task)
     if command == "report":

@@ -1,6 +1,6 @@
-"""Write every table of README.md and results/TABLES.md, published values beside ours, and draw bar charts.
+"""Write every table and sentence of README.md, docs/findings.md and results/TABLES.md, and draw their figures.
 
-    python scripts/make_tables.py                          # README.md, results/TABLES.md and results/figures/*.png
+    python scripts/make_tables.py                          # those, results/findings.json and results/figures/*.png
     python scripts/make_tables.py --check                  # write nothing; exit 1 where a table is out of date
     python scripts/make_tables.py --runs my/runs.jsonl --file my_report.md
 
@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.analysis import tables
+from air_model.analysis import findings, tables
 from air_model.records import write_text
 
 RESULTS = tables.ROOT / "results"
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--published", type=Path, default=RESULTS / "published.json")
     add("--systems", type=Path, default=RESULTS / "published_systems.json", help="public systems of the leaderboard")
     add("--checkpoints", type=Path, default=tables.ROOT / "checkpoints", help="folder of trained models")
-    add("--file", type=Path, action="append", help="a file with markers; default: README.md")
+    add("--file", type=Path, action="append", help="a file with markers; default: README.md, docs/findings.md")
     add("--tables", type=Path, default=RESULTS / "TABLES.md", help="all tables in one file")
     add("--figures", type=Path, default=RESULTS / "figures", help="folder of the bar charts")
     add("--no-figures", action="store_true")
@@ -49,10 +49,13 @@ def main(argv: list[str] | None = None) -> int:
         runs = tables.read_runs(args.runs or RESULTS / "runs.jsonl")
         published, systems = (json.loads(path.read_text()) for path in (args.published, args.systems))
         made = tables.all_tables(runs, published, systems, args.checkpoints)
-        files = args.file or [tables.ROOT / "README.md"]
-        texts = {name: text for name, (_, text) in made.items()}
+        files = args.file or [tables.ROOT / "README.md", tables.ROOT / "docs" / "findings.md"]
+        texts = {name: text for name, (_, text) in made.items()} | findings.tables(RESULTS, published)
         wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
         wanted[args.tables] = tables.page(made, published, args.tables)
+        if not args.file:
+            told = findings.for_the_space(RESULTS, published)
+            wanted[RESULTS / "findings.json"] = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path} is out of date: run python scripts/make_tables.py")
         return 1 if stale else 0
     written = [write_text(path, wanted[path]) for path in stale]
-    written += [] if args.no_figures else tables.bar_charts(runs, published, args.figures)
+    if not args.no_figures:
+        written += tables.bar_charts(runs, published, args.figures)
+        written += [] if args.file else findings.draw(RESULTS, published, args.figures)
     for path in written:
         print(f"wrote {path}")
     return 0

@@ -6,6 +6,8 @@
     python scripts/run_grid.py --suite operator --task sudoku --mini               # small, on a CPU, minutes
     python scripts/run_grid.py --recipe sudoku_6x6 --grid variant=Lx_H,HRM --grid lr=1e-3,3e-3 --seeds 0,1
     python scripts/run_grid.py --suite injection --task sudoku --dry-run                # only print the commands
+    python scripts/run_grid.py --suite small --seeds 0-4 --launcher here data=DIR       # their tables on one CPU core
+    python scripts/run_grid.py --suite ladder --seeds 0-2 --launcher here data=DIR      # from there to our recipes
 
 Run the same command again to go on with a half-done grid: finished runs are kept, others resume from their newest
 checkpoint. A failed run is tried again (--retries); one that another process still trains is waited for. Each run is a
@@ -23,23 +25,40 @@ from typing import Any
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.training.sweep import RECIPES, SUITES, Local, Slurm, append_reports, make_runs, run_grid
+from air_model.training.sweep import (
+    RECIPES,
+    SMALL_SUITES,
+    SUITES,
+    Here,
+    Local,
+    Slurm,
+    append_reports,
+    make_runs,
+    run_grid,
+    write_curves,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=sorted(SUITES), help="a published sweep over variants")
+    parser.add_argument("--suite", choices=[*SUITES, *SMALL_SUITES], help="a published sweep over variants")
     parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="one axis of your own grid")
     parser.add_argument("--task", choices=sorted(RECIPES), help="chooses the published recipe")
     parser.add_argument("--recipe", help="another recipe")
     parser.add_argument("--seeds", default="0", help="0-4, or 0,1,5")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs/")
-    parser.add_argument("--launcher", choices=["local", "slurm"], default="local")
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "here", "slurm"],
+        default="local",
+        help="processes of this machine, one after another in this process (for runs of seconds), or jobs",
+    )
     parser.add_argument("--mini", action="store_true", help="small model, small generated puzzles: minutes on a CPU")
     parser.add_argument("--gpus-per-run", type=int, default=1, help="processes (and GPUs) of one run")
     parser.add_argument("--parallel", type=int, help="runs at a time on a machine without GPUs, default 1")
     parser.add_argument("--retries", type=int, default=1, help="how often a failed run is tried again")
     parser.add_argument("--append-runs", type=Path, metavar="FILE.jsonl", help="append every finished run's run.json")
+    parser.add_argument("--curves", type=Path, metavar="FILE.jsonl", help="write every finished run's evaluations")
     parser.add_argument("--partition", help="of Slurm")
     parser.add_argument("--hours", type=int, default=24, help="Slurm's time limit of a job; it resumes in a new one")
     parser.add_argument("--cpus-per-run", type=int, default=4, help="of a Slurm job")
@@ -55,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.launcher == "slurm":
             launcher: Any = Slurm(arguments, runs[0].folder.parent)
+        elif arguments.launcher == "here":
+            launcher = Here()
         else:
             launcher = Local(arguments.gpus_per_run, arguments.parallel)
         before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both save and stop
@@ -66,7 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        if arguments.curves:
+            write_curves(runs, arguments.curves)
         return 130
+    if arguments.curves:
+        print(f"{write_curves(runs, arguments.curves)} runs in {arguments.curves}")
     if arguments.append_runs:
         print(f"{append_reports(runs, arguments.append_runs)} runs appended to {arguments.append_runs}")
     failed = [name for name, state in states.items() if state == "failed"]

@@ -61,6 +61,23 @@ def test_the_suites_are_the_published_ones():
     assert all(variant in VARIANTS for variants in grid.SUITES.values() for variant in variants)
 
 
+def test_the_ladder_has_every_variant_on_every_rung_and_the_small_table_twelve(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, suite="ladder", task=None, seeds="0"))
+    assert len(runs) == 35 == len({run.folder for run in runs}) and {run.recipe for run in runs} == {"published_small"}
+    assert runs[5].rung == "rope2d" and "position_embedding=rope2d" in runs[5].command()
+    assert len(grid.make_runs(arguments(tmp_path, suite="small", task=None, seeds="0"))) == 12
+
+
+def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
+    command = ["--grid", "variant=Lx_H,Lx_Hx", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path)]
+    curves = tmp_path / "curves.jsonl"
+    command += ["--launcher", "here", "--curves", str(curves), "max_steps=2", "eval_every=1"]
+    assert main(command) == 0
+    rows = [json.loads(line) for line in curves.read_text().splitlines()]
+    assert [row["variant"] for row in rows] == ["Lx_H", "Lx_Hx"] and set(rows[0]["exact"]) == {"1", "2"}
+    assert "2 runs in" in capsys.readouterr().out
+
+
 def test_seeds_are_read_as_ranges_and_lists():
     assert grid.parse_seeds("0-4") == [0, 1, 2, 3, 4] and grid.parse_seeds("7,0-1") == [7, 0, 1]
     with pytest.raises(ValueError, match="0-4"):

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.records import append_runs_to, read_run
+from air_model.records import append_runs_to, read_run, write_text
 from air_model.training.launch import TAKEN, is_taken
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences
@@ -30,9 +31,34 @@ SUITES = {
     "level-token": ["L2x_H2x", "L2x_H2x_add", "L2x_H2x_prepend", "L2x_H2x_prepend_no_strip"],
     "operator": ["Lx_H", "minus_x", "gx_linear", "gx_nonlinear", "had_prod"],
 }
-
-
+# The same tables at a size for one CPU core, and the ladder from their arithmetic to that of our small recipes.
+SMALL_SUITES = {
+    "small": [*SUITES["injection"], *SUITES["level-token"][1:], "HRM"],
+    "ladder": ["Lx_H", "Lx_Hx", "L_Hx", "L2x_H2x", "L2x_H2x_prepend"],
+}
+SMALL_RECIPE = "published_small"
+RUNGS: dict[str, dict[str, Any]] = {  # each is the one before with one thing changed
+    "published": {},
+    "rope2d": {"position_embedding": "rope2d", "cell_embedding": True, "max_steps": 400, "eval_every": 100},
+    "relations": {"head_relations": ["row", "column", "box", "all"]},
+    "muon": {"optimizer": "muon_adamw", "lr": 5e-3, "weight_decay": 0.0},
+    "qk_norm": {"qk_norm": True},
+    "one_forward": {"q_continue": False},
+    "all_gradients": {"gradient_scope": "all"},
+}
 RECIPES = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}
+
+
+def rung_values(name: str) -> dict[str, Any]:
+    """What a rung of the ladder changes, with all rungs below it."""
+    if name not in RUNGS:
+        raise ValueError(f"Unknown rung {name!r}. Known, from the lowest: {', '.join(RUNGS)}.")
+    values: dict[str, Any] = {}
+    for rung, changes in RUNGS.items():
+        values |= changes
+        if rung == name:
+            break
+    return values
 
 
 @dataclass
@@ -44,6 +70,7 @@ class Run:
     recipe: str
     overrides: dict[str, Any]
     processes: int = 1
+    rung: str = ""
     attempts: int = 0
     begun_at: int = 0  # steps done when its newest process started
     not_before: float = 0.0  # time.monotonic() until which it is left alone
@@ -136,7 +163,8 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
     axes: dict[str, list[str]] = {}
     if arguments.suite:
-        axes["variant"] = SUITES[arguments.suite]
+        axes |= {"rung": list(RUNGS)} if arguments.suite == "ladder" else {}
+        axes["variant"] = {**SUITES, **SMALL_SUITES}[arguments.suite]
     for text in arguments.grid:
         key, _, values = text.partition("=")
         if not values:
@@ -147,7 +175,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     for name in axes.get("variant", []):
         if name not in VARIANTS:
             raise ValueError(f"Unknown variant {name!r}. Known: {', '.join(VARIANTS)}.")
-    recipe = arguments.recipe or RECIPES.get(arguments.task)
+    recipe = arguments.recipe or (SMALL_RECIPE if arguments.suite in SMALL_SUITES else RECIPES.get(arguments.task))
     if recipe is None:
         raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
     common = dict(text.partition("=")[::2] for text in arguments.overrides)
@@ -162,7 +190,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         if not getattr(arguments, "dry_run", False):
             miniature_data(arguments.task or "sudoku", base / "data")
         common = {"easier_share": 0.0, **small, "data": str(base / "data"), **common}
-    elif arguments.suite:
+    elif arguments.suite in SUITES:
         common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
     runs = []
     for seed in parse_seeds(arguments.seeds):
@@ -170,8 +198,10 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
             point = dict(zip(axes, values))
             name = "-".join(v if k == "variant" else f"{k}={v}" for k, v in point.items())
             name = re.sub(r"[^\w.=,+-]+", "_", f"{name}-seed{seed}")
-            overrides = {**common, **point, "seed": seed, "run_name": name}
-            runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run))
+            rung = point.pop("rung", "")
+            changed = rung_values(rung) if rung else {}
+            overrides = {**changed, **common, **point, "seed": seed, "run_name": name}
+            runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run, rung))
             runs[-1].check()  # a wrong key or value is found now, not hours later
     return runs
 
@@ -216,6 +246,32 @@ class Local:
             run.process.send_signal(signal.SIGTERM)
         for run in runs:
             run.process.wait()
+
+
+class Here:
+    """Runs one after another in this process: for runs of seconds, which would not outlast the start of a process."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+
+    def start(self, run: Run) -> bool:
+        """Run it whole; False while the grid has not yet taken note of the run before."""
+        if self.codes:
+            return False
+        from air_model.train_accelerate import main
+
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with (run.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            self.codes[run.name] = main(run.command()[2:])
+        if run.report().get("status") == "stopped":  # by a signal, which was meant for the grid
+            raise KeyboardInterrupt
+        return True
+
+    def ended(self, run: Run) -> int | None:
+        return self.codes.pop(run.name, None)
+
+    def stop(self, runs: list[Run]) -> None:
+        """Nothing runs beside the grid."""
 
 
 class SlurmJob:
@@ -378,3 +434,28 @@ class Table:
 def append_reports(runs: list[Run], target: Path) -> int:
     """Append run.json of finished runs that the file does not hold yet; returns how many."""
     return append_runs_to(target, [run.report() for run in runs if run.finished()])
+
+
+def write_curves(runs: list[Run], target: Path) -> int:
+    """One line per finished run: rung, variant, seed, and exact accuracy at every evaluation; returns how many.
+
+    Lines of other runs in the file are kept.
+    """
+    lines = {}
+    for line in target.read_text().splitlines() if target.is_file() else []:
+        row = json.loads(line)
+        lines[row["suite"], row["rung"], row["variant"], row["seed"]] = line
+    done = [run for run in runs if run.finished()]
+    for run in done:
+        report, curve = run.report(), {}
+        for line in (run.folder / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if "eval/exact_accuracy" in row:
+                curve[row["step"]] = round(row["eval/exact_accuracy"], 5)
+        key = (run.folder.parent.name, run.rung, report["variant"], report["seed"])
+        about = dict(zip(("suite", "rung", "variant", "seed"), key))
+        about |= {"n": report["metrics"]["eval"]["n"], "parameters": report["parameters"]}
+        about |= {"seconds": round(report["wall_seconds"]), "date": report["date"][:10], "exact": curve}
+        lines[key] = json.dumps(about)
+    write_text(target, "".join(f"{line}\n" for line in lines.values()))
+    return len(done)

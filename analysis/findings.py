@@ -1,0 +1,501 @@
+"""What the trained models show: docs/findings.md, its five figures and results/findings.json, all out of results/.
+
+    python scripts/make_tables.py            # reads results/studies/*.json, results/small_runs.jsonl, published.json
+
+A study is what `scripts/analyze.py report` leaves in summary.json, kept as results/studies/CHECKPOINT.json. Sentences
+are made of their own numbers, so that none outlives the file it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from air_model.analysis.common import markdown_table, share
+from air_model.analysis.figures import FAINT, INK, MUTED, STATE_COLOURS, STATE_NAMES, new_figure, save
+from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.training.sweep import RUNGS, SMALL_SUITES
+
+THEIRS, OURS = "#999999", "#D55E00"
+SYMMETRIC = ("Lx_Hx", "L2x_H2x")
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, 97.5 %
+RUNG_WORDS = {
+    "published": "published arithmetic",
+    "rope2d": "+ positions in two dimensions",
+    "relations": "+ heads by relation",
+    "muon": "+ Muon",
+    "qk_norm": "+ normalised queries and keys",
+    "one_forward": "+ no second forward",
+    "all_gradients": "+ gradient through all updates",
+}
+
+
+# ---- studies of checkpoints ----------------------------------------------------------------------------------------
+
+
+def _short(value: Any) -> Any:
+    """Numbers with five significant digits, at any depth."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_short(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.5g}")
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
+    """The head of a study: which rule, which size. `variant` is the injection's name, whatever else the recipe has."""
+    fields = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
+    mine = [getattr(config, field) for field in fields]
+    rows = ((v, AirConfig.from_variant(v)) for v in VARIANTS)
+    variant = next((v for v, row in rows if [getattr(row, field) for field in fields] == mine), None)
+    return {
+        "model": name,
+        "variant": variant,
+        "injections": [config.l_injection, config.h_injection],
+        "grid": [config.grid_height, config.grid_width],
+        "schedule": config.schedule,
+        "parameters": parameters,
+    }
+
+
+def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a report in some kilobytes, without puzzles.
+
+    Args:
+        analysis: analysis.json. about: what the model is; leads the result.
+    """
+    out = {**about, **{key: analysis[key] for key in ("task", "source", "n_puzzles")}}
+    rolled = analysis["rollout"]
+    out["rollout"] = {
+        state: {name: values["mean"] for name, values in by.items()} for state, by in rolled["curves"].items()
+    }
+    out["freeze"] = {
+        run: {name: {k: values[k] for k in ("mean", "std")} for name, values in by.items()}
+        for run, by in analysis["freeze_summary"].items()
+    }
+    for name in ("attention", "attention_per_puzzle"):
+        out[name] = analysis.get(name)
+    if found := analysis.get("geometry"):
+        convergence = found["convergence"]
+        out["geometry"] = {
+            "cosine": found["curves"]["both"]["cosine"]["mean"],
+            "fixed_point": {state: convergence[state]["fixed_point"] for state in convergence},
+            "relative_change": {state: convergence[state]["relative_change"]["mean"] for state in convergence},
+            "probes": found["probes"],
+        }
+    return _short(out)
+
+
+def read_studies(folder: Path) -> dict[str, dict[str, Any]]:
+    """{checkpoint: its study}, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def title(name: str, study: dict[str, Any]) -> str:
+    """'sudoku 9x9 `Lx_H`'."""
+    return f"{study['task']} {study['grid'][0]}x{study['grid'][1]} `{study['variant'] or name}`"
+
+
+def is_asymmetric(study: dict[str, Any]) -> bool:
+    return study["injections"][0] != study["injections"][1]
+
+
+def held_back(study: dict[str, Any]) -> dict[str, float]:
+    """Mean share of cells, over all updates, that each state leaves open: blank or PAD (of a maze PAD alone)."""
+    kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
+    return {s: sum(statistics.mean(by[kind]) for kind in kinds) for s, by in study["rollout"].items()}
+
+
+def distance(study: dict[str, Any]) -> float | None:
+    """Mean share of neighbourhood mass, L minus H, over layers and classes, rows pooled; None without attention."""
+    if not study.get("attention"):
+        return None
+    pairs = []
+    for classes in study["attention"].values():
+        for entry in classes.values():
+            if entry["n_queries"]:
+                pairs.append((entry["n_queries"], next(iter(entry["metrics"].values()))["mean"]))
+    return sum(n * mean for n, mean in pairs) / sum(n for n, _ in pairs)
+
+
+def states_table(studies: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, study in studies.items():
+        held, last = held_back(study), study["rollout"]
+        rows.append([
+            title(name, study), "yes" if is_asymmetric(study) else "no", f"{study['n_puzzles']:,}",
+            *(f"{100 * held[s]:.1f}" for s in ("z_H", "z_L")),
+            *(share(100 * last[s]["exact"][-1]) for s in ("z_H", "z_L")),
+            *(f"{100 * last[s]['accuracy'][-1]:.1f}" for s in ("z_H", "z_L")),
+        ])  # fmt: skip
+    header = ["model", "asymmetric", "puzzles", "z_H held back, %", "z_L held back, %", "z_H: grids right, %",
+              "z_L: grids right, %", "z_H: cells right, %", "z_L: cells right, %"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def freeze_rows(studies: dict[str, dict[str, Any]], published: dict[str, Any]) -> str:
+    """Content changes and accuracy, normal and frozen; the paper's two models first."""
+    rows = []
+    for task, runs in published["freeze"].items():
+        if task == "unit":
+            continue
+        n, h, fl = runs["normal"], runs["freeze_z_h"], runs["freeze_z_l"]
+        accuracies = [f"{run['accuracy']:.1f}" for run in (n, h, fl)]
+        rows.append([f"the paper's, {task}", f"{n['z_l']:,}", f"{h['z_l']:,}", f"{n['z_h']:,}", f"{fl['z_h']:,}",
+                     *accuracies])  # fmt: skip
+    for name, study in studies.items():
+        f = study["freeze"]
+        changes = [f[key]["content_changes"]["mean"] for key in FREEZE_KEYS]
+        exact = [f[key]["exact_accuracy"]["mean"] for key in ("normal.z_H", "freeze_z_H.z_L", "freeze_z_L.z_H")]
+        rows.append([title(name, study), *(f"{c:,.1f}" for c in changes), *(share(100 * e) for e in exact)])
+    header = ["model", "z_L changes", "z_H frozen", "z_H changes", "z_L frozen", "grids right, %", "z_H frozen",
+              "z_L frozen"]  # fmt: skip
+    return markdown_table(header, rows, left=1)
+
+
+FREEZE_KEYS = ("normal.z_L", "freeze_z_H.z_L", "normal.z_H", "freeze_z_L.z_H")
+
+
+def attention_rows(studies: dict[str, dict[str, Any]], published: dict[str, Any]) -> str:
+    """Contrasts per layer, rows pooled, heads averaged; the paper's Sudoku rows first."""
+    rows = []
+    for layer, entry in published["attention"].items():
+        if layer != "unit":
+            rows.append(["the paper's, sudoku 9x9 `Lx_H`", layer, *(f"{entry[m][0]:.3f}" for m in ("delta_nbr",
+                        "delta_ent")), f"{entry['delta_viol'][0]:.3f}"])  # fmt: skip
+    for name, study in studies.items():
+        for layer, classes in (study.get("attention") or {}).items():
+            beside, control = classes.values()
+            near, *_, entropy, _ = control["metrics"].values()
+            violation = list(beside["metrics"].values())[-1]
+            rows.append([title(name, study), layer, *("" if m["mean"] is None else f"{m['mean']:.3f} ± {m['ci95']:.3f}"
+                        for m in (near, entropy, violation))])  # fmt: skip
+    return markdown_table(["model", "layer", "Δ_nbr, control", "Δ_ent, control", "Δ_viol, beside a fault"], rows)
+
+
+# ---- the sweep -----------------------------------------------------------------------------------------------------
+
+
+def read_small_runs(path: Path) -> list[dict[str, Any]]:
+    """Lines of `run_grid.py --curves`."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def budgets(runs: Sequence[dict[str, Any]]) -> list[int]:
+    """Half the steps and all of them: one constant rate, so the first half of a run is the shorter run."""
+    steps = sorted({int(step) for run in runs for step in run["exact"]})
+    return [] if not steps else sorted({steps[-1], *(s for s in steps if 2 * s == steps[-1])})
+
+
+def of_rung(runs: Sequence[dict[str, Any]], rung: str, variant: str, steps: int) -> dict[int, float]:
+    """{seed: exact accuracy in percent}; the runs of the table are those of the lowest rung of the ladder."""
+    found = [run for run in runs if (run["rung"] or "published") == rung and run["variant"] == variant]
+    return {run["seed"]: 100 * run["exact"][str(steps)] for run in found if str(steps) in run["exact"]}
+
+
+def spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def paired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float | None, int] | None:
+    """(mean of a - b over common seeds, half of its 95 % interval, seeds); the interval is Student's, None for one."""
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return None
+    gaps = [a[s] - b[s] for s in seeds]
+    half = T95.get(len(seeds) - 1, 1.96) * statistics.stdev(gaps) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
+    return statistics.mean(gaps), half, len(seeds)
+
+
+def gap_text(gap: tuple[float, float | None, int] | None) -> str:
+    """'+3.1 ± 2.0 (5)'."""
+    if gap is None:
+        return ""
+    mean, half, n = gap
+    return f"{mean:+.1f}" + (f" ± {half:.1f}" if half is not None else "") + f" ({n})"
+
+
+def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> str:
+    """The published tables at the size of one CPU core, and each variant's paired gap to `Lx_Hx`."""
+    both = budgets(runs)
+    if not both:
+        return ""
+    rows = []
+    for variant in SMALL_SUITES["small"]:
+        theirs = published["injection"].get(variant) or published["level-token"].get(variant)
+        cells = []
+        for steps in both:
+            mine = of_rung(runs, "published", variant, steps)
+            reference = of_rung(runs, "published", "Lx_Hx", steps)
+            gap = "" if variant == "Lx_Hx" else gap_text(paired(mine, reference))
+            cells += [spread(list(mine.values())), len(mine) or "", gap]
+        rows.append([f"`{variant}`", f"{theirs['sudoku']['mean']:.1f}", *cells])
+    header = ["variant", "the paper's, 9x9, %"]
+    for steps in both:
+        header += [f"{steps:,} steps, %", "seeds", "minus `Lx_Hx`"]
+    return markdown_table(header, rows, left=1)
+
+
+def ladder_gaps(runs: Sequence[dict[str, Any]], steps: int) -> dict[str, tuple[float, float | None, int] | None]:
+    """{rung: paired gap `Lx_H` minus `Lx_Hx`}, from the lowest."""
+    return {r: paired(of_rung(runs, r, "Lx_H", steps), of_rung(runs, r, "Lx_Hx", steps)) for r in RUNGS}
+
+
+def ladder_table(runs: Sequence[dict[str, Any]]) -> str:
+    both = budgets(runs)
+    if not both:
+        return ""
+    rows = []
+    for rung in RUNGS:
+        accuracies = [spread(list(of_rung(runs, rung, v, both[-1]).values())) for v in SMALL_SUITES["ladder"]]
+        rows.append([RUNG_WORDS[rung], *accuracies, *(gap_text(ladder_gaps(runs, steps)[rung]) for steps in both)])
+    header = ["recipe", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"])]
+    return markdown_table([*header, *(f"gap, {steps:,} steps" for steps in both)], rows, left=1)
+
+
+# ---- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _names(found: Sequence[str]) -> str:
+    return ", ".join(found) or "none"
+
+
+def say_states(studies: dict[str, dict[str, Any]]) -> str:
+    """Which models hold back in z_L, and which do not."""
+    groups: dict[tuple[bool, bool], list[str]] = {}
+    for name, study in studies.items():
+        held = held_back(study)
+        holds = held["z_L"] > held["z_H"] + 0.01
+        text = f"{title(name, study)} ({100 * held['z_L']:.1f} against {100 * held['z_H']:.1f} %)"
+        groups.setdefault((is_asymmetric(study), holds), []).append(text)
+    parts = []
+    for asymmetric in (True, False):
+        for holds in (True, False):
+            if found := groups.get((asymmetric, holds)):
+                which = "asymmetric" if asymmetric else "symmetric"
+                does = (
+                    "leaves clearly more cells open than z_H in" if holds else "leaves no more cells open than z_H in"
+                )
+                parts.append(f"Of the {which} models, z_L {does} {_names(found)}.")
+    return " ".join(parts)
+
+
+def say_freeze(studies: dict[str, dict[str, Any]]) -> str:
+    most = {
+        key: max((100 * s["freeze"][key]["exact_accuracy"]["mean"] for s in studies.values()), default=0.0)
+        for key in ("freeze_z_H.z_L", "freeze_z_L.z_H")
+    }
+    return (
+        f"With z_H frozen no model answers more than {share(most['freeze_z_H.z_L'])} % of its puzzles, with z_L "
+        f"frozen none more than {share(most['freeze_z_L.z_H'])} %."
+    )
+
+
+def say_attention(studies: dict[str, dict[str, Any]]) -> str:
+    texts = [
+        f"{title(name, study)} {value:+.3f}"
+        for name, study in studies.items()
+        if (value := distance(study)) is not None
+    ]
+    return f"Attention mass near the cell, L- minus H-updates, all layers and rows together: {'; '.join(texts)}."
+
+
+def say_ladder(runs: Sequence[dict[str, Any]]) -> str:
+    both = budgets(runs)
+    known = {rung: gap for rung, gap in (ladder_gaps(runs, both[-1]) if both else {}).items() if gap is not None}
+    if not known:
+        return "No rung has been run yet."
+    sure = [r for r, (mean, half, _) in known.items() if half is not None and abs(mean) > half]
+    ahead = {rung: "`Lx_H`" if gap[0] > 0 else "`Lx_Hx`" for rung, gap in known.items()}
+    words = {rung: RUNG_WORDS[rung].removeprefix("+ ") for rung in known}
+    texts = [f"{words[r]}: {ahead[r]} ahead by {abs(known[r][0]):.1f} points" for r in known]
+    return (
+        f"After {both[-1]:,} steps, rung by rung (each keeps what the ones before it changed): {'; '.join(texts)}. "
+        f"The 95 % interval of the paired gap leaves out 0 on: {_names([words[r] for r in sure])}."
+    )
+
+
+def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
+    """{name: Markdown} for the markers of docs/findings.md."""
+    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * len(RUNGS) * 3
+    counts = [sum(bool(run["rung"]) == ladder for run in runs) for ladder in (False, True)]
+    return {
+        "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
+        "findings-freeze": f"{freeze_rows(studies, published)}\n{say_freeze(studies)}",
+        "findings-attention": f"{attention_rows(studies, published)}\n{say_attention(studies)}",
+        "findings-sweep": sweep_table(runs, published)
+        + f"\nRuns so far: {counts[0]} of {expected[0]} of this table, {counts[1]} of {expected[1]} of the ladder.",
+        "findings-ladder": f"{ladder_table(runs)}\n{say_ladder(runs)}",
+    }
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def _clean(ax: Axes, title: str = "", **labels: Any) -> None:
+    ax.set(**labels)
+    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    ax.tick_params(length=0, labelsize=8, colors=MUTED)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color=FAINT, lw=0.6, alpha=0.6)
+    ax.set_axisbelow(True)
+
+
+def draw_sweep(runs: Sequence[dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+    """The paper's table above, ours below at both budgets; symmetric variants hatched."""
+    both, variants = budgets(runs), SMALL_SUITES["small"]
+    figure = new_figure(8, 4.6)
+    theirs, mine = figure.subplots(2, 1, sharex=True)
+    for i, variant in enumerate(variants):
+        entry = (published["injection"].get(variant) or published["level-token"].get(variant))["sudoku"]
+        hatch = "///" if variant in SYMMETRIC else None
+        theirs.bar(i, entry["mean"], 0.6, yerr=entry.get("std"), capsize=2, color=THEIRS, hatch=hatch, ec="white")
+        for j, steps in enumerate(both):
+            values = list(of_rung(runs, "published", variant, steps).values())
+            x = i + 0.34 * (j - (len(both) - 1) / 2)
+            if values:
+                mine.bar(x, statistics.mean(values), 0.3, color=OURS, alpha=0.5 + 0.5 * j, hatch=hatch, ec="white")
+                mine.plot([x] * len(values), values, "o", ms=2.5, color=INK)
+    _clean(theirs, "the paper: Sudoku-Extreme, 13.6 M parameters, 5 seeds", ylabel="exact, %", ylim=(40, 65))
+    _clean(mine, f"ours: 4x4, {' and '.join(f'{s:,}' for s in both)} steps; dots are seeds", ylabel="exact, %")
+    mine.set_xticks(range(len(variants)), [v.removeprefix("L2x_H2x_") for v in variants], rotation=30, ha="right")
+    figure.tight_layout()
+    return save(figure, path, 120)
+
+
+def draw_ladder(runs: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds."""
+    figure = new_figure(7, 3.2)
+    ax = figure.subplots()
+    for j, steps in enumerate(both := budgets(runs)):
+        for i, gap in enumerate(ladder_gaps(runs, steps).values()):
+            if gap is not None:
+                mean, half, n = gap
+                y = i + 0.16 * (j - (len(both) - 1) / 2)
+                ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
+                ax.annotate(f"n = {n}", (mean, y), (0, 5), textcoords="offset points", fontsize=6, ha="center")
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_yticks(range(len(RUNGS)), [RUNG_WORDS[r] for r in RUNGS])
+    ax.set_ylim(len(RUNGS) - 0.5, -0.5)
+    words = f"{' (pale) and '.join(f'{s:,}' for s in both)} steps" if both else "no run yet"
+    _clean(ax, f"symmetric ahead  ←  →  asymmetric ahead   ({words})", xlabel="exact, Lx_H minus Lx_Hx, points")
+    figure.tight_layout()
+    return save(figure, path, 120)
+
+
+def draw_states(studies: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Per model: cells right and cells held back after every update, both states."""
+    figure = new_figure(2.7 * max(1, len(studies)), 4.4)
+    axes = figure.subplots(2, max(1, len(studies)), sharey="row", squeeze=False)
+    for column, (name, study) in zip(axes.T, studies.items()):
+        kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
+        for level in "hl":
+            by = study["rollout"][f"z_{level.upper()}"]
+            x = (np.arange(len(by["accuracy"])) + 1) / len(study["schedule"])
+            style = {"color": STATE_COLOURS[level], "label": STATE_NAMES[level], "lw": 1.5}
+            column[0].plot(x, 100 * np.array(by["accuracy"]), **style)
+            column[1].plot(x, 100 * sum(np.array(by[kind]) for kind in kinds), **style)
+        _clean(column[0], title(name, study).replace("`", ""))
+        _clean(column[1], xlabel="ACT step")
+    axes[0, 0].set_ylabel("cells right, %")
+    axes[1, 0].set_ylabel("cells held back, %")
+    axes[1, 0].set_ylim(-1, max(5, axes[1, 0].get_ylim()[1]))
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    return save(figure, path, 120)
+
+
+def draw_freeze(studies: dict[str, dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+    """Content changes of both states, normal and with the other frozen; a group of bars per model."""
+    groups = {}
+    for task, runs in published["freeze"].items():
+        if task != "unit":
+            n = runs["normal"]
+            groups[f"paper, {task}"] = [n["z_l"], runs["freeze_z_h"]["z_l"], n["z_h"], runs["freeze_z_l"]["z_h"]]
+    for name, study in studies.items():
+        groups[title(name, study).replace("`", "")] = [
+            study["freeze"][key]["content_changes"]["mean"] for key in FREEZE_KEYS
+        ]
+    figure = new_figure(8, 3.2)
+    ax = figure.subplots()
+    labels = ("$z_L$", "$z_L$, $z_H$ frozen", "$z_H$", "$z_H$, $z_L$ frozen")
+    for k, label in enumerate(labels):
+        colour = STATE_COLOURS["l" if k < 2 else "h"]
+        style = {"alpha": 0.4, "hatch": "///", "ec": "white"} if k % 2 else {}
+        x = np.arange(len(groups)) + 0.2 * (k - 1.5)
+        ax.bar(x, [max(values[k], 0.1) for values in groups.values()], 0.19, color=colour, label=label, **style)
+    ax.set_yscale("log")
+    ax.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
+    _clean(ax, ylabel="content changes per puzzle")
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    return save(figure, path, 120)
+
+
+def draw_attention(studies: dict[str, dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+    """Neighbourhood mass, L minus H, by depth: one line per model, and the paper's."""
+    figure = new_figure(6, 3.4)
+    ax = figure.subplots()
+    theirs = [entry["delta_nbr"][0] for layer, entry in published["attention"].items() if layer != "unit"]
+    depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
+    ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    for colour, (name, study) in zip(colours, studies.items()):
+        if study.get("attention"):
+            near = [next(iter(c["control"]["metrics"].values())) for c in study["attention"].values()]
+            near = [(m["mean"], m["ci95"]) for m in near if m["mean"] is not None]
+            ax.errorbar(depth(len(near)), *np.array(near).T, fmt="o-", capsize=2, color=colour,
+                        label=title(name, study).replace("`", ""))  # fmt: skip
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.set_xticks([0, 1], ["first layer", "last layer"])
+    _clean(ax, "L-updates look nearer above 0, farther below", ylabel="Δ neighbourhood mass, control")
+    ax.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return save(figure, path, 120)
+
+
+def draw(results: Path, published: dict[str, Any], folder: Path) -> list[Path]:
+    """The five figures of docs/findings.md; those of which nothing is known yet are left out."""
+    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    out = []
+    if runs:
+        out += [
+            draw_sweep(runs, published, folder / "findings_sweep.png"),
+            draw_ladder(runs, folder / "findings_ladder.png"),
+        ]
+    if studies:
+        out += [
+            draw_states(studies, folder / "findings_states.png"),
+            draw_freeze(studies, published, folder / "findings_freeze.png"),
+            draw_attention(studies, published, folder / "findings_attention.png"),
+        ]
+    return out
+
+
+def for_the_space(results: Path, published: dict[str, Any]) -> dict[str, Any]:
+    """What the Space's Learn tab tells: title, sentence of measured numbers, and its figure under results/figures/."""
+    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    told = [
+        ("Does z_L hold back while z_H commits?", say_states(studies), "findings_states.png"),
+        ("Does each state need the other?", say_freeze(studies), "findings_freeze.png"),
+        ("Do L-updates look nearer?", say_attention(studies), "findings_attention.png"),
+        ("Does asymmetry help?", say_ladder(runs), "findings_ladder.png"),
+    ]
+    models = {
+        name: {"title": title(name, study), "asymmetric": is_asymmetric(study), "puzzles": study["n_puzzles"],
+               "held_back": _short(held_back(study)), "nearer": _short(distance(study))}
+        for name, study in studies.items()
+    }  # fmt: skip
+    return {"findings": [dict(zip(("title", "text", "figure"), one)) for one in told], "models": models}

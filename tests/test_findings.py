@@ -1,0 +1,76 @@
+"""Findings: what is kept of a report, what sentences and gaps say, and that the tour runs."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from air_model.analysis import findings
+from air_model.training import sweep
+
+PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
+
+
+def run(variant: str, seed: int, exact: float, rung: str = "") -> dict:
+    return {"suite": "x", "rung": rung, "variant": variant, "seed": seed, "exact": {"50": exact / 2, "100": exact}}
+
+
+def study(variant: str = "Lx_H", held: float = 0.2) -> dict:
+    """A study as summary.json has it, z_L leaving `held` of its cells blank."""
+    by = {name: [0.5, 1.0] for name in ("accuracy", "exact", "margin", "changed")} | {"pad": [0, 0], "blank": [0, 0]}
+    changes = {name: {"mean": 1.0, "std": 0.0} for name in ("mask_flips", "content_changes", "exact_accuracy")}
+    frozen = {key: changes for key in (*findings.FREEZE_KEYS, "freeze_z_H.z_H", "freeze_z_L.z_L")}
+    metrics = {name: {"mean": 0.1, "ci95": 0.01} for name in ("neighborhood", "entropy", "violation")}
+    entry = {"n_queries": 4, "n_puzzles": 2, "metrics": metrics}
+    classes = {"violation_adjacent": entry, "control": entry}
+    return {
+        "task": "sudoku", "grid": [4, 4], "variant": variant, "n_puzzles": 2, "schedule": "lh",
+        "injections": [1, int(variant == "Lx_Hx")], "freeze": frozen, "attention": {"0": classes, "1": classes},
+        "rollout": {"z_H": by, "z_L": {**by, "blank": [held, held]}},
+    }  # fmt: skip
+
+
+def test_gaps_are_taken_seed_by_seed_with_students_interval():
+    gap = findings.paired({0: 60.0, 1: 62.0, 2: 64.0, 9: 0.0}, {0: 50.0, 1: 51.0, 2: 56.0})
+    assert gap[0] == pytest.approx(29 / 3) and gap[2] == 3
+    assert gap[1] == pytest.approx(4.30 * (7 / 3) ** 0.5 / 3**0.5, rel=1e-3)
+    assert findings.paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_first_half_of_a_run_is_the_shorter_budget():
+    runs = [run("Lx_H", 0, 0.6), run("Lx_Hx", 0, 0.8)]
+    assert findings.budgets(runs) == [50, 100]
+    assert findings.of_rung(runs, "published", "Lx_H", 50) == {0: 30.0}
+    assert "`Lx_Hx` ahead by 20.0 points" in findings.say_ladder(runs)
+
+
+def test_sentences_say_which_state_holds_back():
+    text = findings.say_states({"a": study(held=0.2), "b": study("Lx_Hx", held=0.0)})
+    assert "leaves clearly more cells open than z_H in sudoku 4x4 `Lx_H` (20.0 against 0.0 %)" in text
+    assert "no more cells open than z_H in sudoku 4x4 `Lx_Hx`" in text
+
+
+def test_the_page_its_figures_and_the_spaces_part_come_out_of_files(tmp_path):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "a.json").write_text(json.dumps(study()))
+    lines = [run(v, s, 0.6, r) for v in sweep.SMALL_SUITES["ladder"] for s in (0, 1) for r in ("", "rope2d")]
+    (tmp_path / "small_runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = (ROOT / "docs" / "findings.md").read_text()
+    assert all(f"<!-- table: {name} -->" in page for name in findings.tables(tmp_path, PUBLISHED))
+    drawn = findings.draw(tmp_path, PUBLISHED, tmp_path / "figures")
+    assert len(drawn) == 5 and all(f"results/figures/{path.name}" in page for path in drawn)
+    told = findings.for_the_space(tmp_path, PUBLISHED)
+    assert len(told["findings"]) == 4 and told["models"]["a"]["asymmetric"]
+
+
+def test_a_report_keeps_its_numbers_without_puzzles():
+    for path in (ROOT / "results" / "studies").glob("*.json"):
+        kept = json.loads(path.read_text())
+        assert "puzzles" not in kept and path.stat().st_size < 60_000, path
+
+
+def test_a_rung_keeps_what_the_ones_below_it_changed():
+    values = sweep.rung_values("muon")
+    assert values["optimizer"] == "muon_adamw" and values["position_embedding"] == "rope2d" and "qk_norm" not in values
+    with pytest.raises(ValueError, match="Unknown rung"):
+        sweep.rung_values("moon")
