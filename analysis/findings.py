@@ -190,15 +190,20 @@ def read_small_runs(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def budgets(runs: Sequence[dict[str, Any]]) -> list[int]:
-    """Half the steps and all of them: one constant rate, so the first half of a run is the shorter run."""
-    steps = sorted({int(step) for run in runs for step in run["exact"]})
-    return [] if not steps else sorted({steps[-1], *(s for s in steps if 2 * s == steps[-1])})
+def on(runs: Sequence[dict[str, Any]], rung: str) -> list[dict[str, Any]]:
+    """The runs of a rung; those of the table are the ladder's lowest."""
+    return [run for run in runs if (run["rung"] or "published") == rung]
+
+
+def budgets(runs: Sequence[dict[str, Any]], rung: str = "published") -> list[int]:
+    """About half the steps and all of them: the rate is constant, so the first half of a run is the shorter run."""
+    steps = sorted({int(step) for run in on(runs, rung) for step in run["exact"]})
+    return sorted({min(steps, key=lambda s: abs(2 * s - steps[-1])), steps[-1]}) if steps else []
 
 
 def of_rung(runs: Sequence[dict[str, Any]], rung: str, variant: str, steps: int) -> dict[int, float]:
-    """{seed: exact accuracy in percent}; the runs of the table are those of the lowest rung of the ladder."""
-    found = [run for run in runs if (run["rung"] or "published") == rung and run["variant"] == variant]
+    """{seed: exact accuracy in percent}."""
+    found = [run for run in on(runs, rung) if run["variant"] == variant]
     return {run["seed"]: 100 * run["exact"][str(steps)] for run in found if str(steps) in run["exact"]}
 
 
@@ -247,28 +252,26 @@ def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> st
     return markdown_table(header, rows, left=1)
 
 
-def ladder_gaps(runs: Sequence[dict[str, Any]], steps: int) -> dict[str, tuple[float, float | None, int] | None]:
-    """{rung: paired gap `Lx_H` minus `Lx_Hx`}, from the lowest."""
-    return {r: paired(of_rung(runs, r, "Lx_H", steps), of_rung(runs, r, "Lx_Hx", steps)) for r in RUNGS}
+def ladder_gaps(runs: Sequence[dict[str, Any]], which: int) -> dict[str, tuple[float, float | None, int] | None]:
+    """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget, from the lowest rung."""
+    out = {}
+    for rung in RUNGS:
+        steps = (budgets(runs, rung) or [0])[which]
+        out[rung] = paired(of_rung(runs, rung, "Lx_H", steps), of_rung(runs, rung, "Lx_Hx", steps))
+    return out
 
 
 def ladder_table(runs: Sequence[dict[str, Any]]) -> str:
-    both = budgets(runs)
-    if not both:
-        return ""
-    rows = []
+    rows, gaps = [], [ladder_gaps(runs, which) for which in (0, -1)]
     for rung in RUNGS:
-        accuracies = [spread(list(of_rung(runs, rung, v, both[-1]).values())) for v in SMALL_SUITES["ladder"]]
-        rows.append([RUNG_WORDS[rung], *accuracies, *(gap_text(ladder_gaps(runs, steps)[rung]) for steps in both)])
-    header = ["recipe", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"])]
-    return markdown_table([*header, *(f"gap, {steps:,} steps" for steps in both)], rows, left=1)
+        for which, steps in enumerate(budgets(runs, rung)):
+            accuracies = [spread(list(of_rung(runs, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
+            rows.append([RUNG_WORDS[rung], f"{steps:,}", *accuracies, gap_text(gaps[which][rung])])
+    header = ["recipe", "steps", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"]), "`Lx_H` minus `Lx_Hx` (seeds)"]
+    return markdown_table(header, rows, left=1) if rows else ""
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
-
-
-def _names(found: Sequence[str]) -> str:
-    return ", ".join(found) or "none"
 
 
 def say_states(studies: dict[str, dict[str, Any]]) -> str:
@@ -287,7 +290,7 @@ def say_states(studies: dict[str, dict[str, Any]]) -> str:
                 does = (
                     "leaves clearly more cells open than z_H in" if holds else "leaves no more cells open than z_H in"
                 )
-                parts.append(f"Of the {which} models, z_L {does} {_names(found)}.")
+                parts.append(f"Of the {which} models, z_L {does} {', '.join(found)}.")
     return " ".join(parts)
 
 
@@ -312,24 +315,28 @@ def say_attention(studies: dict[str, dict[str, Any]]) -> str:
 
 
 def say_ladder(runs: Sequence[dict[str, Any]]) -> str:
-    both = budgets(runs)
-    known = {rung: gap for rung, gap in (ladder_gaps(runs, both[-1]) if both else {}).items() if gap is not None}
+    """Who is ahead on which rung after the longer budget, and where the interval leaves out 0."""
+    known = {rung: gap for rung, gap in ladder_gaps(runs, 0).items() if gap is not None}
     if not known:
         return "No rung has been run yet."
-    sure = [r for r, (mean, half, _) in known.items() if half is not None and abs(mean) > half]
-    ahead = {rung: "`Lx_H`" if gap[0] > 0 else "`Lx_Hx`" for rung, gap in known.items()}
     words = {rung: RUNG_WORDS[rung].removeprefix("+ ") for rung in known}
-    texts = [f"{words[r]}: {ahead[r]} ahead by {abs(known[r][0]):.1f} points" for r in known]
+    sure = [words[r] for r, (mean, half, _) in known.items() if half is not None and abs(mean) > half]
+    texts = []
+    for rung, (mean, _, n) in known.items():
+        steps, seeds = budgets(runs, rung)[0], f"{n} seed" + "s" * (n > 1)
+        texts.append(
+            f"{words[rung]}: `{'Lx_H' if mean > 0 else 'Lx_Hx'}` by {abs(mean):.1f} ({steps:,} steps, {seeds})"
+        )
     return (
-        f"After {both[-1]:,} steps, rung by rung (each keeps what the ones before it changed): {'; '.join(texts)}. "
-        f"The 95 % interval of the paired gap leaves out 0 on: {_names([words[r] for r in sure])}."
+        f"Who is ahead after the shorter budget, in points, rung by rung: {'; '.join(texts)}. "
+        f"The 95 % interval of the paired gap leaves out 0 on: {', '.join(sure) or 'none'}."
     )
 
 
 def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
     """{name: Markdown} for the markers of docs/findings.md."""
     studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
-    expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * len(RUNGS) * 3
+    expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
     counts = [sum(bool(run["rung"]) == ladder for run in runs) for ladder in (False, True)]
     return {
         "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
@@ -377,20 +384,22 @@ def draw_sweep(runs: Sequence[dict[str, Any]], published: dict[str, Any], path: 
 
 def draw_ladder(runs: Sequence[dict[str, Any]], path: Path) -> Path:
     """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds."""
-    figure = new_figure(7, 3.2)
+    figure = new_figure(7, 4.2)
     ax = figure.subplots()
-    for j, steps in enumerate(both := budgets(runs)):
-        for i, gap in enumerate(ladder_gaps(runs, steps).values()):
+    for j in range(2):
+        for i, gap in enumerate(ladder_gaps(runs, -j).values()):
             if gap is not None:
                 mean, half, n = gap
-                y = i + 0.16 * (j - (len(both) - 1) / 2)
+                y = i + 0.16 * (2 * j - 1)
                 ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
-                ax.annotate(f"n = {n}", (mean, y), (0, 5), textcoords="offset points", fontsize=6, ha="center")
+                ax.annotate(f"n = {n}", (mean, y), (0, 4), textcoords="offset points", fontsize=6, ha="center")
     ax.axvline(0, color=INK, lw=0.8)
-    ax.set_yticks(range(len(RUNGS)), [RUNG_WORDS[r] for r in RUNGS])
+    steps = [" and ".join(f"{s:,}" for s in budgets(runs, rung)) for rung in RUNGS]
+    labels = [RUNG_WORDS[r] + (f"\n({s} steps)" if s else "\n(not run yet)") for r, s in zip(RUNGS, steps)]
+    ax.set_yticks(range(len(RUNGS)), labels)
     ax.set_ylim(len(RUNGS) - 0.5, -0.5)
-    words = f"{' (pale) and '.join(f'{s:,}' for s in both)} steps" if both else "no run yet"
-    _clean(ax, f"symmetric ahead  ←  →  asymmetric ahead   ({words})", xlabel="exact, Lx_H minus Lx_Hx, points")
+    _clean(ax, "symmetric ahead  ←  →  asymmetric ahead  (pale: half the steps)",
+           xlabel="exact, Lx_H minus Lx_Hx, points")  # fmt: skip
     figure.tight_layout()
     return save(figure, path, 120)
 

@@ -41,7 +41,7 @@ def test_the_first_half_of_a_run_is_the_shorter_budget():
     runs = [run("Lx_H", 0, 0.6), run("Lx_Hx", 0, 0.8)]
     assert findings.budgets(runs) == [50, 100]
     assert findings.of_rung(runs, "published", "Lx_H", 50) == {0: 30.0}
-    assert "`Lx_Hx` ahead by 20.0 points" in findings.say_ladder(runs)
+    assert "`Lx_Hx` by 10.0 (50 steps, 1 seed)" in findings.say_ladder(runs)
 
 
 def test_sentences_say_which_state_holds_back():
