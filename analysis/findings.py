@@ -253,7 +253,7 @@ def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> st
 
 
 def ladder_gaps(runs: Sequence[dict[str, Any]], which: int) -> dict[str, tuple[float, float | None, int] | None]:
-    """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget, from the lowest rung."""
+    """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget."""
     out = {}
     for rung in RUNGS:
         steps = (budgets(runs, rung) or [0])[which]

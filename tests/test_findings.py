@@ -19,7 +19,7 @@ def study(variant: str = "Lx_H", held: float = 0.2) -> dict:
     """A study as summary.json has it, z_L leaving `held` of its cells blank."""
     by = {name: [0.5, 1.0] for name in ("accuracy", "exact", "margin", "changed")} | {"pad": [0, 0], "blank": [0, 0]}
     changes = {name: {"mean": 1.0, "std": 0.0} for name in ("mask_flips", "content_changes", "exact_accuracy")}
-    frozen = {key: changes for key in (*findings.FREEZE_KEYS, "freeze_z_H.z_H", "freeze_z_L.z_L")}
+    frozen = dict.fromkeys((*findings.FREEZE_KEYS, "freeze_z_H.z_H", "freeze_z_L.z_L"), changes)
     metrics = {name: {"mean": 0.1, "ci95": 0.01} for name in ("neighborhood", "entropy", "violation")}
     entry = {"n_queries": 4, "n_puzzles": 2, "metrics": metrics}
     classes = {"violation_adjacent": entry, "control": entry}
