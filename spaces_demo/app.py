@@ -53,9 +53,31 @@ from air_model.spaces_demo.turns import Turns
 # by one. Short at first, so that something moves at once; each one costs the server and the browser time.
 FIRST_PACE, PACE = 0.05, 0.25
 TITLE = "AIR: watch two states think"
+
+
+class Meter:
+    """How long the job at the model may still take, by the updates that it has done of those that it may do."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, updates: int) -> None:
+        self.started, self.updates, self.done = time.monotonic(), updates, 0
+
+    def waiting(self, place: int) -> dict[str, Any]:
+        """What is told to a job at a place in line; the seconds are those of the job at the model alone."""
+        event: dict[str, Any] = {"t": "wait", "place": place}
+        if self.done:
+            spent = time.monotonic() - self.started
+            event["seconds"] = round(spent * max(self.updates - self.done, 0) / self.done, 1)
+        return event
+
+
 ENGINE: Engine
 TURNS = Turns()
-LESSONS: dict[str, str] = {}  # one example roll-out per checkpoint for the Learn tab, as lines of JSON
+METER = Meter()
+LESSONS: dict[str, str] = {}  # a prepared run per checkpoint, which the page opens with, as lines of JSON
+LESSON_SEED = 7
 
 
 def on_gpu(function: Any) -> Any:
@@ -80,7 +102,9 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
     """Wait for a turn, then run a job; yields lists of events (and {"t": "wait", "place": n} before)."""
     async with aclosing(TURNS.wait(visitor)) as places:
         async for place in places:
-            yield [{"t": "wait", "place": place}]
+            yield [METER.waiting(place)]
+    config = ENGINE.checkpoint(job.checkpoint).config
+    METER.begin((job.max_act_steps or config.halt_max_steps) * len(config.schedule) * job.attempts)
     stop, lock, go = threading.Event(), threading.Lock(), threading.Semaphore(0)
     # With ZeroGPU the work happens in another process, which no event reaches; it ends by itself.
     stream = run(ENGINE, job, frames, stop, go) if spaces is None else run_here(job, frames)
@@ -102,13 +126,15 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
     try:
         while (events := await asyncio.to_thread(more)) is not None:
             held += [event for event in events if event["t"] != "pause"]
+            METER.done += sum(event["t"] == "f" for event in events)
             if events[-1]["t"] == "pause":  # a search: the others come first, and then it goes on
                 ours = False
                 async with aclosing(TURNS.step_aside(visitor)) as places:
                     async for place in places:
-                        yield [*held, {"t": "wait", "place": place}]
+                        yield [*held, METER.waiting(place)]
                         held = []
                 ours = True
+                METER.begin(0)
                 go.release()
                 if time.monotonic() - told < PACE:
                     continue
@@ -196,7 +222,8 @@ def on_puzzle(event: gr.EventData) -> Iterator[str]:
     lines = Lines(data)
     yield lines.text
     try:
-        yield lines.add({"t": "puzzle", **puzzle_for(data)})
+        found = puzzle_for(data)
+        yield lines.add({"t": "puzzle", **found, "about": ENGINE.describe(ENGINE.place(found["checkpoint"]))})
     except Exception as error:
         yield lines.error(error)
 
@@ -212,16 +239,14 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
         if checkpoint.vacant:
             return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": checkpoint.missing}
         job = ENGINE.job(data.get("text"), data.get("settings"))
-        settings = {"halt": job.halt, "max_act_steps": job.max_act_steps, "freeze": job.freeze,
-                    "freeze_from": job.freeze_from, "attempts": job.attempts}  # fmt: skip
-        return {"puzzle": job.puzzle, "checkpoint": job.checkpoint, "settings": settings,
+        return {"puzzle": job.puzzle, "checkpoint": job.checkpoint, "halt": job.halt,
                 "note": "Puzzle and settings come from the link."}  # fmt: skip
     checkpoint, tokens, note = ENGINE.read_loosely(data.get("text"), data.get("checkpoint"))
     return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note}
 
 
 async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
-    """An example roll-out of the chosen checkpoint; computed once, the same for everybody."""
+    """The prepared run of a checkpoint, its puzzle first; computed once, the same for everybody."""
     data = data_of(event)
     lines = Lines(data)
     yield lines.text
@@ -229,10 +254,11 @@ async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[st
         checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
         if checkpoint.key not in LESSONS:
             task = checkpoint.task
-            tokens = new_puzzle(task, usual_level(task), np.random.default_rng(7))
-            job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key, "halt": "max"})
+            tokens = new_puzzle(task, usual_level(task), np.random.default_rng(LESSON_SEED))
+            job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key})
             lesson = Lines({})
             lesson.text = ""
+            yield lines.text + lesson.add({"t": "lesson", "puzzle": job.puzzle})
             async with aclosing(events_of(job, visitor_of(request))) as stream:
                 async for events in stream:
                     lesson.add(*(e for e in events if e["t"] != "wait"))
@@ -318,39 +344,27 @@ def build(engine: Engine) -> gr.Blocks:
         Wire("catalog", value=json.dumps(engine.catalog()))
         wires = {name: Wire(name) for name in ("solve", "whatif", "puzzle", "attention", "learn")}
         # Panels of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened.
-        with gr.Column(elem_id="panel-solve", elem_classes=["air-panel", "air-page", "air-two"]):
-            with gr.Column(elem_classes="air-card"):
+        # Solve and Explore show the same run, so they share its boards; style.css says what else either of them shows.
+        with gr.Column(elem_id="panel-run", elem_classes=["air-panel", "air-page"]):
+            with gr.Column(elem_classes=["air-card", "at-setup", "in-solve"]):
                 View("setup")
+            with gr.Column(elem_classes=["air-card", "at-stage"]):
+                View("loop")
+                with gr.Column(elem_classes="air-pairs"):
+                    for run in "ab":  # this run, and one to compare with
+                        with gr.Column(elem_classes=["air-pair", f"pair-{run}"]):
+                            View(f"title-{run}")
+                            Board(f"{run}-h", state="h", task=task)
+                            Board(f"{run}-l", state="l", task=task)
+                View("player")
+                View("look")
+                View("verdict")
+            with gr.Column(elem_classes=["air-card", "at-edit", "in-solve"]):
                 Board("editor", mode="edit", task=task)
                 View("tools")
-            with gr.Column(elem_classes="air-card"):
-                View("live")
-                with gr.Column(elem_classes="air-pair"):
-                    Board("live-h", state="h", task=task)
-                    Board("live-l", state="l", task=task)
-                View("verdict")
-        with gr.Column(elem_id="panel-explore", elem_classes=["air-panel", "air-page", "air-hidden"]):
-            with gr.Column(elem_classes="air-card"):
-                View("player")
-                with gr.Column(elem_classes=["air-stage", "needs-run"]):
-                    with gr.Column(elem_classes="air-pair"):
-                        Board("a-h", state="h", task=task)
-                        Board("a-l", state="l", task=task)
-                    View("charts")
-            with gr.Column(elem_classes=["air-card", "needs-run"]):
+            with gr.Column(elem_classes=["air-card", "at-side", "in-explore"]):
                 View("whatif")
-                with gr.Column(elem_classes=["air-stage", "needs-other"]):
-                    with gr.Column(elem_classes="air-pair"):
-                        Board("b-h", state="h", task=task)
-                        Board("b-l", state="l", task=task)
-                    View("compare")
-            with gr.Column(elem_classes=["air-card", "needs-run"]):
-                View("look")
-                with gr.Column(elem_classes=["air-stage", "needs-look"]):
-                    with gr.Column(elem_classes="air-pair"):
-                        Board("look-l", mode="heat", state="l", task=task)
-                        Board("look-h", mode="heat", state="h", task=task)
-                    View("lookside")
+                View("charts")
         with gr.Column(elem_id="panel-learn", elem_classes=["air-panel", "air-page", "air-hidden"]):
             with gr.Column(elem_classes="air-card"):
                 gr.HTML(learn_text(), apply_default_css=False)
@@ -383,7 +397,7 @@ def learn_text() -> str:
 
 def launch(demo: gr.Blocks, **overrides: Any) -> Any:
     """Start the server; loopback unless GRADIO_SERVER_NAME says otherwise."""
-    scripts = "\n".join((STATIC / name).read_text() for name in ("share.js", "page.js"))
+    scripts = "\n".join((STATIC / name).read_text() for name in ("share.js", "stage.js", "page.js"))
     icon = (
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect x='2' y='2' width='13' height='28' rx='4' "
         "fill='#D55E00'/><rect x='17' y='2' width='13' height='28' rx='4' fill='#0072B2'/></svg>"
@@ -416,6 +430,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"app: {error}", file=sys.stderr)
         return 1
+    engine.learn_to_rate()
     demo = build(engine)
     names = ", ".join(engine.checkpoints)
     print(f"AIR Space with {names}", flush=True)

@@ -16,13 +16,13 @@ STATES = {"h": ("H", "proposal"), "l": ("L", "scratchpad")}
 with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
     class Board(gr.HTML):
-        """One grid: an editable Sudoku, a maze to paint, a decoded state, or a map of attention.
+        """One grid: an editable Sudoku, a maze to paint, or a decoded state.
 
         Its value is text, one letter per cell, row-major. In mode "edit" it is what the visitor typed or painted
-        (`change` fires); a click or Enter on a cell of the other modes fires `select` with the cell's index.
+        (`change` fires); a click or Enter on a cell of a state fires `select` with the cell's index.
 
         Args:
-            name: unique on the page. mode: "edit", "state" or "heat". state: None, "h" or "l": colour and caption.
+            name: unique on the page. mode: "edit" or "state". state: None, "h" or "l": colour and caption.
             task: the task's description (`engine.describe_checkpoint(...)["task"]`); may be set later by the page.
         """
 
@@ -30,15 +30,12 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
             self, name: str, mode: str = "state", state: str | None = None, task: dict | None = None, **kwargs: Any
         ) -> None:
             letter, role = STATES.get(state or "", ("", ""))
-            label = {"edit": "Puzzle", "heat": f"Attention in the {letter}-update"}.get(
-                mode, f"State z_{letter}, {role}"
-            )
+            label = f"State z_{letter}, {role}" if state else "Puzzle"
             caption = f'<b class="z z-{state}">z<sub>{letter}</sub></b><span>{role}</span>'
-            if mode == "heat":
-                caption = f'<b class="z-{state}">{letter}-update</b><span>writes z<sub>{letter}</sub></span>'
-            kind = "fig" if state else "fig bare"
+            if not state:
+                caption = '<b class="z">x</b><span>puzzle</span>'
             super().__init__(
-                html_template=f'<figure class="{kind}"><figcaption>{caption}</figcaption>'
+                html_template=f'<figure class="fig"><figcaption>{caption}</figcaption>'
                 '<div class="air-board"></div><p class="fig-note"></p></figure>',
                 js_on_load="window.AirBoard.mount(element, props, trigger, watch)",
                 head=f"<script>window.AIR_BOARD_STYLE = {json.dumps(BOARD_STYLE)};\n{BOARD_SCRIPT}</script>",

@@ -9,7 +9,7 @@ A `Job` says what to run. `run(engine, job)` yields lists of plain dictionaries,
 
 A job with `nodes` thinks on instead: it searches by pins, and has in place of the first three
 
-    {"t": "node", "n": 3, "act_steps": 24, "answer": "53..", "pins": [[2, "4"]], "wrong": 6}     once per node judged
+    {"t": "node", "n": 3, "parent": 1, "act_steps": 24, "answer": "53..", "pins": [[2, "4"]], "wrong": 6} once per node
 
 All computing is `solve_puzzles` on `AirModel.solve`; the updates come out through its hook.
 """
@@ -38,8 +38,8 @@ from air_model.attempts_air import NODES, Answers, Node, keep_givens, pins_of, s
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import describe, load_model
-from air_model.processing_air import GridTask, Symmetry, task_from_config
+from air_model.pipeline_air import describe, in_size, load_model, readings, takes_size
+from air_model.processing_air import GridTask, MazeTask, Symmetry, make_task, task_from_config
 from air_model.reading_air import as_text, most_like
 from air_model.records import read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook
@@ -53,6 +53,8 @@ CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
 KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
 VACANT_SIZES = {"sudoku": 9, "maze": 12}
+MAX_SIDE = 60  # of a maze
+SIZES = (12, 20, 30, 40, 60)  # of mazes to choose from; 30 is the benchmark's
 
 
 @dataclass
@@ -67,8 +69,12 @@ class Checkpoint:
     config: AirConfig
     accuracy: float | None = None  # exact in a single pass, by the evaluation file that lies beside it
     searched: float | None = None  # the same of a search by pins
+    by_rating: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # rows of both files: "single", "searched"
     model: AirModel | None = field(default=None, repr=False)
     vacant: bool = False
+    base: str | None = None  # of a model that computes grids of another size than its own: the key of the one it is
 
     @property
     def task(self) -> GridTask:
@@ -155,15 +161,49 @@ class Engine:
         self.vacant = {f"no-{kind}-model": _vacant(kind) for kind in KINDS if kind not in present}
         self.carries = Carries()
         self.lock = threading.Lock()
+        self.resized: OrderedDict[str, Checkpoint] = OrderedDict()
+        self.rate: Callable[[np.ndarray], int] | None = None
 
     def checkpoint(self, key: str) -> Checkpoint:
+        if found := re.fullmatch(r"(.+)@(\d{1,2})x(\d{1,2})", key):
+            base, *shape = found.groups()
+            return self.in_size(self.checkpoint(base), make_task("maze", *map(int, shape)))
         if key not in self.checkpoints:
             raise ValueError(f"There is no checkpoint {key[:80]!r} here. Known: {', '.join(self.checkpoints)}.")
         return self.checkpoints[key]
 
+    def in_size(self, checkpoint: Checkpoint, task: GridTask) -> Checkpoint:
+        """The same model for mazes of another size.
+
+        Raises:
+            ValueError: it cannot compute them, or they are larger than the page draws.
+        """
+        if task == checkpoint.task:
+            return checkpoint
+        if not takes_size(checkpoint.config, task) or not all(4 <= n <= MAX_SIDE for n in (task.height, task.width)):
+            raise ValueError(f"{checkpoint.key} takes no {title(task)} here; mazes have up to {MAX_SIDE} rows.")
+        key = f"{checkpoint.key}@{task.height}x{task.width}"
+        with self.lock:
+            if key not in self.resized:
+                fields = {k: v for k, v in checkpoint.config.to_dict().items() if k != "transformers_version"}
+                config = AirConfig(**fields | {"grid_height": task.height, "grid_width": task.width})
+                self.resized[key] = Checkpoint(key, checkpoint.source, config, base=checkpoint.key)
+                while len(self.resized) > 16:
+                    self.resized.popitem(last=False)
+            return self.resized[key]
+
+    def sizes(self, checkpoint: Checkpoint) -> list[int]:
+        """Sides of the mazes that the page offers for a model, its own first."""
+        if checkpoint.task.name != "maze":
+            return []
+        own = checkpoint.task.height
+        return [own, *(n for n in SIZES if n != own and takes_size(checkpoint.config, make_task("maze", n)))]
+
     def model(self, key: str) -> AirModel:
         """The model of a checkpoint, loaded once."""
         checkpoint = self.checkpoint(key)
+        if checkpoint.base and checkpoint.model is None:
+            checkpoint.model = in_size(self.model(checkpoint.base), checkpoint.task)
         with self.lock:
             if checkpoint.model is None:
                 if checkpoint.source is None:
@@ -203,10 +243,21 @@ class Engine:
             if checkpoint.vacant and not vacant:
                 raise ValueError(checkpoint.missing)
             return checkpoint, tokens
+        for task, tokens in self._other_sizes(text):
+            for checkpoint in known:
+                if takes_size(checkpoint.config, task):
+                    task.check_solvable(tokens)
+                    return self.in_size(checkpoint, task), tokens
         error = errors[most_like([checkpoint.task for checkpoint in order], text)]
         sizes = list(dict.fromkeys(title(c.task) for c in known))
         more = f" This page solves {', '.join(sizes)}." if len(sizes) > 1 else ""
         raise ValueError(f"{error}{more}")
+
+    def _other_sizes(self, text: str) -> list[tuple[GridTask, np.ndarray]]:
+        try:
+            return readings([c.task for c in self.checkpoints.values() if c.task.name == "maze"], text)
+        except (ValueError, IndexError):
+            return []
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
         """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.
@@ -264,15 +315,85 @@ class Engine:
             raise ValueError("Thinking on has nodes in place of attempts, and freezes nothing: leave those out.")
         return job
 
+    def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        base = self.checkpoints.get(checkpoint.base or "", checkpoint)
+        return describe_checkpoint(checkpoint) | {"twin": self.twin(checkpoint), "sizes": self.sizes(base)}
+
+    def learn_to_rate(self) -> None:
+        """Have the solver of the data sets at hand, which rates a Sudoku; compiling it takes a while, so elsewhere."""
+        rated = [c.task for c in self.checkpoints.values() if c.by_rating and c.config.seq_len == 81]
+        if not rated:
+            return
+
+        def compile_solver() -> None:
+            from air_model.datasets_builders.sudoku_solver import solve
+
+            def rate(tokens: np.ndarray) -> int:
+                return int(solve(tokens[None], rated[0])[1][0])
+
+            rate(np.full(81, rated[0].blank_token, np.uint8))
+            self.rate = rate
+
+        threading.Thread(target=compile_solver, name="air-rate", daemon=True).start()
+
+    def odds(self, checkpoint: Checkpoint, puzzle: np.ndarray) -> str:
+        """One sentence on how often this model succeeds at a puzzle's difficulty, by its own evaluation files."""
+        if checkpoint.accuracy is None:
+            size = " at this size" if checkpoint.base else ""
+            return f"How often this model is right{size} was not measured."
+        thought = "" if checkpoint.searched is None else f", and {checkpoint.searched:.0%} when it thinks on"
+        everywhere = f"this model solves {checkpoint.accuracy:.0%} of its evaluation puzzles in a single pass{thought}"
+        if self.rate is None or len(puzzle) != 81 or not checkpoint.by_rating.get("single"):
+            return f"Over all difficulties, {everywhere}."
+        rating = self.rate(puzzle)
+        rows = {name: _row_of(rows, rating) for name, rows in checkpoint.by_rating.items()}
+        single, searched = rows["single"], rows.get("searched")
+        if single is None:
+            return f"Over all difficulties, {everywhere}."
+        also = f" and {_solved(searched)} when it thinks on" if searched else ""
+        guesses = {"0": "no guess", "1": "1 guess"}.get(single["rating"], f"{single['rating']} guesses")
+        return (
+            f"A solver needs {rating or 'no'} guess{'es' * (rating > 1)} for this puzzle. Of the puzzles that take "
+            f"{guesses}, this model solved {_solved(single)} in a single pass{also}."
+        )
+
+    def twin(self, checkpoint: Checkpoint) -> str | None:
+        """The key of the checkpoint that differs in one thing: whether the puzzle enters the H-update as well."""
+        rule = _without_injection(checkpoint.config)
+        for other in self.checkpoints.values():
+            apart = bool(other.config.h_injection) != bool(checkpoint.config.h_injection)
+            if apart and checkpoint.config.l_injection and _without_injection(other.config) == rule:
+                return other.key
+        return None
+
     def catalog(self) -> dict[str, Any]:
         """What the page must know about its checkpoints and tasks."""
         return {
             "default": self.default,
-            "checkpoints": [describe_checkpoint(c) for c in self.checkpoints.values()],
-            "vacant": [describe_checkpoint(c) for c in self.vacant.values()],
+            "checkpoints": [self.describe(c) for c in self.checkpoints.values()],
+            "vacant": [self.describe(c) for c in self.vacant.values()],
             "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS, "nodes": NODES},
             "version": air_model.__version__,
         }
+
+
+def _without_injection(config: AirConfig) -> dict[str, Any]:
+    """What a config computes, how often it adds the puzzle aside."""
+    aside = {"l_injection", "h_injection", "dtype", "auto_map", "custom_pipelines", "code_version", "architectures"}
+    return {name: value for name, value in config.to_dict().items() if name not in aside}
+
+
+def _row_of(rows: list[dict[str, Any]], rating: int) -> dict[str, Any] | None:
+    """The row of an evaluation by rating ("0", "1-9", "50+") that a rating falls into."""
+    for row in rows:
+        low, _, high = row["rating"].rstrip("+").partition("-")
+        if int(low) <= rating <= (int(high) if high else math.inf if row["rating"].endswith("+") else int(low)):
+            return row
+    return None
+
+
+def _solved(row: dict[str, Any]) -> str:
+    return f"{round(row['exact_accuracy'] * row['n']):,} of {row['n']:,}"
 
 
 def _vacant(kind: str) -> Checkpoint:
@@ -325,6 +446,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     config, task = checkpoint.config, checkpoint.task
     return {
         "key": checkpoint.key,
+        "base": checkpoint.base,
         "title": title(task),
         "trained": checkpoint.trained,
         "vacant": checkpoint.vacant,
@@ -340,6 +462,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "act_steps": config.halt_max_steps,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
+        "shared": config.shared_block,
+        "input": config.input_operator,
         "attention": config.token_mixer == "attention",
         "width": config.hidden_size,
         "task": {
@@ -393,7 +517,7 @@ def _named(name: str) -> Checkpoint:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json: name a folder that save_pretrained wrote.")
         config = AirConfig.from_pretrained(folder)
-        return Checkpoint(folder.resolve().name, str(folder), config, *_accuracies(folder, config))
+        return Checkpoint(folder.resolve().name, str(folder), config, **_measured(folder, config))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub id (USER/NAME): check AIR_MODEL.")
     try:
@@ -412,17 +536,26 @@ def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return checkpoints
 
 
-def _accuracies(folder: Path, config: AirConfig) -> tuple[float | None, float | None]:
-    """Exact accuracy of a single pass and of a search by pins, by scripts/evaluate.py's files in the folder."""
-    single, searched = [], []
+def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
+    """What a single pass and a search by pins reach, by scripts/evaluate.py's files in the folder."""
+    single: list[dict[str, Any]] = []
+    searched: list[dict[str, Any]] = []
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
         for one in read_evaluations(folder).values():
             steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
             if attempts == 1 and steps in (None, config.halt_max_steps):
-                single.append(one["exact_accuracy"])
+                single.append(one)
             elif setting(one, "retry") == "pins":
-                searched.append(one["exact_accuracy"])
-    return max(single, default=None), max(searched, default=None)
+                searched.append(one)
+    best = {
+        name: max(found, key=lambda one: one["exact_accuracy"], default={})
+        for name, found in (("single", single), ("searched", searched))
+    }
+    return {
+        "accuracy": best["single"].get("exact_accuracy"),
+        "searched": best["searched"].get("exact_accuracy"),
+        "by_rating": {name: one["by_rating"] for name, one in best.items() if "by_rating" in one},
+    }
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -534,15 +667,19 @@ def _work(
         halt=job.halt,
         hook=hook,
     )
-    put(_end(job, task, puzzle, answers, time.perf_counter() - started))
+    put(_end(engine, job, puzzle, answers, time.perf_counter() - started))
 
 
-def _end(job: Job, task: GridTask, puzzle: np.ndarray, answers: Answers, seconds: float) -> dict[str, Any]:
+def _end(engine: Engine, job: Job, puzzle: np.ndarray, answers: Answers, seconds: float) -> dict[str, Any]:
+    checkpoint = engine.checkpoint(job.checkpoint)
+    task = checkpoint.task
     answer = describe(task, puzzle, answers, 0)
     answer["confidence"] = round(answer["confidence"], 6)
     return {
         "t": "end",
         **answer,
+        "faults": [] if answer["solved"] else faults(task, answers.tokens[0]),
+        "odds": "" if answer["solved"] or not checkpoint.trained else engine.odds(checkpoint, puzzle),
         "puzzle": job.puzzle,
         "view": int(answers.view[0]),
         "seconds": round(seconds, 3),
@@ -575,7 +712,8 @@ def _think(
             wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
             pins = [[cell, task.alphabet[token]] for cell, token in pins_of(tree, at)]
             answer = task.decode(node.answer)
-            put({"t": "node", "n": at + 1, "act_steps": spent, "answer": answer, "pins": pins, "wrong": wrong})
+            place = {"n": at + 1, "parent": node.parent + 1, "act_steps": spent}  # nodes count from 1; 0 is no parent
+            put({"t": "node", **place, "answer": answer, "pins": pins, "wrong": wrong})
         told = len(tree)
         if go is not None:
             pause = time.perf_counter()
@@ -598,10 +736,22 @@ def _think(
         on_nodes=on_nodes,
         interruptible=True,
     )
-    end = _end(job, task, puzzle, answers, time.perf_counter() - started - waited)
+    end = _end(engine, job, puzzle, answers, time.perf_counter() - started - waited)
     if answers.stats.get("interrupted"):
         end["message"] += f" The search ended after {THINK_SECONDS} seconds."
     put(end)
+
+
+def faults(task: GridTask, answer: np.ndarray) -> list[int]:
+    """Cells of a refused answer (S,) that break a rule: equal digits in a unit; where a maze's path ends or forks."""
+    if task.name == "sudoku":
+        return np.flatnonzero(task.conflicts(answer)).tolist()
+    if not isinstance(task, MazeTask):
+        return []
+    grid = answer.reshape(task.height, task.width)
+    on = np.pad(np.isin(grid, (task.PATH, task.START, task.GOAL)), 1)
+    near = on[:-2, 1:-1].astype(int) + on[2:, 1:-1] + on[1:-1, :-2] + on[1:-1, 2:]
+    return np.flatnonzero(on[1:-1, 1:-1] & (near != np.where(grid == task.PATH, 2, 1))).tolist()
 
 
 def what_if(model: AirModel, job: Job) -> Hook | None:

@@ -23,7 +23,7 @@ from air_model.records import write_text
 
 POOL = Path(__file__).parent / "static" / "puzzles.json"
 SUDOKU_SIZES = (4, 6, 8, 9, 10, 12, 16)
-MAZE_SIZES = (5, 6, 8, 10, 12, 14, 15, 16, 20, 30)
+MAZE_SIZES = (5, 6, 8, 10, 12, 14, 15, 16, 20, 30, 40, 60)
 PER_LEVEL = {"sudoku": 12, "maze": 24}
 EXTREME_RATING = 20  # guesses; half of Sudoku-Extreme lies above
 # Share of a minimal puzzle's blanks that is filled in from the solution.
@@ -108,7 +108,8 @@ def main() -> int:
     content = {}
     tasks = [make_task("sudoku", n) for n in SUDOKU_SIZES] + [make_task("maze", n) for n in MAZE_SIZES]
     for task in tasks:
-        made = {level: generated(task, level, PER_LEVEL[task.name], seed=8) for level in levels(task)}
+        count = PER_LEVEL[task.name] if task.height <= 30 else 4  # a text has a letter per cell
+        made = {level: generated(task, level, count, seed=8) for level in levels(task)}
         content[shape_of(task)] = {level: [task.decode(p) for p in puzzles] for level, puzzles in made.items()}
         print(shape_of(task), {level: len(puzzles) for level, puzzles in made.items()}, flush=True)
     write_text(POOL, json.dumps(content, indent=0) + "\n")

@@ -27,7 +27,16 @@ from air_model.attempts_air import keep_givens, solve_puzzles
 from air_model.pipeline_air import save_release
 from air_model.processing_air import make_task
 from air_model.spaces_demo import app
-from air_model.spaces_demo.engine import Carries, Checkpoint, Engine, attention, find_checkpoints, rule_name, run
+from air_model.spaces_demo.engine import (
+    Carries,
+    Checkpoint,
+    Engine,
+    attention,
+    faults,
+    find_checkpoints,
+    rule_name,
+    run,
+)
 from air_model.spaces_demo.examples import levels, new_puzzle, pool, usual_level
 from air_model.spaces_demo.turns import Busy, Turns
 
@@ -363,6 +372,67 @@ def test_a_puzzle_without_one_solution_says_so_after_a_search_too(engine, puzzle
         assert end["solutions"] == solutions and words in end["message"]
 
 
+def test_the_odds_are_those_of_the_puzzles_own_difficulty():
+    checkpoint = Checkpoint("nine", "memory", tiny_config("Lx_H", grid_height=9), 0.25)
+    rows = [
+        {"rating": name, "n": n, "exact_accuracy": share}
+        for name, n, share in (("0", 8, 1.0), ("1-9", 4, 0.5), ("10+", 9, 0.0))
+    ]
+    checkpoint.by_rating = {"single": rows}
+    engine, puzzle = Engine([checkpoint]), np.ones(81, np.uint8)
+    assert engine.odds(checkpoint, puzzle) == (
+        "Over all difficulties, this model solves 25% of its evaluation puzzles in a single pass."
+    )
+    engine.rate = lambda tokens: 57
+    assert engine.odds(checkpoint, puzzle) == (
+        "A solver needs 57 guesses for this puzzle. Of the puzzles that take 10+ guesses, this model solved 0 of 9 in "
+        "a single pass."
+    )
+    engine.rate = lambda tokens: 0
+    assert (
+        "needs no guess for this puzzle. Of the puzzles that take no guess, this model solved 8 of 8"
+        in engine.odds(checkpoint, puzzle)
+    )
+
+
+def test_faults_of_a_refused_answer_are_the_cells_that_break_a_rule():
+    sudoku, maze = make_task("sudoku", 4), make_task("maze", 4)
+    assert faults(sudoku, sudoku.encode("1.1." + "." * 12)) == [0, 2]
+    good, broken = "Soo...o...oG....", "So.o..o...oG...."
+    assert faults(maze, np.array([maze.alphabet.index(c) for c in good.replace(".", " ")])) == []
+    assert faults(maze, np.array([maze.alphabet.index(c) for c in broken.replace(".", " ")])) == [1, 3, 6]
+
+
+def test_twins_differ_in_the_injection_alone():
+    engine = make_engine()
+    twins = {key: engine.describe(c)["twin"] for key, c in engine.checkpoints.items()}
+    assert twins == {"four": "four-symmetric", "four-symmetric": "four", "maze": None}
+    other = Checkpoint("wide", "memory", tiny_config("Lx_Hx", hidden_size=32))
+    assert Engine([engine.checkpoint("four"), other]).describe(other)["twin"] is None
+
+
+def test_a_maze_of_another_size_is_read_and_run_by_the_model_that_takes_it():
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    one = Engine([Checkpoint("maze", "memory", config, model=AirModel(config).eval())])
+    maze = "S......\n" + ".......\n" * 5 + "......G"
+    job = one.job(maze)
+    assert job.checkpoint == "maze@7x7" and one.describe(one.checkpoint(job.checkpoint))["base"] == "maze"
+    assert len(events(one, job)[-1]["solution"]) == 49
+    with pytest.raises(ValueError, match="up to 60 rows"):
+        one.checkpoint("maze@70x70")
+    drawn = "┌──────┐\n" + "│S  #  │\n" + "│      │\n" * 4 + "│   # G│\n" + "└──────┘"
+    assert one.job(drawn).puzzle == "S  #  " + " " * 24 + "   # G"
+    assert make_engine().job(",".join("1" + "0" * 15)).puzzle == FOUR
+
+
+def test_one_who_waits_is_told_how_long_the_job_at_the_model_may_take():
+    meter = app.Meter()
+    meter.begin(100)
+    assert meter.waiting(2) == {"t": "wait", "place": 2}
+    meter.started, meter.done = meter.started - 10, 25
+    assert 29 < meter.waiting(1)["seconds"] < 40
+
+
 def test_a_maze_does_not_think_on(engine):
     with pytest.raises(ValueError, match="it is for Sudokus"):
         engine.job(MAZE, {"nodes": 8})
@@ -569,7 +639,9 @@ def test_page_and_settings_keep_to_this_machine(server):
     config = json.loads(urllib.request.urlopen(f"{server}/config", timeout=20).read())
     assert server.startswith("http://127.0.0.1:")
     assert config["analytics_enabled"] is False
-    ours = "".join((SPACE / "static" / name).read_text() for name in ("style.css", "board.css", "board.js", "page.js"))
+    ours = "".join(
+        (SPACE / "static" / name).read_text() for name in ("style.css", "board.css", "board.js", "stage.js", "page.js")
+    )
     assert not re.search(r"(src|url|import)\s*[=(]\s*[\"']?https?://", ours)
     assert "AIR: watch two states think" in page
 

@@ -1,8 +1,7 @@
 /* Board: one grid for everything the page shows.
  *
  *   mode "edit"  a Sudoku one types in, or a maze one paints
- *   mode "state" a decoded state of a roll-out (state "h" or "l")
- *   mode "heat"  how much attention one cell pays to each other cell
+ *   mode "state" a decoded state of a roll-out (state "h" or "l"), or a puzzle to look at
  *
  * It knows no rules: shape, letters and units come with the task that Python describes. Text is one letter per cell,
  * row-major. Every cell is a gridcell that the arrow keys reach and that says what it holds.
@@ -24,7 +23,7 @@ window.AirBoard = window.AirBoard || (() => {
       this.puzzle = "";
       this.cells = [];
       this.cursor = 0;
-      this.listeners = { change: [], select: [] };
+      this.listeners = { change: [], select: [], enter: [], refuse: [] };
       root.classList.add("ab", `ab-${this.mode}`);
       if (this.state) root.classList.add(`ab-z${this.state}`);
     }
@@ -35,7 +34,7 @@ window.AirBoard = window.AirBoard || (() => {
 
     /* Build the cells of a task; keeps nothing of the grid before. */
     setTask(task) {
-      if (this.task && JSON.stringify(this.task) === JSON.stringify(task)) return;
+      if (this.task === task || this.task && JSON.stringify(this.task) === JSON.stringify(task)) return;
       this.task = task;
       const { height, width } = task;
       this.size = height * width;
@@ -89,24 +88,28 @@ window.AirBoard = window.AirBoard || (() => {
     }
 
     /* The puzzle behind a state: its clues are drawn as given. */
-    setPuzzle(puzzle) { this.puzzle = puzzle; this.text = ""; }
-
-    /* Show a grid; cells that differ from the one before flash when asked. Returns how many changed. */
-    setText(text, flash = false) {
-      if (this.marked) this.mark(false);
-      const old = this.text, changed = [];
-      for (let i = 0; i < this.size; i++) if (!old || old[i] !== text[i]) changed.push(i);
-      // Where most of a board changes, flashing cells tell nothing and cost a slow machine the next frame.
-      const flashing = flash && !!old && changed.length <= Math.min(200, this.size / 2);
-      const now = flashing ? performance.now() : 0;
-      for (const i of changed) this._draw(i, text[i], flashing, now);
-      this.text = text;
-      if (this.mode === "edit") this._conflicts();
-      this._name(changed, flash);
-      return changed.length;
+    setPuzzle(puzzle) {
+      if (this.puzzle === puzzle) return;
+      this.puzzle = puzzle;
+      this.text = "";
     }
 
-    _draw(i, letter, flash, now) {
+    /* Show a grid; the cells that differ from the text `before` are ringed. */
+    setText(text, before = null) {
+      if (this.marked) this.mark(null);
+      const old = this.text, drawn = [];
+      for (let i = 0; i < this.size; i++) {
+        const ring = !!before && before[i] !== text[i];
+        if (old && old[i] === text[i] && ring === this.cells[i].ring) continue;
+        this._draw(i, text[i], ring);
+        drawn.push(i);
+      }
+      this.text = text;
+      if (this.mode === "edit") this._conflicts();
+      this._name(drawn, !!before);
+    }
+
+    _draw(i, letter, ring) {
       const cell = this.cells[i], task = this.task;
       const given = this.mode === "edit" ? letter : this.puzzle[i];
       const clue = this.sudoku ? given !== undefined && given !== task.blank : given === "#" || given === "S" || given === "G";
@@ -117,15 +120,8 @@ window.AirBoard = window.AirBoard || (() => {
       if (this.mode !== "edit" && clue && given !== letter && !held) looks.push("is-off");
       if (held) looks.push("is-held");
       if (!this.sudoku && NAMES[letter]) looks.push(`is-${NAMES[letter]}`);
-      if (flash) {
-        // A cell that flickers with every update flashes a few times a second: more cannot be seen, only paid for. Two
-        // classes with the same animation: changing between them restarts it without a new layout per cell.
-        if (!cell.flash || now - cell.flashed > 200) {
-          cell.flash = cell.flash === "is-flash" ? "is-flash-2" : "is-flash";
-          cell.flashed = now;
-        }
-        looks.push(cell.flash);
-      } else cell.flash = "";
+      cell.ring = ring;
+      if (ring) looks.push("is-changed");
       const all = looks.join(" ");
       if (cell.looks !== all) {
         if (cell.looks) cell.classList.remove(...cell.looks.split(" "));
@@ -139,9 +135,9 @@ window.AirBoard = window.AirBoard || (() => {
     }
 
     /* Names for screen readers; while a board plays, only once it rests. */
-    _name(changed, flashing) {
+    _name(changed, playing) {
       const write = (i) => this.cells[i].setAttribute("aria-label", this._spoken(i, ...this.cells[i].spoken));
-      if (this.mode === "edit" || (this.size <= 100 && !flashing)) {
+      if (this.mode === "edit" || (this.size <= 100 && !playing)) {
         changed.forEach(write);
         return;
       }
@@ -166,13 +162,15 @@ window.AirBoard = window.AirBoard || (() => {
 
     put(i, letter) {
       if (this.mode !== "edit" || this.text[i] === letter) return;
-      let text = this.text;
-      const at = (t, k, v) => t.slice(0, k) + v + t.slice(k + 1);
-      if (letter === "S" || letter === "G") {
-        const before = text.indexOf(letter); // there is one start and one goal
-        if (before >= 0) text = at(text, before, this.task.blank);
-      }
-      this.setText(at(text, i, letter));
+      const write = (k, v) => {
+        this.text = this.text.slice(0, k) + v + this.text.slice(k + 1);
+        this._draw(k, v, false);
+        this._name([k], false);
+      };
+      const before = this.sudoku || !"SG".includes(letter) ? -1 : this.text.indexOf(letter); // one start, one goal
+      if (before >= 0) write(before, this.task.blank);
+      write(i, letter);
+      this._conflicts();
       this.emit("change", this.text);
     }
 
@@ -201,15 +199,16 @@ window.AirBoard = window.AirBoard || (() => {
 
     /* Two equal digits in one unit, shown while typing. */
     _conflicts() {
+      if (!this.unitsOf) return;
       const { bad, first } = this.faults(this.text);
       this.conflict = first;
       this._invalid(bad);
     }
 
-    /* Of an answer: mark what breaks a rule, and ring the guesses (cell numbers); gone with the next text. */
-    mark(on, guesses = []) {
-      this.marked = on;
-      this._invalid(on ? this.faults(this.text).bad : new Set());
+    /* Of an answer: mark the cells that break a rule, and ring the guesses (cell numbers); gone with the next text. */
+    mark(wrong, guesses = []) {
+      this.marked = !!wrong;
+      this._invalid(new Set(wrong || []));
       this.cells.forEach((cell, i) => cell.classList.toggle("is-guess", guesses.includes(i)));
     }
 
@@ -236,7 +235,7 @@ window.AirBoard = window.AirBoard || (() => {
         let paint = null, last = 0;
         grid.addEventListener("pointerdown", (event) => {
           const i = cellOf(event);
-          if (i < 0 || event.button > 0) return;
+          if (i < 0 || event.button > 0 || !this.brush) return;
           event.preventDefault();
           this._move(i, true);
           // A wall on a wall takes it away, and the rest of the stroke does the same.
@@ -304,8 +303,16 @@ window.AirBoard = window.AirBoard || (() => {
         }
         return;
       }
+      if (key === "Enter") {
+        event.preventDefault();
+        this.emit("enter");
+        return;
+      }
       const letter = this._letter(key);
-      if (letter === null) return;
+      if (letter === null) {
+        if (key.length === 1) this.emit("refuse", key);
+        return;
+      }
       event.preventDefault();
       this.put(i, letter);
       // Typing along a row is how people copy a puzzle from paper; Backspace goes the other way.
@@ -344,19 +351,16 @@ window.AirBoard = window.AirBoard || (() => {
       });
     }
 
-    /* Shade the cells by values (any scale); letters stay readable on top. */
-    heat(values, text) {
-      const top = Math.max(...values, 1e-9);
+    /* Shade the cells by values (any scale), under their letters; null takes the shade away. */
+    heat(values) {
+      this.root.classList.toggle("ab-heat", !!values);
+      const top = values ? Math.max(...values, 1e-9) : 1;
       this.cells.forEach((cell, i) => {
-        const share = (values[i] / top) ** 1.5; // a bent scale: even attention stays pale
+        const share = values ? (values[i] / top) ** 1.5 : 0; // a bent scale: even attention stays pale
         cell.style.setProperty("--heat", share.toFixed(3));
         cell.classList.toggle("is-hot", share > 0.55);
-        const letter = text[i];
-        cell.textContent = this.sudoku ? (letter === this.task.blank ? "" : letter) : "SG".includes(letter) ? letter : "";
-        cell.classList.toggle("is-wall", !this.sudoku && letter === "#");
-        const where = `Row ${Math.floor(i / this.task.width) + 1}, column ${(i % this.task.width) + 1}`;
-        cell.setAttribute("aria-label", `${where}: ${(values[i] / 10).toFixed(1)} % of the attention`);
-        cell.dataset.heat = values[i];
+        if (values) cell.setAttribute("aria-description", `${(values[i] / 10).toFixed(1)} % of the attention`);
+        else cell.removeAttribute("aria-description");
       });
     }
   }

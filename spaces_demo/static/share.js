@@ -13,10 +13,11 @@ window.AIRShare = window.AIRShare || (() => {
     const { h } = api;
     S.views.share.replaceChildren(
       h("div", { class: "row" }, h("h2", {}, "Link")),
-      h("p", { class: "note" }, "It holds the puzzle and the settings, nothing else; whoever opens it finds both in place."),
-      h("div", { class: "fields" },
-        h("label", { class: "grow" }, h("span", {}, "Link to this puzzle"), h("input", { type: "text", id: "sh-link", readonly: true, onfocus: (e) => e.target.select() })),
-        h("button", { type: "button", id: "sh-copy", onclick: (e) => copy($("sh-link").value, e.currentTarget) }, "Copy")),
+      h("div", { class: "shared" }, h("div", { id: "sh-board" }), h("div", {},
+        h("p", { class: "note", id: "sh-what" }),
+        h("div", { class: "fields" },
+          h("label", { class: "grow" }, h("span", {}, "Link to this puzzle"), h("input", { type: "text", id: "sh-link", readonly: true, onfocus: (e) => e.target.select() })),
+          h("button", { type: "button", id: "sh-copy", onclick: (e) => copy($("sh-link").value, e.currentTarget) }, "Copy")))),
       h("div", { class: "row" }, h("h2", {}, "Download")),
       h("p", { class: "note", id: "sh-note", role: "status", "aria-live": "polite" }),
       h("div", { class: "actions", id: "sh-downloads" },
@@ -26,9 +27,11 @@ window.AIRShare = window.AIRShare || (() => {
       h("div", { class: "row" }, h("h2", {}, "Use it from a program")),
       h("p", { class: "note" }, h("code", {}, "/solve"), " takes a puzzle as text and returns its answer as JSON; ", h("code", {}, "/rollout"), " adds both states after every update; ", h("code", {}, "/think"), " goes on where a Sudoku is not solved; ", h("code", {}, "/what_if"), " also takes settings. Each picks the model that fits the text."),
       h("div", { class: "codes", id: "sh-codes" }));
+    mini = api.miniature("sh-board");
     refresh();
   }
 
+  let mini;
   const $ = (id) => document.getElementById(id);
 
   function copy(text, button) {
@@ -41,13 +44,15 @@ window.AIRShare = window.AIRShare || (() => {
     else { $("sh-link").select(); document.execCommand("copy"); done(); }
   }
 
+  /* What is shared: the current run; before there is one, the puzzle on the page. */
+  function shared() {
+    if (S.run && S.run.end) return { puzzle: S.run.puzzle, ck: S.run.ck, halt: S.run.wanted.halt || "q", run: S.run };
+    return { puzzle: S.boards.editor.text, ck: S.ck, halt: api.settings().halt, run: null };
+  }
+
   function link() {
-    const wanted = api.whatIfSettings();
-    const query = new URLSearchParams({ puzzle: portable(S.boards.editor.text), halt: api.settings().halt });
-    if (!S.ck.vacant) query.set("checkpoint", S.ck.key);
-    if (wanted.freeze !== "none") { query.set("freeze", wanted.freeze); query.set("from", wanted.from); }
-    if (wanted.attempts > 1) query.set("attempts", wanted.attempts);
-    if (wanted.steps && wanted.steps !== S.ck.act_steps) query.set("steps", wanted.steps);
+    const { puzzle, ck, halt } = shared(), query = new URLSearchParams({ puzzle: portable(puzzle), halt });
+    if (!ck.vacant) query.set("checkpoint", ck.key);
     return `${location.origin}${location.pathname}?${query}`;
   }
 
@@ -57,10 +62,11 @@ window.AIRShare = window.AIRShare || (() => {
   function refresh() {
     if (!S || !S.ck || !$("sh-link")) return;
     $("sh-link").value = link();
-    const has = !!S.run;
+    const { h } = api, { run, ck, puzzle: text } = shared(), has = !!run, puzzle = portable(text);
+    mini(ck.task, text);
+    $("sh-what").textContent = has ? `The run on the page: ${title(run)} The link holds its puzzle, its model and when it stops.` : "The puzzle on the page; it has not been run yet.";
     for (const id of ["sh-png", "sh-gif", "sh-json"]) $(id).disabled = !has;
-    api.note("sh-note", has ? "From the last run, as the Explore tab shows it." : "Solve a puzzle first.");
-    const { h } = api, puzzle = portable(S.boards.editor.text);
+    api.note("sh-note", has ? "The picture shows the update that the boards show; the animation and the roll-out have all of them." : "Solve a puzzle first.");
     const root = `${location.origin}${location.pathname}`.replace(/\/$/, "");
     $("sh-codes").replaceChildren(...Object.entries(examples(root, puzzle)).map(([name, code]) =>
       h("figure", {}, h("figcaption", {}, name, h("button", { type: "button", class: "quiet", "aria-label": `Copy the ${name} example`, onclick: (e) => copy(code, e.currentTarget) }, "Copy")),
@@ -75,12 +81,14 @@ window.AIRShare = window.AIRShare || (() => {
     };
   }
 
+  const title = ({ ck, end }) => `${ck.task.title}, ${ck.variant}, ${ck.key}: ${end.solved ? "solved" : "not solved"} in ${api.plural(end.act_steps, "ACT step")}.`;
+
   // ---- pictures --------------------------------------------------------------------------------------------------------
 
   function layout(task) {
     const side = task.kind === "sudoku" ? Math.max(16, Math.floor(320 / task.width)) : Math.max(7, Math.floor(300 / task.width));
     const width = side * task.width, height = side * task.height;
-    return { side, width, height, pad: 20, gap: 28, top: 58, total: [2 * width + 28 + 40, height + 58 + 40] };
+    return { side, width, height, pad: 20, gap: 28, top: 88, total: [2 * width + 28 + 40, height + 88 + 40] };
   }
 
   /* One moment of a run on a canvas: both states, clues in black, changes ringed. */
@@ -89,17 +97,21 @@ window.AIRShare = window.AIRShare || (() => {
     context.fillStyle = COLOURS.paper;
     context.fillRect(0, 0, ...L.total);
     context.textBaseline = "middle";
+    context.textAlign = "left";
+    context.fillStyle = COLOURS.ink;
+    context.font = "600 15px sans-serif";
+    context.fillText(title(run), L.pad, 24, L.total[0] - 2 * L.pad);
     ["h", "l"].forEach((level, b) => {
       const left = L.pad + b * (L.width + L.gap), text = f[level][k], before = k ? f[level][k - 1] : text;
       context.textAlign = "left";
       context.fillStyle = COLOURS[level];
       context.font = "600 17px sans-serif";
-      context.fillText(level === "h" ? "z" : "z", left, 24);
+      context.fillText(level === "h" ? "z" : "z", left, 54);
       context.font = "600 12px sans-serif";
-      context.fillText(level.toUpperCase(), left + 10, 29);
+      context.fillText(level.toUpperCase(), left + 10, 59);
       context.fillStyle = COLOURS.muted;
       context.font = "13px sans-serif";
-      context.fillText(level === "h" ? "proposal" : "scratchpad", left + 28, 25);
+      context.fillText(level === "h" ? "proposal" : "scratchpad", left + 28, 55);
       for (let i = 0; i < text.length; i++) {
         const x = left + (i % size) * L.side, y = L.top - 12 + Math.floor(i / size) * L.side;
         cell(context, task, run.puzzle[i], text[i], x, y, L.side, COLOURS[level]);
@@ -114,7 +126,7 @@ window.AIRShare = window.AIRShare || (() => {
     context.fillStyle = COLOURS.muted;
     context.font = "13px sans-serif";
     context.textAlign = "left";
-    context.fillText(`${api.describeUpdate(run, k)} · ${run.ck.key}`, L.pad, L.total[1] - 20);
+    context.fillText(window.AIRStage.describeUpdate(run, k), L.pad, L.total[1] - 20);
   }
 
   function cell(context, task, given, letter, x, y, side, colour) {
@@ -182,7 +194,7 @@ window.AIRShare = window.AIRShare || (() => {
   }
 
   function png() {
-    const run = S.run, canvas = canvasOf(run), k = Math.min(S.at, run.frames.h.length - 1);
+    const run = S.run, canvas = canvasOf(run), k = Math.max(0, Math.min(S.at, run.frames.h.length - 1));
     draw(canvas.getContext("2d"), run, k);
     canvas.toBlob((blob) => save(blob, "air-rollout.png"), "image/png");
   }
