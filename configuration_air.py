@@ -64,6 +64,7 @@ VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedd
 # The source files that go to the Hub with a model, beside its weights: it loads there without this package.
 TRAVELLING_FILES = (
     "configuration_air.py",
+    "blocks_air.py",
     "modeling_air.py",
     "solving_air.py",
     "processing_air.py",

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_batch, tiny_config, tiny_model
 
 from air_model import VARIANTS, AirConfig, AirModel
+from air_model.blocks_air import by_groups
 
 ATTENTION_VARIANTS = [name for name in VARIANTS if name != "TRM_mlp"]
 SYMMETRIC = ["Lx_Hx", "L2x_H2x"]
@@ -331,14 +332,22 @@ def test_a_saved_model_has_its_head_relations_again(tmp_path):
     assert torch.equal(loaded.bfloat16().seen_by_heads, model.seen_by_heads)
 
 
-def test_a_bias_cast_during_inference_serves_training_and_moves_with_the_model():
-    model = tiny_model(head_relations=["row", "all"])
-    with torch.inference_mode():
-        model(tiny_batch()[0], dtype=torch.bfloat16)
-    copied = copy.deepcopy(model)
-    copied(tiny_batch()[0], labels=tiny_batch()[1], dtype=torch.bfloat16).loss.backward()
-    assert "relations.cast" not in copied.state_dict()
-    assert copied.to("meta").relations.bias_in(torch.bfloat16).device.type == "meta"
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_heads_by_groups_compute_what_masked_heads_do(prefix):
+    sizes = {"grid_height": 18, "box_height": 3, "box_width": 6, "hidden_size": 48, "num_attention_heads": 6}
+    names = ["adjacent", "adjacent", "row", "column", "all", "box"]
+    model = tiny_model(head_relations=names, puzzle_embedding_size=0, prefix_length=prefix, **sizes)
+    inputs = torch.randint(1, 20, (2, 18 * 18), generator=torch.Generator().manual_seed(0))
+    gradients = {}
+    for implementation, groups in (("sdpa", True), ("eager", False)):
+        model.set_attn_implementation(implementation)
+        assert by_groups(model.config) == groups
+        model.zero_grad()
+        output = model(inputs, labels=inputs)
+        output.loss.backward()
+        gradients[implementation] = [output.logits] + [p.grad for p in model.stack.parameters()]
+    for grouped, masked in zip(*gradients.values()):
+        torch.testing.assert_close(grouped, masked, atol=1e-5, rtol=1e-5)
 
 
 def test_an_attention_that_cannot_hide_cells_is_refused():

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from air_model.blocks_air import AirLinear
 from air_model.configuration_air import AirConfig
-from air_model.modeling_air import AirLinear
 from air_model.records import cpu_name
 
 
