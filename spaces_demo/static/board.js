@@ -1,7 +1,8 @@
 /* Board: one grid for everything the page shows.
  *
  *   mode "edit"  a Sudoku one types in, or a maze one paints
- *   mode "state" a decoded state of a roll-out (state "h" or "l"), or a puzzle to look at
+ *   mode "state" a decoded state of a roll-out (state "h" or "l")
+ *   mode "show"  a puzzle to look at
  *
  * It knows no rules: shape, letters and units come with the task that Python describes. Text is one letter per cell,
  * row-major. Every cell is a gridcell that the arrow keys reach and that says what it holds.
@@ -113,7 +114,7 @@ window.AirBoard = window.AirBoard || (() => {
       const cell = this.cells[i], task = this.task;
       const given = this.mode === "edit" ? letter : this.puzzle[i];
       const clue = this.sudoku ? given !== undefined && given !== task.blank : given === "#" || given === "S" || given === "G";
-      const held = task.held.includes(letter) && this.mode !== "edit";
+      const held = task.held.includes(letter) && this.mode === "state";
       const looks = [];
       if (clue && given === letter) looks.push("is-clue");
       if (this.mode !== "edit" && !held && letter !== given) looks.push("is-answer");
@@ -153,7 +154,7 @@ window.AirBoard = window.AirBoard || (() => {
     _spoken(i, letter, clue, held) {
       const where = `Row ${Math.floor(i / this.task.width) + 1}, column ${(i % this.task.width) + 1}, `;
       if (!this.sudoku) return where + (NAMES[letter] || letter);
-      if (letter === this.task.blank) return where + (this.mode === "edit" ? "empty" : "held back");
+      if (letter === this.task.blank) return where + (this.mode === "state" ? "held back" : "empty");
       if (held) return where + "undecided";
       return where + (clue ? `clue ${letter}` : this.mode === "edit" ? letter : `answer ${letter}`);
     }

@@ -645,6 +645,8 @@ window.AIR = window.AIR || (() => {
     run.shown = node;
     showAnswer(run, node.answer, node.pins.map(([cell]) => cell));
     note("air-nodes", `${plural(run.nodes.length, "node")} of up to ${run.wanted.nodes}, ${plural(run.nodes.at(-1).act_steps, "ACT step")}${node === run.nodes.at(-1) ? "" : ` · showing node ${node.n}`}`);
+    const pin = node.pins.at(-1), { width } = run.ck.task;
+    $("stage-tell").replaceChildren(`Node ${node.n}${pin ? ` guesses ${pin[1]} in row ${Math.floor(pin[0] / width) + 1}, column ${(pin[0] % width) + 1}` : ", the puzzle as given"}: ${node.wrong ? `refused, ${plural(node.wrong, "cell")} wrong or empty.` : "the rules accept it."}`);
     stage.drawTree($("air-tree"), run, (picked) => showNode(run, picked));
   }
 
@@ -692,17 +694,17 @@ window.AIR = window.AIR || (() => {
   /* What a visitor can do next. */
   function offers(run, fresh) {
     const { levels } = run.ck.task, at = levels.indexOf($("air-level").value);
-    const button = (id, text, onclick, primary = false) => h("button", { type: "button", id, class: primary ? "primary" : null, onclick }, text);
+    const button = (id, text, onclick, looks = null) => h("button", { type: "button", id, class: looks, onclick }, text);
     const failed = !run.end.solved;
     return h("div", { class: "actions" },
-      fresh && canThinkOn(run) ? button("air-think", "Think on", () => thinkOn(run), true) : null,
+      fresh && canThinkOn(run) ? button("air-think", "Think on", () => thinkOn(run), "primary") : null,
       fresh && failed && S.run.ck === S.ck ? button("air-more", "More ACT steps", () => {
         openTab("Explore");
         $("if-steps").value = S.catalog.limits.steps;
         whatIf();
       }) : null,
       failed && at > 0 ? button("air-easier", "Easier puzzle", () => { $("air-level").value = levels[at - 1]; newPuzzle(); }) : null,
-      fresh ? button("air-explore", "Explore this run", () => openTab("Explore")) : null);
+      fresh ? button("air-explore", "Explore this run", () => openTab("Explore"), "in-solve") : null);
   }
 
   function showVerdict(run, text = "") {
@@ -766,7 +768,7 @@ window.AIR = window.AIR || (() => {
 
   /* A small board that only shows a puzzle. */
   function miniature(id) {
-    const board = new window.AirBoard.Board($(id), { name: "", mode: "state", label: "Puzzle of this run" });
+    const board = new window.AirBoard.Board($(id), { name: "", mode: "show", label: "Puzzle of this run" });
     return (task, text) => {
       board.setTask(task);
       board.setPuzzle(text);

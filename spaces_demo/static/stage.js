@@ -38,7 +38,7 @@ window.AIRStage = window.AIRStage || (() => {
   function tagline(ck) {
     const block = ck.shared ? "One block" : "Two blocks";
     if (ck.l_injection && ck.h_injection) {
-      return [`${block} rewriting two boards in turn; both updates see the puzzle, so only their order tells the scratchpad `, state("l"), " from the proposal ", state("h"), "."];
+      return [`${block}; both updates see the puzzle, so only their order tells the scratchpad `, state("l"), " from the proposal ", state("h"), "."];
     }
     return [`${block}, two roles: `, state("l"), " is the scratchpad, ", state("h"), ` the proposal, and ${sees(ck)}.`];
   }
