@@ -233,7 +233,7 @@ window.AirBoard = window.AirBoard || (() => {
         if (i >= 0) this._move(i, false);
       });
       if (this.mode === "edit" && !this.sudoku) {
-        let paint = null, last = 0;
+        let paint = null, last = 0, box = null;
         grid.addEventListener("pointerdown", (event) => {
           const i = cellOf(event);
           if (i < 0 || event.button > 0 || !this.brush) return;
@@ -243,14 +243,15 @@ window.AirBoard = window.AirBoard || (() => {
           paint = this.brush === "#" && this.text[i] === "#" ? this.task.blank : this.brush;
           this.put(i, paint);
           last = i;
+          box = grid.getBoundingClientRect();
           if (grid.setPointerCapture) grid.setPointerCapture(event.pointerId);
         });
         grid.addEventListener("pointermove", (event) => {
           if (paint === null) return;
-          const under = document.elementFromPoint(event.clientX, event.clientY);
-          const cell = under && under.closest(".ab-cell");
-          if (!cell || !grid.contains(cell)) return;
-          const { width } = this.task, i = Number(cell.dataset.i);
+          const { width, height } = this.task;
+          const r = Math.floor(((event.clientY - box.top) / box.height) * height), c = Math.floor(((event.clientX - box.left) / box.width) * width);
+          if (r < 0 || c < 0 || r >= height || c >= width) return;
+          const i = r * width + c;
           // A quick stroke skips cells: draw the straight line from the last one.
           const [r0, c0, r1, c1] = [Math.floor(last / width), last % width, Math.floor(i / width), i % width];
           const steps = Math.max(Math.abs(r1 - r0), Math.abs(c1 - c0), 1);
