@@ -188,7 +188,7 @@ class Engine:
                 fields = {k: v for k, v in checkpoint.config.to_dict().items() if k != "transformers_version"}
                 config = AirConfig(**fields | {"grid_height": task.height, "grid_width": task.width})
                 self.resized[key] = Checkpoint(key, checkpoint.source, config, base=checkpoint.key)
-                while len(self.resized) > 16:
+                while len(self.resized) > 3:  # their masks are large
                     self.resized.popitem(last=False)
             return self.resized[key]
 
