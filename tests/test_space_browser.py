@@ -180,6 +180,7 @@ def test_a_sudoku_is_typed_with_the_keyboard_and_conflicts_show_at_once(visit):
         assert "“9” is no digit of a Sudoku 4×4: its digits are 1 to 4." in page.inner_text("#air-message")
         page.keyboard.press("x")
         assert text_of(page, "editor") == "34.............."
+        assert page.inner_text("#board-editor figcaption").split() == ["x", "puzzle"]
         label = page.locator("#board-editor .ab-cell").nth(0).get_attribute("aria-label")
         assert label == "Row 1, column 1, clue 3"
 
@@ -332,9 +333,12 @@ def test_solve_stands_on_the_first_screen_and_nothing_scrolls_sideways(visit, si
         box = page.locator("#air-text").bounding_box()
         assert box["height"] >= 100
         assert "mono" in page.evaluate("getComputedStyle(document.querySelector('#air-text')).fontFamily")
+        places = set()
         for name in ("Solve", "Explore", "Learn", "Share"):
             open_tab(page, name)
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+            places.add(page.locator("[role=tablist]").bounding_box()["x"])
+        assert len(places) == 1, "the header stays where it is"
 
 
 def test_a_large_maze_is_chosen_by_size_and_painted_in_one_stroke(visit):
@@ -351,6 +355,25 @@ def test_a_large_maze_is_chosen_by_size_and_painted_in_one_stroke(visit):
         cells.nth(30 * 60 + 59).hover()  # a single move of the pointer: the stroke has no holes
         page.mouse.up()
         assert text_of(page, "editor")[1800:1860] == "#" * 60
+
+
+def test_a_long_what_if_tells_the_others_how_long_they_wait_and_can_be_stopped(visit):
+    with visit() as one, visit() as two:
+        choose(one, "nine")
+        solve(one)
+        open_tab(one, "Explore")
+        one.fill("#if-steps", "64")
+        one.fill("#if-attempts", "16")
+        one.click("#if-run")
+        one.wait_for_function("AIR.S.other && AIR.S.other.frames.h.length > 0")
+        two.click("#air-solve")
+        two.wait_for_function(
+            "/1 puzzle before yours, about \\d+ s/.test(document.querySelector('[data-view=verdict]').textContent)"
+        )
+        assert one.inner_text("#if-run") == "Stop"
+        one.click("#if-run")
+        assert one.inner_text("#if-message") == "Stopped." and one.inner_text("#if-run") == "Run what-if"
+        wait_for_verdict(two)
 
 
 def test_signs_are_explained_and_so_is_a_state_that_was_never_written(visit):
@@ -458,10 +481,20 @@ def test_downloads_hold_the_run(visit):
                 page.click(button)
             return Path(waiting.value.path()).read_bytes()
 
+        page.evaluate("""() => {
+            window.drawn = [];
+            const { fillText } = CanvasRenderingContext2D.prototype;
+            CanvasRenderingContext2D.prototype.fillText = function (...words) {
+                window.drawn.push(words[0]);
+                return fillText.apply(this, words);
+            };
+        }""")
         content = json.loads(download("#sh-json"))
         assert content["z_h"] == page.evaluate("AIR.S.run.frames.h") and content["puzzle"] == content["puzzle"]
         picture = Image.open(io.BytesIO(download("#sh-png")))
         assert picture.format == "PNG" and picture.width > picture.height > 200
+        title = page.evaluate("window.drawn[0]")
+        assert re.fullmatch(r"Sudoku 4×4, Lx_H, four: (not )?solved in \d ACT steps?\.", title)
         movie = Image.open(io.BytesIO(download("#sh-gif")))
         assert movie.format == "GIF" and movie.n_frames == len(content["z_h"]) and movie.size == picture.size
         movie.seek(movie.n_frames - 1)
