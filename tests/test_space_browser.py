@@ -273,7 +273,7 @@ def test_the_loop_is_that_of_the_loaded_checkpoint_and_lights_what_an_update_use
             page.keyboard.press("ArrowRight")
             page.keyboard.press("ArrowRight")
             assert page.evaluate(lit) == wires, "the H-update"
-            assert page.locator(".w-x.dark").count() == (key == "four")
+            assert page.locator(".w-x.cut").count() == (key == "four")
             assert page.inner_text(".sched").split() == list("LLHLLH")
 
 
@@ -282,7 +282,7 @@ def test_twins_run_side_by_side_and_are_counted(visit):
         assert page.get_by_role("button", name="scratchpad only").get_attribute("aria-pressed") == "true"
         solve(page)
         titles = [page.inner_text(f"[data-view=title-{run}]") for run in "ab"]
-        assert [title.split(" · ")[0] for title in titles] == [
+        assert [title.splitlines()[0] for title in titles] == [
             "The puzzle goes to: scratchpad only", "The puzzle goes to: both"
         ]  # fmt: skip
         assert page.evaluate("AIR.S.run.puzzle === AIR.S.other.puzzle")

@@ -584,7 +584,7 @@ window.AIR = window.AIR || (() => {
       showVerdict(null, "Stopped.");
     } else {
       S.other = null;
-      stage.compare(false);
+      stage.compare(null);
       stage.arrived();
     }
     busy();
@@ -830,20 +830,18 @@ window.AIR = window.AIR || (() => {
   function compared() {
     const { run, other } = S, goes = (ck) => (ck.h_injection ? (ck.l_injection ? "both" : "proposal only") : "scratchpad only");
     $("if-run").textContent = computing(other) && !other.twin ? "Stop" : "Run what-if";
-    stage.compare(!!other && !other.error);
+    stage.compare(other);
     if (!other) { for (const view of ["title-a", "title-b"]) S.views[view].replaceChildren(); return; }
     const title = (one) => {
-      const what = [];
-      if (one.ck.twin) what.push(`The puzzle goes to: ${goes(one.ck)}`);
-      else if (one.ck !== run.ck || one === run) what.push(one.ck.key);
+      const name = one.twin || other.twin ? `The puzzle goes to: ${goes(one.ck)}` : one === run ? `Yours: ${one.ck.key}` : one.ck === run.ck ? "What if" : `What if: ${one.ck.key}`, what = [];
       if (one.wanted.freeze && one.wanted.freeze !== "none") what.push([state(one.wanted.freeze.at(-1)), ` frozen ${one.wanted.from ? `after ACT step ${one.wanted.from}` : "from the start"}`]);
       if (one.end) what.push(plural(one.end.act_steps, "ACT step"), one.end.solved ? "solved" : "not solved");
       if (one.end && one.end.attempts > 1) what.push(plural(one.end.attempts, "attempt"));
       if (one === other && one.end && run.end && !one.twin) what.push(changedCells(run.end.solution, one.end.solution) ? `differs from yours in ${plural(changedCells(run.end.solution, one.end.solution), "cell")}` : "the same answer as yours");
-      return h("h3", {}, what.flatMap((part, i) => (i ? [" · ", part] : [part])).flat());
+      return [h("h3", {}, name), h("p", { class: "note" }, what.length ? what.flatMap((part, i) => (i ? [" · ", part] : [part])).flat() : "…")];
     };
-    S.views["title-a"].replaceChildren(title(run));
-    S.views["title-b"].replaceChildren(title(other));
+    S.views["title-a"].replaceChildren(...title(run));
+    S.views["title-b"].replaceChildren(...title(other));
   }
 
   // ---- learn ------------------------------------------------------------------------------------------------------------------------------------

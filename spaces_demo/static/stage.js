@@ -61,7 +61,7 @@ window.AIRStage = window.AIRStage || (() => {
     const drawn = root.querySelector(".loop");
     drawn.dataset.lv = level || "";
     drawn.querySelectorAll(".w").forEach((w) => w.classList.toggle("lit", !!level && w.dataset.for.includes(level)));
-    drawn.querySelector(".w-x").classList.toggle("dark", !!level && !copies(ck, level));
+    drawn.querySelector(".w-x").classList.toggle("cut", !!level && !copies(ck, level));
     root.querySelectorAll(".sched b").forEach((b, i) => b.classList.toggle("lit", i === index));
     root.querySelector(".rule").replaceChildren(...(level ? [`${level.toUpperCase()}-update: `, ...rule(ck, level)] : ["Each update: ", ...rule(ck, "l"), h("span", { class: "or" }, " or "), ...rule(ck, "h")]));
   }
@@ -134,15 +134,10 @@ window.AIRStage = window.AIRStage || (() => {
     figure(board).querySelector(".fig-note").replaceChildren(...parts.filter(Boolean).map((part) => h("span", {}, part)));
   }
 
-  function clear(ck, text) {
-    pause();
-    closeLook();
-    drawLoop(ck);
-    S.mini(ck.task, text);
-    document.querySelectorAll(".pair-b").forEach((e) => e.classList.add("off"));
-    for (const view of ["title-a", "title-b"]) S.views[view].replaceChildren();
+  /* Boards that show a puzzle, before anything has been written. */
+  function empty(prefix, ck, text) {
     for (const level of "hl") {
-      const board = S.boards[`a-${level}`];
+      const board = S.boards[`${prefix}-${level}`];
       board.setTask(ck.task);
       board.setPuzzle(text);
       board.setText(text);
@@ -150,6 +145,16 @@ window.AIRStage = window.AIRStage || (() => {
       figure(board).classList.remove("moving");
       caption(board);
     }
+  }
+
+  function clear(ck, text) {
+    pause();
+    closeLook();
+    drawLoop(ck);
+    S.mini(ck.task, text);
+    document.querySelectorAll(".pair-b").forEach((e) => e.classList.add("off"));
+    for (const view of ["title-a", "title-b"]) S.views[view].replaceChildren();
+    empty("a", ck, text);
     drawPlayer();
     drawCharts();
   }
@@ -171,7 +176,9 @@ window.AIRStage = window.AIRStage || (() => {
 
   const resting = () => S.told && over() && S.at >= total() - 1;
 
-  function compare(on) {
+  function compare(run) {
+    const on = !!run && !run.error;
+    if (on && !run.frames.h.length) empty("b", run.ck, run.puzzle);
     document.querySelectorAll(".pair-b").forEach((e) => e.classList.toggle("off", !on));
     document.querySelectorAll(".air-pairs").forEach((e) => e.classList.toggle("both", on));
   }
