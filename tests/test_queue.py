@@ -2,18 +2,24 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_model
+from conftest import ROOT, SHARED, needs_shared, tiny_model
 from safetensors.torch import save_file
 
 from air_model.configuration_air import TRAVELLING_FILES
-from air_model.training.recipe import read_recipe
+from air_model.scripts.analyze import parse_args as analysis_arguments
+from air_model.training.miniature import miniature, miniature_data
+from air_model.training.recipe import as_words, read_recipe
 from air_model.workshop import run_queue
 
 
@@ -27,6 +33,16 @@ def test_every_row_is_a_recipe_with_known_overrides(name):
     item = run_queue.QUEUE[name]
     recipe = read_recipe(item.recipe, ["data=somewhere", *item.overrides])
     assert recipe.train.max_steps > 0 and (item.checkpoint is None or item.evaluations)
+
+
+def test_every_command_of_the_page_can_be_read_by_the_script_that_it_names():
+    commands = re.findall(r"`python (\S+\.py)( ?[^`]*)`", (ROOT / "results" / "QUEUE.md").read_text())
+    readers = {"workshop/run_queue.py": run_queue.parse_arguments, "scripts/analyze.py": analysis_arguments}
+    assert len(commands) > len(run_queue.QUEUE)
+    for script, words in commands:
+        assert (ROOT / script).is_file(), script
+        if script in readers:
+            readers[script](shlex.split(words))
 
 
 def work_folder(tmp_path, status):
@@ -224,3 +240,75 @@ def test_a_mistyped_row_is_answered_with_the_nearest(capsys):
 def test_the_record_of_an_unfinished_parcel_says_how_far_its_weights_have_come(tmp_path):
     run_queue.write_parcel(work_folder(tmp_path, "running"), tmp_path / "parcel")
     assert json.loads((tmp_path / "parcel" / "run.json").read_text())["steps"] == 7
+
+
+# ---- the rehearsal: whole rows in miniature, as processes of their own
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["sudoku-published", "sudoku-best", "maze", "gap-HRM-0"])
+def test_a_row_in_miniature_is_trained_on_the_real_rows_and_evaluated(name, tmp_path, capsys):
+    folders = ["--work-dir", str(tmp_path / "work"), "--output-dir", str(tmp_path / "parcels")]
+    assert run_queue.main([name, "--rehearse", "--data-root", str(SHARED / "data"), "--minutes", "9", *folders]) == 0
+    assert f"{name}: done" in capsys.readouterr().out
+    evaluations = json.loads((tmp_path / "parcels" / f"{name}-rehearsal" / "evaluations.json").read_text())
+    assert evaluations.keys() >= run_queue.QUEUE[name].evaluations.keys()
+    assert run_queue.main([name, "--collect", str(tmp_path / "parcels" / f"{name}-rehearsal")]) == 1  # no rehearsals
+
+
+@pytest.fixture
+def miniature_row(tmp_path, monkeypatch):
+    """A repository of its own with one small row; returns a function that runs its command with further words."""
+    root = tmp_path / "root"
+    for name in ("train_accelerate.py", "scripts"):
+        root.mkdir(exist_ok=True)
+        (root / name).symlink_to(ROOT / name)
+    (root / "results").mkdir()
+    data = miniature_data("sudoku", tmp_path / "data" / "tiny")
+    shutil.copyfile(data / "test.csv", data / "dev.csv")
+    small = {**miniature(read_recipe("sudoku_best").model, steps=100), "save_every": 20, "eval_every": 0}
+    item = run_queue.Item(
+        "a rehearsal", "sudoku_best", "tiny", 1, tuple(as_words(small)), "air-tiny", {"max-16": ("--halt", "max")},
+        curve=("--attempts", "2", "--max-act-steps", "8"),
+    )  # fmt: skip
+    monkeypatch.setattr(run_queue, "ROOT", root)
+    monkeypatch.setattr(run_queue, "QUEUE", {"tiny": item})
+    folders = ["--data-root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "parcels")]
+
+    def run(machine: str, minutes: float, *words: str) -> int:
+        return run_queue.main(
+            ["tiny", *folders, "--work-dir", str(tmp_path / machine), f"--minutes={minutes}", *words]
+        )
+
+    return run
+
+
+def kill_after_checkpoint(work: Path, step: int) -> None:
+    """SIGKILL to the training of a work folder once it has saved that step."""
+    end = time.monotonic() + 200
+    while not list((work / "run" / "checkpoints").glob(f"checkpoint_{step}")):
+        assert time.monotonic() < end and run_queue.alive(work / "pid"), (work / "train.log").read_text()
+        time.sleep(0.02)
+    os.kill(int((work / "pid").read_text()), signal.SIGKILL)
+    os.waitpid(int((work / "pid").read_text()), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_row_that_is_killed_twice_goes_on_here_and_on_another_machine_and_is_collected(
+    miniature_row, tmp_path, capsys
+):
+    assert miniature_row("first", 0) == 0  # starts it, and has no time to wait
+    kill_after_checkpoint(tmp_path / "first" / "tiny", 20)
+    assert miniature_row("first", 0) == 0
+    kill_after_checkpoint(tmp_path / "first" / "tiny", 40)
+    assert "Resumed from" in (tmp_path / "first" / "tiny" / "train.log").read_text()
+    run_queue.write_parcel(tmp_path / "first" / "tiny", tmp_path / "brought")
+    assert miniature_row("second", 9, "--go-on", str(tmp_path / "brought")) == 0
+    assert "tiny: done" in capsys.readouterr().out
+    assert miniature_row("second", 9, "--collect", str(tmp_path / "parcels" / "tiny")) == 0
+    made = kept(tmp_path / "root")
+    assert {"checkpoints/air-tiny/README.md", "results/queue/tiny.json", "results/queue/tiny-curve.png"} <= set(made)
+    assert "| done: " in (tmp_path / "root" / "results" / "QUEUE.md").read_text()
