@@ -40,7 +40,7 @@ SMALL_RECIPE = "published_small"
 RUNGS: dict[str, dict[str, Any]] = {  # each is the one before with one thing changed; the lowest is the table "small"
     "published": {},
     "rope2d": {"position_embedding": "rope2d", "cell_embedding": True, "max_steps": 400, "eval_every": 100},
-    "relations": {"head_relations": ["row", "column", "box", "all"]},
+    "relations": {"head_relations": ["row", "column", "box", "all"], "num_attention_heads": 4},
     "muon": {"optimizer": "muon_adamw", "lr": 5e-3, "weight_decay": 0.0},
     "qk_norm": {"qk_norm": True},
     "one_forward": {"q_continue": False},
