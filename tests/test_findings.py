@@ -17,7 +17,10 @@ def run(variant: str, seed: int, exact: float, rung: str = "") -> dict:
 
 def study(variant: str = "Lx_H", held: float = 0.2) -> dict:
     """A study as summary.json has it, z_L leaving `held` of its cells blank."""
-    by = {name: [0.5, 1.0] for name in ("accuracy", "exact", "margin", "changed")} | {"pad": [0, 0], "blank": [0, 0]}
+    by = {name: [0.5, 1.0] * 2 for name in ("accuracy", "exact", "margin", "changed")} | {
+        "pad": [0] * 4,
+        "blank": [0] * 4,
+    }
     changes = {name: {"mean": 1.0, "std": 0.0} for name in ("mask_flips", "content_changes", "exact_accuracy")}
     frozen = dict.fromkeys((*findings.FREEZE_KEYS, "freeze_z_H.z_H", "freeze_z_L.z_L"), changes)
     metrics = {name: {"mean": 0.1, "ci95": 0.01} for name in ("neighborhood", "entropy", "violation")}
@@ -26,7 +29,8 @@ def study(variant: str = "Lx_H", held: float = 0.2) -> dict:
     return {
         "task": "sudoku", "grid": [4, 4], "variant": variant, "n_puzzles": 2, "schedule": "lh",
         "injections": [1, int(variant == "Lx_Hx")], "freeze": frozen, "attention": {"0": classes, "1": classes},
-        "rollout": {"z_H": by, "z_L": {**by, "blank": [held, held]}},
+        "rollout": {"z_H": by, "z_L": {**by, "blank": [1, 1, held, held]}},
+        "geometry": {"cosine": [0.0, 0.5]},
     }  # fmt: skip
 
 
@@ -74,3 +78,14 @@ def test_a_rung_keeps_what_the_ones_below_it_changed():
     assert values["optimizer"] == "muon_adamw" and values["position_embedding"] == "rope2d" and "qk_norm" not in values
     with pytest.raises(ValueError, match="Unknown rung"):
         sweep.rung_values("moon")
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_tour_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for cell in json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert "valid: True" in capsys.readouterr().out and names["cosines"][-1] > 0.9
+    assert {path.name for path in names["OUT"].glob("*.png")} == {"strip.png", "attention.png", "search.png"}
