@@ -20,7 +20,7 @@ from air_model.configuration_air import TRAVELLING_FILES
 from air_model.scripts.analyze import parse_args as analysis_arguments
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import as_words, read_recipe
-from air_model.workshop import run_queue
+from air_model.workshop import run_queue, scaling
 
 
 def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
@@ -33,6 +33,10 @@ def test_every_row_is_a_recipe_with_known_overrides(name):
     item = run_queue.QUEUE[name]
     recipe = read_recipe(item.recipe, ["data=somewhere", *item.overrides])
     assert recipe.train.max_steps > 0 and (item.checkpoint is None or item.evaluations)
+
+
+def test_the_page_of_arithmetic_is_what_its_script_writes():
+    assert (ROOT / "docs" / "scaling.md").read_text() == scaling.page()
 
 
 def test_every_command_of_the_page_can_be_read_by_the_script_that_it_names():

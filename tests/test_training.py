@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared, tiny_model
 from safetensors.torch import load_file
 
 from air_model import AirConfig, AirModel
@@ -1042,6 +1043,48 @@ def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, t
     assert (tmp_path / "two" / "checkpoints" / "checkpoint_12" / "carry_1.safetensors").is_file()
     assert recipe("two", "--resume", max_steps=14, q_continue=False) == 0
     assert "carry is dropped" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_and_four_processes_give_the_weights_of_one_to_a_millionth(recipe, tmp_path):
+    start = tiny_model(seed=1, q_continue=False)  # its blocks hardly multiply rounding; fresh ones do
+    with torch.no_grad():
+        start.q_head.weight.normal_(0.0, 1.0)  # some halt at once, some never
+        start.q_head.bias.zero_()
+    start.save_pretrained(tmp_path / "start")
+    values = {"q_continue": False, "init_from": str(tmp_path / "start"), "lr": 1e-3, "eval_every": 0}
+    assert recipe("one", **values) == 0
+    lines = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["train/steps"] for line in lines if line.get("train/steps")]
+    assert 1 < sum(steps) / len(steps) < TINY["halt_max_steps"]  # slots halted early, and were refilled
+    final = Path("checkpoints", "checkpoint_12", "model.safetensors")
+    one = load_file(tmp_path / "one" / final)
+    for count in ("2", "4"):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", count, "--standalone"]
+        done = subprocess.run([*launch, *command(tmp_path, count)], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        several = load_file(tmp_path / count / final)
+        assert max(float((one[name] - several[name]).abs().max()) for name in one) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name, machines", [("8_gpus", 1), ("2_nodes", 2)])
+def test_a_launch_file_starts_two_processes_that_train_together_on_a_cpu(recipe, tmp_path, name, machines):
+    assert recipe("whole", max_steps=2) == 0  # writes the recipe file
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{name}.yaml")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free.getsockname()[1])]
+    nodes = [
+        subprocess.Popen([*launch, "--machine_rank", str(rank), *command(tmp_path, "run")], cwd=tmp_path)
+        for rank in range(machines)
+    ]
+    assert [node.wait(timeout=600) for node in nodes] == [0] * machines
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (report["status"], report["hardware"]["processes"]) == ("finished", 2)
 
 
 @pytest.mark.parametrize(
