@@ -341,8 +341,9 @@ class Engine:
         if checkpoint.accuracy is None:
             size = " at this size" if checkpoint.base else ""
             return f"How often this model is right{size} was not measured."
-        thought = "" if checkpoint.searched is None else f", and {checkpoint.searched:.0%} when it thinks on"
-        everywhere = f"this model solves {checkpoint.accuracy:.0%} of its evaluation puzzles in a single pass{thought}"
+        thought = "" if checkpoint.searched is None else f", and {100 * checkpoint.searched:.4g} % when it thinks on"
+        share = f"{100 * checkpoint.accuracy:.4g} % of its evaluation puzzles"
+        everywhere = f"this model solves {share} in a single pass{thought}"
         if self.rate is None or len(puzzle) != 81 or not checkpoint.by_rating.get("single"):
             return f"Over all difficulties, {everywhere}."
         rating = self.rate(puzzle)
@@ -674,12 +675,13 @@ def _end(engine: Engine, job: Job, puzzle: np.ndarray, answers: Answers, seconds
     checkpoint = engine.checkpoint(job.checkpoint)
     task = checkpoint.task
     answer = describe(task, puzzle, answers, 0)
+    may_be_solved = not answer["solved"] and answer["solutions"] not in (0, "several")
     answer["confidence"] = round(answer["confidence"], 6)
     return {
         "t": "end",
         **answer,
         "faults": [] if answer["solved"] else faults(task, answers.tokens[0]),
-        "odds": "" if answer["solved"] or not checkpoint.trained else engine.odds(checkpoint, puzzle),
+        "odds": engine.odds(checkpoint, puzzle) if checkpoint.trained and may_be_solved else "",
         "puzzle": job.puzzle,
         "view": int(answers.view[0]),
         "seconds": round(seconds, 3),

@@ -381,7 +381,7 @@ def test_the_odds_are_those_of_the_puzzles_own_difficulty():
     checkpoint.by_rating = {"single": rows}
     engine, puzzle = Engine([checkpoint]), np.ones(81, np.uint8)
     assert engine.odds(checkpoint, puzzle) == (
-        "Over all difficulties, this model solves 25% of its evaluation puzzles in a single pass."
+        "Over all difficulties, this model solves 25 % of its evaluation puzzles in a single pass."
     )
     engine.rate = lambda tokens: 57
     assert engine.odds(checkpoint, puzzle) == (

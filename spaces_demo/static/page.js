@@ -674,7 +674,7 @@ window.AIR = window.AIR || (() => {
   function verdictOf(run) {
     const end = run.end, ok = end.solved, { pins } = end, wrong = end.faults ? end.faults.length : 0;
     const broken = run.ck.task.kind === "sudoku" ? `${plural(wrong, "cell breaks", "cells break")} a rule` : `the path ends or forks at ${plural(wrong, "cell")}`;
-    const said = ok ? "The rules accept this answer." : capital(end.message) + (wrong ? ` In all ${broken}; they are marked.` : "");
+    const said = ok ? "The rules accept this answer." : end.message.replace(/(^|\. )[a-z]/g, (start) => start.toUpperCase()) + (wrong ? ` In all ${broken}; they are marked.` : "");
     const several = ok && end.solutions === "several" ? " It is one of several solutions." : "";
     const seconds = end.seconds < 0.1 ? "< 0.1 s" : `${end.seconds.toFixed(1)} s`;
     return h("div", { class: `verdict ${ok ? "ok" : "no"}`, role: "status", "aria-live": "polite" },
