@@ -370,8 +370,8 @@ def test_one_who_waits_reads_how_long_and_a_what_if_can_be_stopped(visit):
         assert page.evaluate("window.stopped")
         open_tab(page, "Solve")
         page.evaluate(
-            "AIR.S.wires.solve.send = (asked, online) => online([{ t: 'wait', place: 2, seconds: 11.6 }])"
-        )  # what `Meter` says
+            "() => { AIR.S.wires.solve.send = (_, online) => online([{ t: 'wait', place: 2, seconds: 11.6 }]); }"
+        )  # as `Meter` says it
         page.click("#air-solve")
         assert page.inner_text("[data-view=verdict]") == "2 puzzles before yours, about 12 s…"
 
