@@ -439,7 +439,7 @@ def analyze(command: str, options: Options) -> Path:
             size = sum(p.numel() for p in study.model.parameters())
             about = findings.describe(study.config, Path(model).name, size)
             whole = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
-            write_json(out / "summary.json", findings.summarize(whole, about))
+            write_text(out / "summary.json", json.dumps(findings.summarize(whole, about)) + "\n")
     if len(names) > 1 and command in ("freeze", "report"):
         together(options, names, study.task)
     if command == "report":

@@ -310,6 +310,20 @@ def say_freeze(studies: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def say_roles(study: dict[str, Any]) -> str:
+    """One model's part of this, for its card."""
+    held, last = held_back(study), study["rollout"]
+    right = {state: share(100 * last[state]["exact"][-1]) for state in last}
+    alone = [share(100 * study["freeze"][k]["exact_accuracy"]["mean"]) for k in ("freeze_z_H.z_L", "freeze_z_L.z_H")]
+    return (
+        f"On {study['n_puzzles']:,} puzzles ({study['source']}) z_L keeps {100 * held['z_L']:.1f} % of its cells "
+        f"open, z_H {100 * held['z_H']:.1f} %, from the second ACT step on. In the end z_H is the right grid for "
+        f"{right['z_H']} % and z_L for {right['z_L']} % of the puzzles; the cosine between the two is "
+        f"{study['geometry']['cosine'][-1]:.2f}. With z_H frozen from the start z_L solves {alone[0]} %, "
+        f"with z_L frozen z_H solves {alone[1]} %."
+    )
+
+
 def say_attention(studies: dict[str, dict[str, Any]]) -> str:
     texts = [
         f"{title(name, study)} {value:+.3f}"

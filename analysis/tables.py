@@ -279,24 +279,6 @@ def runs_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
     return markdown_table(header, rows, left=3) if rows else ""
 
 
-def attention_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
-    names = ("delta_nbr", "delta_ent", "delta_viol")
-    rows = [
-        [layer, *(f"{entry[name][0]:.3f} ± {entry[name][1]:.3f}" for name in names)]
-        for layer, entry in published["attention"].items()
-        if layer != "unit"
-    ]
-    return markdown_table(["layer", "Δ_nbr (control)", "Δ_ent (control)", "Δ_viol (violation-adjacent)"], rows, left=1)
-
-
-def freeze_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
-    rows = []
-    for task in ("sudoku", "maze"):
-        for name, entry in published["freeze"][task].items():
-            rows.append([task, name.replace("_", " "), *(entry.get(k, "") for k in ("z_l", "z_h", "accuracy"))])
-    return markdown_table(["task", "intervention", "z_L changes", "z_H changes", "final accuracy, %"], rows)
-
-
 TABLES = {  # name: title, and what makes it of runs and published values
     "injection": (
         "Injection asymmetry: exact accuracy in %, mean ± standard deviation over n training seeds",
@@ -312,8 +294,6 @@ TABLES = {  # name: title, and what makes it of runs and published values
     ),
     "small": ("Own sweeps at other sizes (not comparable with the published numbers)", small_table),
     "runs": ("Every finished run", runs_table),
-    "published-attention": ("Published attention contrasts, Sudoku", attention_table),
-    "published-freeze": ("Published freeze study: content changes per puzzle", freeze_table),
 }
 
 

@@ -6,11 +6,13 @@ No number here is typed by hand. What was not measured is said to be not measure
 from pathlib import Path, PurePath
 from typing import Any
 
+from air_model.analysis.findings import say_roles
 from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import AirConfig
-from air_model.records import all_seconds
+from air_model.records import all_seconds, read_json
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "model_card.md"
 # Upper limits of board power in watts, from the vendors' data sheets; energy is bounded by them where not measured.
 BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 5090": 575, "RTX 4090": 450}
 # Data sets whose names are certainly Hub ids; a name like "data/mine" may as well be a folder.
@@ -62,7 +64,7 @@ def model_card(
         example=example_text(config),
         figures="\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in pictures),
         measured=measured_text(measured, run),
-        architecture=architecture_text(config, counts),
+        architecture=architecture_text(config, counts) + roles_text(repo_id.split("/")[-1]),
         puzzles=puzzles,
         sizes=sizes_text(config),
         limits=limits_text(config, measured, run),
@@ -235,6 +237,12 @@ def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
         f'times. The published protocol runs {config.halt_max_steps} ACT steps; `halt="q"` stops earlier, '
         "puzzle by puzzle."
     )
+
+
+def roles_text(name: str, studies: Path = ROOT / "results" / "studies") -> str:
+    """What its two states do, where this checkpoint was studied (docs/findings.md)."""
+    study = studies / f"{name}.json"
+    return f"\n\n{say_roles(read_json(study))}" if study.is_file() else ""
 
 
 def sizes_text(config: AirConfig) -> str:

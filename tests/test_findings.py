@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from air_model.analysis import findings
+from air_model.publishing.card import roles_text
 from air_model.training import sweep
 
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
@@ -52,6 +53,14 @@ def test_sentences_say_which_state_holds_back():
     text = findings.say_states({"a": study(held=0.2), "b": study("Lx_Hx", held=0.0)})
     assert "leaves clearly more cells open than z_H in sudoku 4x4 `Lx_H` (20.0 against 0.0 %)" in text
     assert "no more cells open than z_H in sudoku 4x4 `Lx_Hx`" in text
+
+
+def test_a_card_tells_what_the_states_of_its_model_do(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({**study(), "source": "made"}))
+    text = roles_text("a", tmp_path)
+    assert "On 2 puzzles (made) z_L keeps 20.0 % of its cells open, z_H 0.0 %" in text and not roles_text(
+        "b", tmp_path
+    )
 
 
 def test_the_page_its_figures_and_the_spaces_part_come_out_of_files(tmp_path):
