@@ -380,7 +380,16 @@ class Engine:
 
 def _without_injection(config: AirConfig) -> dict[str, Any]:
     """What a config computes, how often it adds the puzzle aside."""
-    aside = {"l_injection", "h_injection", "dtype", "auto_map", "custom_pipelines", "code_version", "architectures"}
+    aside = {
+        "l_injection",
+        "h_injection",
+        "dtype",
+        "transformers_version",
+        "auto_map",
+        "custom_pipelines",
+        "code_version",
+        "architectures",
+    }
     return {name: value for name, value in config.to_dict().items() if name not in aside}
 
 
