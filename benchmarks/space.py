@@ -68,7 +68,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
-    """Seconds from the click on Solve to the first update, and to the verdict, on screen."""
+    """Seconds from the click on Solve to the first update on screen, and to the verdict, when all have been played."""
     chromium = shutil.which("chromium")
     if chromium is None:
         return None
@@ -78,7 +78,7 @@ def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
     script = """() => new Promise((done) => {
         const began = performance.now(), times = {};
         const look = () => {
-            if (!times.first && AIR.S.liveShown > 0) times.first = performance.now() - began;
+            if (!times.first && AIR.S.at >= 0) times.first = performance.now() - began;
             if (document.querySelector("[data-view=verdict] .verdict")) {
                 times.verdict = performance.now() - began;
                 times.server = AIR.S.run.end.seconds;
