@@ -127,14 +127,6 @@ def canonical_mazes(mazes: np.ndarray, task: MazeTask) -> np.ndarray:
     return out
 
 
-def group_size(task: SudokuTask) -> int:
-    """Number of symmetries, digit relabelling included."""
-    n, h, w = task.height, task.box_height, task.box_width
-    rows = math.factorial(n // h) * math.factorial(h) ** (n // h)
-    columns = math.factorial(n // w) * math.factorial(w) ** (n // w)
-    return rows * columns * math.factorial(n) * (2 if h == w else 1)
-
-
 def keys(rows: np.ndarray) -> np.ndarray:
     """One comparable key (bytes) per row of a uint8 matrix."""
     rows = np.ascontiguousarray(rows)

@@ -99,6 +99,19 @@ def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, 
 
 
 @nb.njit(cache=True)
+def _pattern(board: np.ndarray, mini: np.ndarray, k: int, d: int) -> int:
+    """Where digit d can still stand in line band k (0-2) or stack k - 3: nine bits, three a line."""
+    if k < 3:
+        m = board[3 * d + k]
+        return mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
+    pattern = 0
+    for b in range(3):
+        m = board[3 * d + b]
+        pattern |= ((m | m >> 9 | m >> 18) >> 3 * (k - 3) & 7) << 3 * b
+    return pattern
+
+
+@nb.njit(cache=True)
 def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray) -> int:
     """The rule of threes: three cells in one row (or column) of a box hold exactly three digits.
 
@@ -109,14 +122,7 @@ def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.nd
         can1, can2, can3, can4 = 0, 0, 0, 0  # bit-sliced: triads that at least 1, 2, 3, 4 digits can use ...
         must1, must2, must3, must4 = 0, 0, 0, 0  # ... and must use
         for d in range(9):
-            if k < 3:
-                m = board[3 * d + k]
-                can = mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
-            else:
-                can = 0
-                for b in range(3):
-                    m = board[3 * d + b]
-                    can |= ((m | m >> 9 | m >> 18) >> 3 * (k - 3) & 7) << 3 * b
+            can = _pattern(board, mini, k, d)
             must = inside[768 + can]
             board[31 + d] = can
             can4 |= can3 & can
@@ -215,15 +221,7 @@ def _choose(board: np.ndarray, keep: np.ndarray, mini: np.ndarray, inside: np.nd
     for k in range(6):
         total, digit, fewest, chosen = 0, -1, 99, 0
         for d in range(9):
-            if k < 3:
-                m = board[3 * d + k]
-                pattern = mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
-            else:
-                pattern = 0
-                for b in range(3):
-                    m = board[3 * d + b]
-                    pattern |= ((m | m >> 9 | m >> 18) >> 3 * (k - 3) & 7) << 3 * b
-            sets = inside[pattern]
+            sets = inside[_pattern(board, mini, k, d)]
             count = inside[512 + sets]
             total += count
             if 1 < count < fewest:

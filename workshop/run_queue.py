@@ -49,6 +49,7 @@ class Item:
 
 
 PUBLISHED = {"max-16": ("--halt", "max"), "halt-q": ("--halt", "q")}
+SEARCHED = ("--max-act-steps", "128", "--attempts", "32")
 GAP = ("max_steps=4000", "batch_size=384", "warmup_steps=500", "eval_every=2000")
 GAP_VARIANTS = ("Lx_H", "Lx_Hx", "L_Hx", "L2x_H2x", "L2x_H2x_prepend", "HRM")
 
@@ -59,8 +60,8 @@ QUEUE: dict[str, Item] = {
         "sudoku_extreme",
         32,
         checkpoint="air-sudoku-extreme",
-        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", "--attempts", "32", "--max-act-steps", "128")},
-        curve=("--max-act-steps", "128", "--attempts", "32"),
+        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", *SEARCHED)},
+        curve=SEARCHED,
     ),
     "sudoku-best": Item(
         "90 % or more in one pass, 99 % with checked attempts, within 30 minutes",
@@ -68,8 +69,8 @@ QUEUE: dict[str, Item] = {
         "sudoku_extreme",
         30,
         checkpoint="air-sudoku-extreme-best",
-        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", "--attempts", "32", "--max-act-steps", "128")},
-        curve=("--max-act-steps", "128", "--attempts", "32"),
+        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", *SEARCHED)},
+        curve=SEARCHED,
     ),
     "maze": Item(
         "the best that fits, exact and valid-optimal (augmented, re-labelled by the benchmark's rule)",
@@ -153,6 +154,7 @@ def write_queue() -> Path:
         "one lease does not finish goes on in the next one: `--go-on PARCEL`, which counts on from its step.",
         "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`;",
         "then the step with `TORCH_CUDNN_SDPA_DEPRIORITIZED=1` before it, to see what cuDNN's attention is worth.",
+        "What several GPUs should give: [docs/scaling.md](../docs/scaling.md).",
         "",
         "| run | goal | command | minutes | state |",
         "|---|---|---|---|---|",
