@@ -20,11 +20,7 @@ T = TypeVar("T")
 TRIES = 5
 LONGEST_WAIT = 60.0  # seconds, whatever the Hub's Retry-After says
 # Earlier shards that a new commit would otherwise leave beside the new ones.
-SUPERSEDED = {
-    "model": ["*.safetensors", "model.safetensors.index.json"],
-    "dataset": ["*.parquet"],
-    "space": None,
-}
+SUPERSEDED = {"model": ["*.safetensors", "model.safetensors.index.json"], "dataset": ["*.parquet"], "space": None}
 KEPT = "what was uploaded is kept."
 SENTENCES = {  # by HTTP status; {what} is the repository and its kind
     # The Hub also answers 401 for repositories that the token may not see.

@@ -222,13 +222,7 @@ def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
         *overrides,
     ]
     log = (work / "train.log").open("w")  # what an earlier try said is no answer to why this one stopped
-    process = subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     (work / "pid").write_text(str(process.pid))
     print(f"started: {' '.join(command)}", flush=True)
 
