@@ -18,6 +18,7 @@ from air_model.scripts.run_grid import main
 from air_model.training import sweep as grid
 from air_model.training.launch import alone_in
 from air_model.training.miniature import miniature, miniature_data
+from air_model.training.recipe import read_recipe
 
 
 def arguments(tmp_path: Path, **values) -> argparse.Namespace:
@@ -398,3 +399,15 @@ def test_a_damaged_line_does_not_keep_reports_from_being_appended(tmp_path):
 def test_numbers_of_machines_that_make_no_sense_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="or more, got"):
         grid.make_runs(arguments(tmp_path, **wrong))
+
+
+def test_runs_in_this_process_end_with_the_status_of_their_command(tmp_path):
+    data = miniature_data("sudoku", tmp_path / "data")
+    small = {**miniature(read_recipe("published_small").model, steps=4), "data": str(data)}
+    here, ends = grid.Here(), {}
+    for name, values in (("good", small), ("bad", {**small, "data": str(tmp_path / "nowhere")})):
+        run = grid.Run(name, tmp_path / name, "published_small", values)
+        assert here.start(run)
+        ends[name] = here.ended(run)
+    assert ends == {"good": 0, "bad": 1}
+    assert "error: " in (tmp_path / "bad" / "log.txt").read_text()

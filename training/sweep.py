@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.records import append_runs_to, read_run, write_text
-from air_model.training.launch import TAKEN, is_taken
+from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences
 
@@ -258,14 +259,27 @@ class Here:
         """Run it whole; False while the grid has not yet taken note of the run before."""
         if self.codes:
             return False
-        from air_model.train_accelerate import main
-
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            self.codes[run.name] = main(run.command()[2:])
+            self.codes[run.name] = self.train(run)
         if run.report().get("status") == "stopped":  # by a signal, which was meant for the grid
             raise KeyboardInterrupt
         return True
+
+    @staticmethod
+    def train(run: Run) -> int:
+        """What the run's command would do, and its exit status."""
+        from air_model.training.run import run_training
+
+        try:
+            run_training(read_recipe(run.recipe, run.words()), run.folder, resume=True)
+        except (ValueError, OSError, ImportError) as error:
+            say(f"error: {error}")
+            return TAKEN if isinstance(error, FolderTaken) else 1
+        except Exception:  # the other runs go on
+            traceback.print_exc()
+            return 1
+        return 0
 
     def ended(self, run: Run) -> int | None:
         return self.codes.pop(run.name, None)
