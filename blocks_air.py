@@ -278,6 +278,15 @@ class AirRelations(AirTables):
         return self.edges if by_groups(self.config) else self.bias.to(dtype)
 
 
+def trains_faster_in_float32(query: Tensor) -> bool:
+    """Whether torch's fused attention, forward and backward, should be given float32 in place of bfloat16.
+
+    Its backward pass on a CPU takes two to three times as long in bfloat16 (results/LOG.md).
+    """
+    slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] > 200
+    return slow and torch.is_grad_enabled()
+
+
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -304,6 +313,9 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation
+        if implementation == "sdpa" and trains_faster_in_float32(query):
+            query, key, value = query.float(), key.float(), value.float()
+            bias = None if bias is None else bias.float()
         if bias is not None and implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"attn_implementation={implementation!r} cannot hide cells from a head, and this model's config has "
@@ -311,10 +323,10 @@ class AirAttention(nn.Module):
             )
         if bias is not None and by_groups(self.config):
             out = attend_by_groups(query, key, value, self.scaling, self.config, bias)
-            return self.o_proj(out.flatten(2)), None
+            return self.o_proj(out.flatten(2).to(h.dtype)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         out, weights = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
-        return self.o_proj(out.reshape(h.shape)), weights
+        return self.o_proj(out.reshape(h.shape).to(h.dtype)), weights
 
 
 class AirSwiGLU(nn.Module):

@@ -52,7 +52,7 @@ def seconds(row: str, checkpoints: str, repeats: int) -> float:
         units = batch * steps
 
         def step() -> None:
-            model.solve(tokens, max_act_steps=steps, dtype=name, batch_size=batch, return_logits=False)
+            model.solve(tokens, max_act_steps=steps, dtype=getattr(torch, name), batch_size=batch, return_logits=False)
 
     step(), step()  # warm up
     times = []
