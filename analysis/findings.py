@@ -300,14 +300,15 @@ def say_states(studies: dict[str, dict[str, Any]]) -> str:
 
 
 def say_freeze(studies: dict[str, dict[str, Any]]) -> str:
-    most = {
-        key: max((100 * s["freeze"][key]["exact_accuracy"]["mean"] for s in studies.values()), default=0.0)
-        for key in ("freeze_z_H.z_L", "freeze_z_L.z_H")
-    }
-    return (
-        f"With z_H frozen no model answers more than {share(most['freeze_z_H.z_L'])} % of its puzzles, with z_L "
-        f"frozen none more than {share(most['freeze_z_L.z_H'])} %."
-    )
+    """What each model still solves with one of its states frozen."""
+    texts = []
+    for name, study in studies.items():
+        exact = [
+            study["freeze"][k]["exact_accuracy"]["mean"] for k in ("normal.z_H", "freeze_z_H.z_L", "freeze_z_L.z_H")
+        ]
+        both, without_h, without_l = (share(100 * value) for value in exact)
+        texts.append(f"{title(name, study)} {both}, {without_h}, {without_l}")
+    return f"Puzzles solved with both states, with z_H frozen, with z_L frozen, in percent: {'; '.join(texts)}."
 
 
 def say_roles(study: dict[str, Any]) -> str:
