@@ -35,7 +35,7 @@ from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-# A search spends half of the ACT steps with these two, for as many solved (results/search.md): a refused answer that
+# A search spends fewer ACT steps with these two, for as many solved (results/search_by_pins.md): a refused answer that
 # has not changed for a step is over, and the nodes after the first run a share of the steps.
 STILL, SHARE = 1, 0.5
 # Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model

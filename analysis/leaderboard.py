@@ -62,7 +62,8 @@ class Evaluation:
         if isinstance(self.model, list) and len(self.model) > 1:
             parts.append(f"{len(self.model)} checkpoints")
         if (self.attempts or 1) > 1:
-            parts.append(f"{self.attempts} {'noisy attempts' if self.noise else self.retry or 'views'}")
+            kind = "noisy attempts" if self.noise else {"pins": "nodes of search"}.get(self.retry, "views")
+            parts.append(f"{self.attempts} {kind}")
         return ", ".join(parts)
 
 

@@ -266,7 +266,7 @@ def test_a_checkpoint_has_one_row_with_a_single_pass_and_with_thought(tmp_path):
     other = {"n": 9000, "exact_accuracy": 1.0, "attempts": 8, "data": "easy.csv"}
     table = leaderboard.checkpoints_table(shipped(tmp_path, one=dict(ONE), pins=dict(PINS), easy=other))
     assert len(table.splitlines()) == 3
-    assert "| 25.0 (n = 1,000) | 95.0 (adaptive halting, 64 pins, n = 1,000) |" in table
+    assert "| 25.0 (n = 1,000) | 95.0 (adaptive halting, 64 nodes of search, n = 1,000) |" in table
 
 
 @pytest.mark.parametrize("more", [{"max_act_steps": 64}, {"attempts": 8}, {"halt": "rules"}, {"model": ["a", "b"]}])
@@ -279,7 +279,7 @@ def test_the_leaderboard_sets_ours_among_the_published_systems_and_says_which_ro
     systems = json.loads((ROOT / "results" / "published_systems.json").read_text())
     table = leaderboard.leaderboard_table(systems, shipped(tmp_path, one={**ONE, "split": "dev"}, pins=dict(PINS)))
     (own,) = [line for line in table.splitlines() if "(ours)" in line]
-    assert "25.0 (dev rows, n = 1,000)" in own and "pins" not in own  # another split is another experiment
+    assert "25.0 (dev rows, n = 1,000)" in own and "nodes" not in own  # another split is another experiment
     assert table.index("SE-RRM") < table.index("| HRM |") < table.index("air-x")
     assert not [line for line in table.splitlines()[2:] if line.rstrip("| ").endswith("|")]  # each has a source
 
