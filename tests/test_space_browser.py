@@ -285,6 +285,9 @@ def test_twins_run_side_by_side_and_are_counted(visit):
         assert [title.splitlines()[0] for title in titles] == [
             "The puzzle goes to: scratchpad only", "The puzzle goes to: both"
         ]  # fmt: skip
+        page.wait_for_function("AIR.S.other.end")
+        for run in "ab":
+            assert re.search(r"\d+ ACT steps? · (not )?solved", page.inner_text(f"[data-view=title-{run}]"))
         assert page.evaluate("AIR.S.run.puzzle === AIR.S.other.puzzle")
         for board in ("a-h", "a-l", "b-h", "b-l"):
             words = page.inner_text(f"#board-{board} .fig-note")

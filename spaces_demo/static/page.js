@@ -569,6 +569,7 @@ window.AIR = window.AIR || (() => {
   function finished() {
     busy();
     showVerdict(S.run);
+    compared();
     buildCompareChoices();
     if (S.tab === "Share") window.AIRShare.refresh();
   }
@@ -835,7 +836,7 @@ window.AIR = window.AIR || (() => {
     const title = (one) => {
       const name = one.twin || other.twin ? `The puzzle goes to: ${goes(one.ck)}` : one === run ? `Yours: ${one.ck.key}` : one.ck === run.ck ? "What if" : `What if: ${one.ck.key}`, what = [];
       if (one.wanted.freeze && one.wanted.freeze !== "none") what.push([state(one.wanted.freeze.at(-1)), ` frozen ${one.wanted.from ? `after ACT step ${one.wanted.from}` : "from the start"}`]);
-      if (one.end) what.push(plural(one.end.act_steps, "ACT step"), one.end.solved ? "solved" : "not solved");
+      if (one.end && (S.told || !other.twin)) what.push(plural(one.end.act_steps, "ACT step"), one.end.solved ? "solved" : "not solved");
       if (one.end && one.end.attempts > 1) what.push(plural(one.end.attempts, "attempt"));
       if (one === other && one.end && run.end && !one.twin) what.push(changedCells(run.end.solution, one.end.solution) ? `differs from yours in ${plural(changedCells(run.end.solution, one.end.solution), "cell")}` : "the same answer as yours");
       return [h("h3", {}, name), h("p", { class: "note" }, what.length ? what.flatMap((part, i) => (i ? [" · ", part] : [part])).flat() : "…")];
