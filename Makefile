@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,eval,demo,export,dev
-# Tests take one thread: two processes use two cores.
-WORKERS := -n 2 --dist worksteal
+# Tests take one thread; a third process works while browsers, killed runs and the Hub keep another one waiting.
+WORKERS := -n 3 --dist worksteal
 
 # What depends on arithmetic, and the processors that one machine can emulate: other instructions, other threads, and by
 # AIR_ROUNDING_SEED other rounding (tests/rounding).

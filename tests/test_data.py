@@ -77,9 +77,9 @@ def plain_count(task: SudokuTask, puzzle: np.ndarray, limit: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("n", [4, 6, 9])
-def test_solution_counts_agree_with_a_plain_search(n):
-    task, puzzles, _ = sudokus(n, 8, "minimal")
+@pytest.mark.parametrize("n, count", [(4, 8), (6, 8), (9, 1)])  # a plain search at 9x9 takes seconds
+def test_solution_counts_agree_with_a_plain_search(n, count):
+    task, puzzles, _ = sudokus(n, count, "minimal")
     rng = np.random.default_rng(0)
     for puzzle in puzzles:  # one clue less, one clue wrong: two or more, or none
         clues = rng.permutation(np.flatnonzero(puzzle > 1))
