@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,24 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside `path` to fill; it takes its place at the end. Between the two renames there is `.NAME.old`."""
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    for left in (partial, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            os.replace(path, old)
+        os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -60,6 +79,15 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no readable JSON ({error}): write it again, or remove it.") from None
+
+
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a .jsonl, [] where there is none; what is no record, as the line that a kill cut, is left out."""
+    records, path = [], Path(path)
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
 def run_record(model: str | os.PathLike) -> dict[str, Any] | None:
@@ -116,12 +144,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
     """Append a line for every run that the .jsonl does not hold yet, told by name and date; returns how many."""
-    target, known = Path(target), set()
-    if target.is_file():
-        for line in target.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # what is no such record stays as it is
-                row = json.loads(line)
-                known.add((row["name"], row["date"]))
+    target = Path(target)
+    known = {(row.get("name"), row.get("date")) for row in read_lines(target)}
     new = [json.loads(json.dumps(report, default=str)) for report in reports]
     new = [row for row in new if (row["name"], row["date"]) not in known]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +19,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.cards import card, features
-from air_model.datasets_builders.files import ENDINGS
+from air_model.datasets_builders.files import CHUNK, ENDINGS, read_rows
+from air_model.datasets_builders.generate_maze import make_mazes
+from air_model.datasets_builders.generate_sudoku import BENCHMARK_BUCKETS, make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.loading import (
-    CHUNK,
     META,
     BadRows,
-    encode_many,
+    encode_pairs,
     hub_folder,
     pair_faults,
     parse_ratings,
-    read_rows,
     task_for,
     task_to_meta,
 )
+from air_model.datasets_builders.maze_kernels import label
+from air_model.datasets_builders.sudoku_solver import solve
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
+from air_model.records import whole_folder
 
 HUB = {
     # repository, pinned revision (the commit that the published numbers were measured on)
@@ -44,6 +45,12 @@ HUB = {
     "maze-hard": ("sapientinc/maze-30x30-hard-1k", "549754de"),
 }
 TASKS = {"sudoku-extreme": "sudoku", "maze-hard": "maze"}
+CONFIGS = {  # the published tables and a stand-in: name -> options
+    "1k": {"num_train": 1000},
+    "1k-aug-1000": {"num_train": 1000, "num_aug": 1000},
+    "full": {},
+    "generated": {"source": "generate"},
+}
 ROWS_PER_SHARD = 500_000
 STREAMS = {"train": 0, "test": 1, "grids": 2}
 
@@ -123,6 +130,10 @@ class BuildConfig(Options):
         base = "generated" if self.source == "generate" else "full" if count is None else short
         return base + (f"-aug-{self.num_aug}" if self.num_aug else "") + ("-easier" if self.easier else "")
 
+    def deciding(self) -> dict:
+        """The options that decide the bytes, beside the source."""
+        return {k: v for k, v in asdict(self).items() if k not in ("num_proc", "progress", "source")}
+
     def task(self) -> GridTask | None:
         """The task as far as the options say it; None leaves it to the first puzzle."""
         if self.grid is None and self.source == "generate":
@@ -185,11 +196,9 @@ def checked_rows(
     """Chunks of good rows of a CSV. Everything wrong with a row is found: letters, length, contradictions, the number
     of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
     first_row = 1
-    for questions, answers, ratings, sources, first_row in read_rows(path, bad):  # noqa: B007
-        inputs, faults = encode_many(questions, task, config.values)
-        labels, more = encode_many(answers, task, config.values)
-        faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
-        rating = parse_ratings(ratings, faults)
+    for questions, answers, ratings, sources, first_row in read_rows(path, bad):
+        inputs, labels, faults = encode_pairs(questions, answers, task, config.values)
+        reached, rating = _ratings(path, ratings, config.min_rating, faults)
         pairs = pair_faults(task, inputs, labels, faults)
         good = np.ones(len(inputs), bool) if keep is None else keep[first_row - 1 : first_row - 1 + len(inputs)].copy()
         # Rows that are not used are read, but their solutions are not counted.
@@ -197,56 +206,58 @@ def checked_rows(
         for i, reason in rule_faults(task, inputs, labels, skip, config.num_proc).items():
             # What is wrong with the puzzle itself comes first, then where the answer departs from it.
             faults[i] = pairs.get(i, reason) if reason.startswith("the answer") else reason
-        faults |= {i: reason for i, reason in pairs.items() if i not in faults}
+        faults = pairs | faults
         bad += [(first_row + i, first_row + i + 1, reason) for i, reason in sorted(faults.items())]
-        if rating is None and config.min_rating is not None:
-            raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
-        rating = np.zeros(len(inputs), np.int32) if rating is None else rating
         good[list(faults)] = False
-        if config.min_rating is not None:
-            good &= rating >= config.min_rating
-        yield Rows(inputs, labels, rating, sources).take(good)
+        yield Rows(inputs, labels, rating, sources).take(good & reached)
+
+
+def _ratings(path: Path, texts: list[str], least: int | None, faults: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows reach the least rating, bool (N,), and their ratings, int32 (N,); 0 where there are none."""
+    rating = parse_ratings(texts, faults)
+    if rating is None and least is not None:
+        raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
+    rating = np.zeros(len(texts), np.int32) if rating is None else rating
+    return rating >= (np.iinfo(np.int32).min if least is None else least), rating
 
 
 def rule_faults(
     task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: dict[int, str], threads: int | None
 ) -> dict[int, str]:
     """Rows that break the rules of the task, {index: reason}."""
-    faults: dict[int, str] = {}
     rows = np.array([i for i in range(len(inputs)) if i not in skip], np.int64)
-    if not len(rows):
-        return faults
-    if isinstance(task, SudokuTask):
-        from air_model.datasets_builders.sudoku_solver import solve
+    faults_of = {SudokuTask: _sudoku_faults, MazeTask: _maze_faults}.get(type(task))
+    return faults_of(task, inputs, labels, rows, threads) if len(rows) and faults_of else {}
 
-        clash = task.conflicts(inputs[rows]).any(-1)
-        for i in rows[clash]:
-            faults[int(i)] = _fault_of(task.check_puzzle, inputs[i])
-        rows = rows[~clash]
-        counts, _, answers = solve(inputs[rows], task, threads=threads)
-        for i, count, answer in zip(rows, counts, answers):
-            if count != 1:
-                faults[int(i)] = "the puzzle has no solution" if count == 0 else "the puzzle has two or more solutions"
-            elif (answer != labels[i]).any():
-                cell = int(np.flatnonzero(answer != labels[i])[0])
-                faults[int(i)] = (
-                    f"the answer is not the solution: {task.cell(cell)} is {task.alphabet[answer[cell]]}, not"
-                    f" {task.alphabet[labels[i][cell]]}"
-                )
-        return faults
-    if isinstance(task, MazeTask):
-        ends = [(inputs[rows] == token).sum(-1) == 1 for token in (task.START, task.GOAL)]
-        sound = ends[0] & ends[1] & ~(inputs[rows] == task.PATH).any(-1)
-        for i in rows[~sound]:
-            faults[int(i)] = _fault_of(task.check_puzzle, inputs[i])
-        rows = rows[sound]
-        start = np.argmax(inputs[rows] == task.START, axis=-1)
-        stuck = task.distances(inputs[rows])[np.arange(len(rows)), start] < 0
-        for i in rows[stuck]:
-            faults[int(i)] = _fault_of(task.check_solvable, inputs[i])
-        rows = rows[~stuck]
-        for i in rows[~task.verdicts(inputs[rows], labels[rows]).valid]:
-            faults[int(i)] = "the answer is not a shortest path: " + task.verdict(inputs[i], labels[i]).message
+
+def _sudoku_faults(
+    task: SudokuTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
+) -> dict[int, str]:
+    clash = task.conflicts(inputs[rows]).any(-1)
+    faults = {int(i): _fault_of(task.check_puzzle, inputs[i]) for i in rows[clash]}
+    rows = rows[~clash]
+    for i, count, answer in zip(rows.tolist(), *solve(inputs[rows], task, threads=threads)[::2]):
+        if count != 1:
+            faults[i] = "the puzzle has no solution" if count == 0 else "the puzzle has two or more solutions"
+        elif (answer != labels[i]).any():
+            cell = int(np.flatnonzero(answer != labels[i])[0])
+            right, wrong = (task.alphabet[tokens[cell]] for tokens in (answer, labels[i]))
+            faults[i] = f"the answer is not the solution: {task.cell(cell)} is {right}, not {wrong}"
+    return faults
+
+
+def _maze_faults(
+    task: MazeTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
+) -> dict[int, str]:
+    ends = [(inputs[rows] == token).sum(-1) == 1 for token in (task.START, task.GOAL)]
+    sound = ends[0] & ends[1] & ~(inputs[rows] == task.PATH).any(-1)
+    faults = {int(i): _fault_of(task.check_puzzle, inputs[i]) for i in rows[~sound]}
+    rows = rows[sound]
+    stuck = (task.distances(inputs[rows])[inputs[rows] == task.START] < 0) if len(rows) else np.zeros(0, bool)
+    faults |= {int(i): _fault_of(task.check_solvable, inputs[i]) for i in rows[stuck]}
+    rows = rows[~stuck]
+    for i in rows[~task.verdicts(inputs[rows], labels[rows]).valid]:
+        faults[int(i)] = "the answer is not a shortest path: " + task.verdict(inputs[i], labels[i]).message
     return faults
 
 
@@ -258,18 +269,9 @@ def _fault_of(check: Callable, grid: np.ndarray) -> str:
     raise AssertionError("the vectorised rules and the check of one puzzle disagree")
 
 
-def _count_rows(path: Path, min_rating: int | None) -> np.ndarray:
-    """bool per row of a CSV: does it reach the rating?"""
-    parts = []
-    for _, _, ratings, _, _ in read_rows(path, []):
-        faults: dict[int, str] = {}
-        rating = parse_ratings(ratings, faults)
-        ok = np.ones(len(ratings), bool)
-        if min_rating is not None:
-            if rating is None:
-                raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
-            ok = rating >= min_rating
-        parts.append(ok)
+def _eligible(path: Path, least: int | None) -> np.ndarray:
+    """bool per row of a file: does it reach the rating?"""
+    parts = [_ratings(path, ratings, least, {})[0] for _, _, ratings, _, _ in read_rows(path, [])]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
@@ -296,24 +298,22 @@ def csv_splits(config: BuildConfig, bad: dict[str, list]) -> tuple[GridTask, dic
     if task.name != TASKS[config.dataset]:
         raise ValueError(f"{files['train']} holds {task}, but {config.dataset} needs {TASKS[config.dataset]} puzzles.")
     out: dict[str, Iterator[Rows]] = {}
-    single = len(files) == 1
-    for split, path in files.items():
-        wanted = config.num_train if split == "train" else config.num_test if split == "test" else None
-        keep = None
-        if single and config.num_test:
-            eligible = _count_rows(path, config.min_rating)
-            test = _choose(eligible, config.num_test, [config.seed, STREAMS["test"]], str(path))
-            keep = eligible & ~test
-            if wanted is not None:
-                keep = _choose(keep, wanted, [config.seed, STREAMS["train"]], str(path))
-            bad["test"] = []
-            out["test"] = checked_rows(path, task, test, bad["test"], config)
-        elif wanted is not None:
-            keep = _choose(
-                _count_rows(path, config.min_rating), wanted, [config.seed, STREAMS.get(split, 3)], str(path)
-            )
+
+    def use(split: str, path: Path, keep: np.ndarray | None) -> None:
         bad[split] = []
         out[split] = checked_rows(path, task, keep, bad[split], config)
+
+    for split, path in files.items():
+        wanted = {"train": config.num_train, "test": config.num_test}.get(split)
+        cut = config.num_test if len(files) == 1 else None  # test rows out of the only file
+        keep = _eligible(path, config.min_rating) if cut or wanted is not None else None
+        if cut:
+            test = _choose(keep, cut, [config.seed, STREAMS["test"]], str(path))
+            use("test", path, test)
+            keep &= ~test
+        if wanted is not None:
+            keep = _choose(keep, wanted, [config.seed, STREAMS.get(split, 3)], str(path))
+        use(split, path, keep)
     return task, dict(sorted(out.items(), key=lambda item: item[0] != "train"))
 
 
@@ -325,100 +325,83 @@ def generated(config: BuildConfig) -> tuple[GridTask, dict[str, Iterator[Rows]]]
     copies, out of training; "puzzles" only the puzzles themselves.
     """
     task = config.task()
-    counts = {"train": config.num_train or 1000, "test": 1000 if config.num_test is None else config.num_test}
-    if isinstance(task, MazeTask):
-        make = _generated_mazes
-    else:
-        make = _generated_sudokus
-    return task, make(config, task, {split: count for split, count in counts.items() if count})
-
-
-def _generated_mazes(config: BuildConfig, task: MazeTask, counts: dict[str, int]) -> dict[str, Iterator[Rows]]:
-    from air_model.datasets_builders.canonical import canonical_mazes
-    from air_model.datasets_builders.generate_maze import make_mazes
-    from air_model.datasets_builders.generate_sudoku import seeds_for
-
-    seen: set[bytes] = set()  # hashes of the test mazes up to symmetry, then of the training mazes as they come
+    counts = {"test": 1000 if config.num_test is None else config.num_test, "train": config.num_train or 1000}
+    counts = {split: count for split, count in counts.items() if count}
+    make = (_maze_maker if isinstance(task, MazeTask) else _sudoku_maker)(config, task, set(counts))
+    seen: set[bytes] = set()  # of the test split up to symmetry, then of the training split as it comes
 
     def stream(split: str) -> Iterator[Rows]:
         made, number = 0, 0
         while made < counts[split]:
-            count = min(CHUNK // 10, counts[split] - made)
-            seeds = seeds_for(config.seed, STREAMS[split], number, count)
-            bar = f"{split} mazes" if config.progress else None
-            mazes, labels = make_mazes(task, seeds, config.min_path, config.num_proc, bar)
-            number += count
-            new = _unseen(canonical_mazes(mazes, task), seen)
-            moves = ((labels == task.PATH).sum(-1) + 1).astype(np.int32)
-            made += int(new.sum())
-            yield Rows(mazes, labels, moves, ["generated"] * count).take(new)
-            if number > 50 * counts[split] + 1000:
-                raise ValueError(
-                    f"{task} has fewer than {counts[split]:,} different mazes of this kind: ask for less."
-                )
-
-    return _test_first(stream, counts)
-
-
-def _generated_sudokus(config: BuildConfig, task: SudokuTask, counts: dict[str, int]) -> dict[str, Iterator[Rows]]:
-    from air_model.datasets_builders.canonical import canonical
-    from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
-
-    difficulty = config.difficulty or ("benchmark" if task.height == 9 and task.box_height == 3 else "mixed")
-    if difficulty == "benchmark" and not (task.height == 9 and task.box_height == 3):
-        raise ValueError("Benchmark ratings exist for 9x9 Sudokus only: choose --difficulty mixed or minimal.")
-    few = task.height <= 6  # so few grids that splits share them unless whole classes are held out
-    test_classes = _held_out_classes(config, task) if few and config.hold_out == "grids" and "test" in counts else None
-    seen: set[bytes] = set()
-    grids_of_test: set[bytes] = set()
-
-    def stream(split: str) -> Iterator[Rows]:
-        made, number = 0, 0
-        while made < counts[split]:
-            count = min(5000, max(64, int((counts[split] - made) * (1.3 if test_classes is None else 6))))
-            seeds = seeds_for(config.seed, STREAMS[split], number, count)
-            grids = random_grids(task, seeds, config.num_proc)
-            number += count
-            classes = canonical(grids, task)
-            keep = np.ones(count, bool)
-            if test_classes is not None:
-                keep = np.array([(c.tobytes() in test_classes) == (split == "test") for c in classes], bool)
-            elif classes is not None and split == "test":
-                grids_of_test.update(_digests(classes))
-            elif classes is not None and config.hold_out == "grids":
-                keep = np.array([d not in grids_of_test for d in _digests(classes)], bool)
-            at = np.flatnonzero(keep)[: counts[split] - made + 64]
-            if not len(at):
-                continue
-            bar = f"{split} Sudokus" if config.progress else None
-            batch = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
-            forms = canonical(batch.grids, task, batch.puzzles)
-            new = _unseen(batch.puzzles if forms is None else forms, seen)
+            rows, forms, tried = make(split, number, counts[split] - made)
+            number += tried
+            new = _unseen(forms, seen)
             new &= np.cumsum(new) <= counts[split] - made
             made += int(new.sum())
-            yield Rows(batch.puzzles, batch.grids, batch.ratings, ["generated"] * len(at)).take(new)
+            yield rows.take(new)
             if number > 400 * counts[split] + 100_000:
-                raise ValueError(
-                    f"{task} has fewer than {counts[split]:,} different puzzles of this kind: ask for less."
-                )
+                what = f"{counts[split]:,} different {'mazes' if config.is_maze else 'puzzles'} of this kind"
+                raise ValueError(f"{task} has fewer than {what}: ask for less.")
 
-    return _test_first(stream, counts)
+    return task, {split: stream(split) for split in counts}  # test first: training leaves out what it holds
+
+
+# Makes a batch for (split, number of the first, puzzles still wanted): rows, their forms up to symmetry, numbers used.
+Maker = Callable[[str, int, int], tuple[Rows, np.ndarray, int]]
+
+
+def _maze_maker(config: BuildConfig, task: MazeTask, splits: set[str]) -> Maker:
+    def make(split: str, number: int, wanted: int) -> tuple[Rows, np.ndarray, int]:
+        count = min(CHUNK // 10, wanted)
+        seeds = seeds_for(config.seed, STREAMS[split], number, count)
+        bar = f"{split} mazes" if config.progress else None
+        mazes, labels = make_mazes(task, seeds, config.min_path, config.num_proc, bar)
+        moves = ((labels == task.PATH).sum(-1) + 1).astype(np.int32)
+        return Rows(mazes, labels, moves, ["generated"] * count), canonical_mazes(mazes, task), count
+
+    return make
+
+
+def _sudoku_maker(config: BuildConfig, task: SudokuTask, splits: set[str]) -> Maker:
+    standard = task.height == 9 and task.box_height == 3
+    difficulty = config.difficulty or ("benchmark" if standard else "mixed")
+    if difficulty == "benchmark" and not standard:
+        raise ValueError("Benchmark ratings exist for 9x9 Sudokus only: choose --difficulty mixed or minimal.")
+    few = task.height <= 6  # so few grids that splits share them unless whole classes are held out
+    test_classes = _held_out_classes(config, task) if few and config.hold_out == "grids" and "test" in splits else None
+    grids_of_test: set[bytes] = set()
+
+    def kept(split: str, grids: np.ndarray) -> np.ndarray:
+        """Which solved grids the split may use, bool (N,)."""
+        classes = canonical(grids, task)
+        if test_classes is not None:
+            return np.array([(c.tobytes() in test_classes) == (split == "test") for c in classes], bool)
+        if classes is not None and split == "test":
+            grids_of_test.update(_digests(classes))
+        elif classes is not None and config.hold_out == "grids":
+            return np.array([digest not in grids_of_test for digest in _digests(classes)], bool)
+        return np.ones(len(grids), bool)
+
+    def make(split: str, number: int, wanted: int) -> tuple[Rows, np.ndarray, int]:
+        count = min(5000, max(64, int(wanted * (1.3 if test_classes is None else 6))))
+        seeds = seeds_for(config.seed, STREAMS[split], number, count)
+        grids = random_grids(task, seeds, config.num_proc)
+        at = np.flatnonzero(kept(split, grids))[: wanted + 64]
+        bar = f"{split} Sudokus" if config.progress else None
+        batch = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
+        forms = canonical(batch.grids, task, batch.puzzles)
+        rows = Rows(batch.puzzles, batch.grids, batch.ratings, ["generated"] * len(at))
+        return rows, batch.puzzles if forms is None else forms, count
+
+    return make
 
 
 def _held_out_classes(config: BuildConfig, task: SudokuTask) -> set[bytes]:
     """A fifth (at least one) of the solved grids up to symmetry: 4x4 has 2, 6x6 has 49."""
-    from air_model.datasets_builders.canonical import canonical
-    from air_model.datasets_builders.generate_sudoku import random_grids, seeds_for
-
     grids = random_grids(task, seeds_for(config.seed, STREAMS["grids"], 0, 4000), config.num_proc)
     classes = np.unique(canonical(grids, task), axis=0)
     chosen = np.random.default_rng([config.seed, STREAMS["grids"]]).permutation(len(classes))
     return {classes[i].tobytes() for i in chosen[: max(1, len(classes) // 5)]}
-
-
-def _test_first(stream: Callable[[str], Iterator[Rows]], counts: dict[str, int]) -> dict[str, Iterator[Rows]]:
-    """Streams in the order test, train: training leaves out what the test split holds."""
-    return {split: stream(split) for split in ("test", "train") if split in counts}
 
 
 def _digests(rows: np.ndarray) -> list[bytes]:
@@ -441,8 +424,6 @@ def _unseen(forms: np.ndarray, seen: set[bytes]) -> np.ndarray:
 def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) -> Iterator[tuple[Rows, np.ndarray]]:
     """A training chunk with its copies: each original, its easier copy, then `num_aug` copies (and their easier ones),
     together with the group (base puzzle) of each row."""
-    from air_model.datasets_builders.maze_kernels import label
-
     copies = config.num_aug + 1
     share = 2 if config.easier else 1
     per_step = max(1, CHUNK // (copies * share))
@@ -494,7 +475,6 @@ class _Writer:
         self.files: list[Path] = []
         self.writer = None
         self.digest = hashlib.sha256(repr(task._key()).encode())
-        self.stats: dict[str, list] = {"rating": [], "given": [], "moves": []}
 
     def write(self, rows: Rows, groups: np.ndarray) -> None:
         if not len(rows):
@@ -546,14 +526,13 @@ def code_hash() -> str:
     names = ["build", "loading", "files", "canonical", "sudoku_solver", "maze_kernels"]
     names += ["generate_sudoku", "generate_maze", "cards"]
     files = [here / f"{name}.py" for name in names]
-    files += [here.parent / f"{name}_air.py" for name in ("processing", "reading", "search")]
+    files += [here / "data_card.md", *(here.parent / f"{name}_air.py" for name in ("processing", "reading", "search"))]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 def content_hash(config: BuildConfig) -> str:
     """Hash of the options, the code and the source's bytes: equal hash, equal data set."""
-    options = {k: v for k, v in asdict(config).items() if k not in ("num_proc", "progress", "source")}
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode() + code_hash().encode())
+    digest = hashlib.sha256(json.dumps(config.deciding(), sort_keys=True).encode() + code_hash().encode())
     if config.source != "generate":
         for split, path in sorted(source_files(config).items()):
             digest.update(split.encode())
@@ -578,25 +557,11 @@ def build(config: BuildConfig, output_dir: str | Path, *, force: bool = False) -
             return meta
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and was not written by build_dataset.py: name an empty or a new folder.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in output.parent.glob(f".{output.name}.part-*"):  # of a build that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.part-", dir=output.parent))
-    try:
+    with whole_folder(output) as work:
         meta = _write(config, work)
         meta["content_hash"] = key
         (work / META).write_text(json.dumps(meta, indent=2) + "\n")
         (work / "README.md").write_text(card(meta))
-        work.chmod(0o755)
-        old = None
-        if output.exists():
-            old = output.with_name(f".{output.name}.old-{os.getpid()}")
-            output.rename(old)
-        work.rename(output)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return meta
 
 
@@ -615,107 +580,63 @@ def _write(config: BuildConfig, work: Path) -> dict:
     folder.mkdir()
     splits, statistics = {}, {}
     for split, stream in streams.items():
-        writer, stats = _Writer(folder, split, task), Statistics(task)
-        group = 0
+        writer, values, group = _Writer(folder, split, task), [], 0
         with tqdm(desc=f"{split} rows", unit=" rows", disable=not config.progress) as bar:
             for rows in stream:
-                stats.add(rows)
-                if split == "train":
-                    for part, groups in expanded(rows, group, config, task):
-                        writer.write(part, groups)
-                        bar.update(len(part))
-                else:
-                    writer.write(rows, np.arange(group, group + len(rows), dtype=np.int32))
-                    bar.update(len(rows))
+                values.append(_quantities(task, rows))
+                groups = np.arange(group, group + len(rows), dtype=np.int32)
+                for part, of in expanded(rows, group, config, task) if split == "train" else [(rows, groups)]:
+                    writer.write(part, of)
+                    bar.update(len(part))
                 group += len(rows)
         if writer.count == 0 and not any(bad.values()):
             raise ValueError(f"The split {split!r} has no rows: nothing reaches the options given.")
         if writer.count:
-            splits[split], statistics[split] = writer.finish(), stats.summary()
-    if "test" in bad and len(set(source_files(config).values())) == 1:  # one file, read once per split
+            splits[split], statistics[split] = writer.finish(), _summary(task, values)
+    files = source_files(config) if bad else {}
+    if "test" in bad and len(files) == 1:  # one file, read once per split
         bad["train"] = sorted({*bad["train"], *bad.pop("test")})
-    faults = [(split, row) for split, rows in bad.items() for row in rows]
-    if faults and not config.skip_bad:
-        where = {split: str(path) for split, path in source_files(config).items()}
-        errors = [BadRows(where.get(split, where["train"]), rows) for split, rows in bad.items() if rows]
-        raise _merged(errors)
+    skipped = {split: rows for split, rows in bad.items() if rows}
+    if skipped and not config.skip_bad:
+        where = {str(files.get(split, files["train"])): rows for split, rows in skipped.items()}
+        raise BadRows(where, "; nothing was written. --skip-bad leaves them out.")
     order = sorted(splits, key=lambda name: (name != "train", name))
-    repo = HUB[config.dataset] if config.source == "hub" else None
+    source = "generate" if config.source == "generate" else Path(config.source).name
+    if config.source == "hub":
+        repo, revision = HUB[config.dataset]
+        source = f"{repo}@{config.revision or revision}"
     return {
         "dataset": config.dataset,
         "task": task_to_meta(task),
         "default_config": config.config_name,
         "configs": {config.config_name: {"splits": {s: splits[s] for s in order}}},
         "statistics": {s: statistics[s] for s in order},
-        "source": f"{repo[0]}@{config.revision or repo[1]}" if repo else _source_name(config),
-        "options": {
-            k: v for k, v in asdict(replace(config, source="")).items() if k not in ("source", "progress", "num_proc")
-        },
+        "source": source,
+        "options": config.deciding(),
         "seed": config.seed,
         "code_hash": code_hash(),
-        "skipped_rows": {split: [list(row) for row in rows] for split, rows in bad.items() if rows},
+        "skipped_rows": {split: [list(row) for row in rows] for split, rows in skipped.items()},
     }
 
 
-def _source_name(config: BuildConfig) -> str:
-    return "generate" if config.source == "generate" else Path(config.source).name
+def _quantities(task: GridTask, rows: Rows) -> dict[str, np.ndarray]:
+    """What the card says of base puzzles, int (N,) each."""
+    if isinstance(task, MazeTask):
+        moves = (rows.labels == task.PATH).sum(-1) + 1
+        return {"rating": rows.rating, "walls": (rows.inputs == task.WALL).sum(-1), "moves": moves}
+    return {"rating": rows.rating, "clues": (rows.inputs != task.blank_token).sum(-1)}
 
 
-def _merged(errors: list[BadRows]) -> BadRows:
-    """One error that lists the bad rows of every file."""
-    rows = sum(len(error.rows) for error in errors)
-    out = BadRows(errors[0].where, errors[0].rows)
-    body = [line for error in errors for line in str(error).splitlines()[1:]]
-    out.args = (
-        "\n".join(
-            [f"{rows} bad row{'s' if rows > 1 else ''}; nothing was written. --skip-bad leaves them out.", *body]
-        ),
-    )
-    out.rows = [row for error in errors for row in error.rows]
-    return out
-
-
-class Statistics:
-    """Numbers of base puzzles for the card: ratings, clues or walls, path lengths; histograms, so memory is flat."""
-
-    def __init__(self, task: GridTask):
-        self.task = task
-        self.counts: dict[str, dict[int, int]] = {"rating": {}, "clues" if task.name == "sudoku" else "walls": {}}
-        if task.name == "maze":
-            self.counts["moves"] = {}
-
-    def add(self, rows: Rows) -> None:
-        values = {"rating": rows.rating}
-        if isinstance(self.task, MazeTask):
-            values |= {"walls": (rows.inputs == 1).sum(-1), "moves": (rows.labels == self.task.PATH).sum(-1) + 1}
-        else:
-            values["clues"] = (rows.inputs != self.task.blank_token).sum(-1)
-        for name, array in values.items():
-            for value, count in zip(*np.unique(array, return_counts=True)):
-                self.counts[name][int(value)] = self.counts[name].get(int(value), 0) + int(count)
-
-    def summary(self) -> dict:
-        """{name: {mean, min, median, max}}, and for Sudoku ratings the shares of the benchmark's buckets."""
-        out = {}
-        for name, counts in self.counts.items():
-            if not counts:
-                continue
-            values = np.array(sorted(counts))
-            weights = np.array([counts[v] for v in values])
-            middle = np.searchsorted(np.cumsum(weights), weights.sum() / 2)
-            out[name] = {
-                "mean": round(float((values * weights).sum() / weights.sum()), 3),
-                "min": int(values[0]),
-                "median": int(values[middle]),
-                "max": int(values[-1]),
-            }
-        if isinstance(self.task, SudokuTask) and self.counts["rating"]:
-            total = sum(self.counts["rating"].values())
-            bounds = [(0, 0), (1, 9), (10, 19), (20, 49), (50, 1 << 30)]
-            out["rating_shares"] = {
-                f"{low}" if low == high else f"{low}-{high}" if high < 1 << 30 else f"{low}+": round(
-                    sum(c for v, c in self.counts["rating"].items() if low <= v <= high) / total, 4
-                )
-                for low, high in bounds
-            }
-        return out
+def _summary(task: GridTask, parts: list[dict[str, np.ndarray]]) -> dict:
+    """{name: {mean, min, median, max}}, and for Sudoku ratings the shares of the benchmark's buckets."""
+    out = {}
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts])
+        least, median, most = np.quantile(values, [0, 0.5, 1], method="inverted_cdf").tolist()
+        out[name] = {"mean": round(float(values.mean()), 3), "min": least, "median": median, "max": most}
+        if name == "rating" and isinstance(task, SudokuTask):
+            shares = {}
+            for low, high, _ in BENCHMARK_BUCKETS:
+                bucket = f"{low}" if low == high else f"{low}-{high}" if high < 1 << 30 else f"{low}+"
+                shares[bucket] = round(float(((low <= values) & (values <= high)).mean()), 4)
+    return out | ({"rating_shares": shares} if isinstance(task, SudokuTask) else {})

@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.builder import Key
 
-from air_model.datasets_builders.build import BuildConfig, Options, build, content_hash
+from air_model.datasets_builders.build import CONFIGS, BuildConfig, Options, build, content_hash
 from air_model.datasets_builders.cards import features
+
+VERSION = datasets.Version("1.0.0")
 
 
 @dataclasses.dataclass
@@ -37,30 +39,20 @@ class PuzzleConfig(Options, datasets.BuilderConfig):
         return BuildConfig(**{**options, **more}, dataset=dataset)
 
 
-def _configs() -> list[PuzzleConfig]:
-    version = datasets.Version("1.0.0")
-    return [
-        PuzzleConfig(name="1k", version=version, num_train=1000, description="1,000 puzzles, no copies"),
-        PuzzleConfig(name="1k-aug-1000", version=version, num_train=1000, num_aug=1000, description="the 1k protocol"),
-        PuzzleConfig(name="full", version=version, description="every row of the source"),
-        PuzzleConfig(name="generated", version=version, source="generate", description="a stand-in, no network"),
-    ]
-
-
 class _PuzzleBuilder(datasets.ArrowBasedBuilder):
     BUILDER_CONFIG_CLASS = PuzzleConfig
-    VERSION = datasets.Version("1.0.0")
+    VERSION = VERSION
+    BUILDER_CONFIGS = [PuzzleConfig(name=name, version=VERSION, **options) for name, options in CONFIGS.items()]
     DEFAULT_CONFIG_NAME = "1k"
     DATASET = ""
 
     def __init__(self, *args: Any, **kwargs: Any):
         # Direct builders have no hash of their own, so a changed source or code would be served from the cache.
         if "hash" not in kwargs:
-            names = {f.name for f in dataclasses.fields(PuzzleConfig)} - {"name"}
-            name = kwargs.get("config_name") or self.DEFAULT_CONFIG_NAME
-            preset = next((c for c in self.BUILDER_CONFIGS if c.name == name), PuzzleConfig(name=name))
+            names = {f.name for f in dataclasses.fields(Options)}
+            preset = PuzzleConfig(**CONFIGS.get(kwargs.get("config_name") or self.DEFAULT_CONFIG_NAME, {}))
             config = dataclasses.replace(preset, **{k: v for k, v in kwargs.items() if k in names})
-            kwargs["hash"] = content_hash(config.build_config(self.DATASET, progress=False))
+            kwargs["hash"] = content_hash(config.build_config(self.DATASET))
         super().__init__(*args, **kwargs)
 
     def _info(self) -> datasets.DatasetInfo:
@@ -90,9 +82,7 @@ class _PuzzleBuilder(datasets.ArrowBasedBuilder):
 
 class SudokuExtreme(_PuzzleBuilder):
     DATASET = "sudoku-extreme"
-    BUILDER_CONFIGS = _configs()
 
 
 class MazeHard(_PuzzleBuilder):
     DATASET = "maze-hard"
-    BUILDER_CONFIGS = _configs()

@@ -13,7 +13,7 @@ import numba as nb
 import numpy as np
 
 from air_model.datasets_builders.threads import in_threads
-from air_model.processing_air import MazeTask, SudokuTask
+from air_model.processing_air import GridTask, MazeTask, SudokuTask
 
 MAX_TABLE = 400_000  # orders of lines that can be searched
 
@@ -94,9 +94,7 @@ def _canonical(
             out_masks[g, i] = best_mask[i // n, i % n]
 
 
-def canonical(
-    grids: np.ndarray, task: SudokuTask, puzzles: np.ndarray | None = None, progress: str | None = None
-) -> np.ndarray | None:
+def canonical(grids: np.ndarray, task: SudokuTask, puzzles: np.ndarray | None = None) -> np.ndarray | None:
     """Canonical form of solved grids (N, S), or of puzzles with these solutions.
 
     Returns:
@@ -114,9 +112,13 @@ def canonical(
         lambda rows: _canonical(grids[rows], masks[rows], columns, task.box_height, flips, out[rows], out_masks[rows]),
         len(grids),
         block=64,
-        progress=progress,
     )
     return out if puzzles is None else np.concatenate([out, out_masks], axis=1)
+
+
+def searchable(task: GridTask) -> bool:
+    """Whether all copies of a puzzle can be compared."""
+    return not isinstance(task, SudokuTask) or _line_table(task.width, task.box_width) is not None
 
 
 def canonical_mazes(mazes: np.ndarray, task: MazeTask) -> np.ndarray:
@@ -125,9 +127,3 @@ def canonical_mazes(mazes: np.ndarray, task: MazeTask) -> np.ndarray:
     for i, maze in enumerate(mazes):
         out[i] = min((maze[cells] for cells in task.dihedral), key=lambda copy: copy.tobytes())
     return out
-
-
-def keys(rows: np.ndarray) -> np.ndarray:
-    """One comparable key (bytes) per row of a uint8 matrix."""
-    rows = np.ascontiguousarray(rows)
-    return rows.view(f"S{rows.shape[1]}")[:, 0] if rows.all() else (rows + np.uint8(1)).view(f"S{rows.shape[1]}")[:, 0]

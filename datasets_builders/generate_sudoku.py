@@ -11,16 +11,14 @@ import numba as nb
 import numpy as np
 
 from air_model.datasets_builders.sudoku_solver import (
-    INSIDE,
-    KEEP,
-    MAX_DEPTH,
-    MINI,
     NOT,
-    WIDE,
-    WORDS,
-    _count_9x9,
-    _count_any,
+    _bits,
+    _free,
+    _place,
     _settle,
+    _write_tokens,
+    boards_for,
+    count_solutions,
     solve,
 )
 from air_model.datasets_builders.threads import in_threads
@@ -71,12 +69,8 @@ def _random_grid(
             best, at, ties = 99, -1, 0
             for i in range(size):
                 if cells[depth, i] == 0:
-                    a, b, c = units_of[i]
-                    free = full & ~(used[depth, a] | used[depth, b] | used[depth, c])
-                    count, rest = 0, free
-                    while rest:
-                        rest &= rest - 1
-                        count += 1
+                    free = _free(used[depth], units_of, i, full)
+                    count = _bits(free)
                     if count < best:
                         best, ties = count, 0
                     if count == best:
@@ -87,22 +81,14 @@ def _random_grid(
             while True:
                 tries += 1
                 at, free = cells[depth, size], todo[depth]
-                count, rest = 0, free
-                while rest:
-                    rest &= rest - 1
-                    count += 1
-                pick = _random(state, count)
+                for _ in range(_random(state, _bits(free))):
+                    free &= free - 1
                 bit = free & -free
-                for _ in range(pick):
-                    free ^= bit
-                    bit = free & -free
                 todo[depth] &= ~bit
                 cells[depth + 1] = cells[depth]
                 used[depth + 1] = used[depth]
                 depth += 1
-                cells[depth, at] = bit
-                for k in range(3):
-                    used[depth, units_of[at, k]] |= bit
+                _place(cells[depth], used[depth], units_of, at, bit)
                 status = _settle(cells[depth], used[depth], units, units_of, full)
                 if status >= 0:
                     break
@@ -114,24 +100,8 @@ def _random_grid(
             if depth < 0:
                 break
         if status == 1:
-            for i in range(size):
-                value, bit = 2, cells[depth, i]
-                while bit > 1:
-                    bit >>= 1
-                    value += 1
-                out[i] = value
+            _write_tokens(cells[depth], out)
             return
-
-
-@nb.njit(cache=True)
-def _count(
-    puzzle: np.ndarray, limit: int, units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None,
-    cells: np.ndarray, used: np.ndarray, scratch: np.ndarray,
-) -> tuple[int, int, int]:  # fmt: skip
-    # boards is None except at 9x9: numba then leaves the other branch, and its compilation, out
-    if boards is None:
-        return _count_any(puzzle, limit, DIG_BUDGET, units, units_of, cells, used, scratch)
-    return _count_9x9(puzzle, limit, DIG_BUDGET, boards, scratch, KEEP, MINI, WIDE, INSIDE)
 
 
 @nb.njit(cache=True)
@@ -173,14 +143,16 @@ def _dig(
             continue
         if boards is None:
             puzzle[i] = 1
-            needed = _count(puzzle, 2, units, units_of, boards, cells, used, scratch)[0] != 1
+            needed = count_solutions(puzzle, 2, DIG_BUDGET, boards, units, units_of, cells, used, scratch)[0] != 1
         else:
             rest = (low & ~(1 << i), high) if i < 54 else (low, high & ~(1 << i - 54))
             # A walk digs in the same grid thousands of times, so most answers are known.
             needed = _known(others, rest[0], rest[1])
             if not needed:  # is there a solution with another digit here? Asked so, the search is shorter.
                 puzzle[i] = kept + NOT
-                found, _, guesses = _count(puzzle, 1, units, units_of, boards, cells, used, scratch)
+                found, _, guesses = count_solutions(
+                    puzzle, 1, DIG_BUDGET, boards, units, units_of, cells, used, scratch
+                )
                 needed = found == 1
                 if needed and guesses < DIG_BUDGET:
                     _remember(others, grid, scratch)
@@ -239,7 +211,7 @@ def _make(
             _dig(trial, grid, state, order, units, units_of, boards, others, cells, used, scratch)
         if start:
             _add_clues(trial, grid, extra, state, order)
-        _, score, guesses = _count(trial, 2, units, units_of, boards, cells, used, scratch)
+        _, score, guesses = count_solutions(trial, 2, DIG_BUDGET, boards, units, units_of, cells, used, scratch)
         chance = _random(state, 1 << 20)
         if start or (score >= lowest if too_hard else chance * (proof + 1) ** 3 < (guesses + 1) ** 3 << 20):
             puzzle[:] = trial
@@ -295,12 +267,10 @@ def _run(
     count, given = len(seeds), grids is not None
     grids = np.array(grids, np.uint8) if given else np.zeros((count, task.seq_len), np.uint8)
     puzzles, ratings = np.zeros((count, task.seq_len), np.uint8), np.zeros(count, np.int32)
-    fast = task.height == 9 and task.box_height == 3
     in_threads(
         lambda rows: _make_many(
             seeds[rows], lowest[rows], highest[rows], extra[rows], steps,
-            np.empty((MAX_DEPTH, WORDS), np.int64) if fast else None, task.units, task.units_of, grids[rows],
-            given, puzzles[rows], ratings[rows],
+            boards_for(task), task.units, task.units_of, grids[rows], given, puzzles[rows], ratings[rows],
         ),
         count,
         threads,

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from air_model.datasets_builders.files import CHUNK, ENDINGS, read_rows
+from air_model.datasets_builders.files import ENDINGS, read_rows
 from air_model.processing_air import PAD, GridTask, make_task
 from air_model.reading_air import as_array, as_text
 
@@ -26,13 +26,12 @@ META = "air_dataset.json"  # written beside the parquet files by scripts/build_d
 
 
 class BadRows(ValueError):
-    """Rows that cannot be used; `rows` lists (row, line, reason), counted from 1 (line 1 is the header)."""
+    """Rows of files that cannot be used; `rows` lists (row, line, reason), counted from 1 (line 1 is the header)."""
 
-    def __init__(self, where: str, rows: list[tuple[int, int, str]], advice: str = ""):
-        self.where, self.rows = where, rows
-        lines = [f"{where}: row {row} (line {line}): {reason}" for row, line, reason in rows]
-        head = f"{len(rows)} bad row{'s' if len(rows) > 1 else ''} in {where}."
-        super().__init__("\n".join([f"{head} {advice}".rstrip(), *lines]))
+    def __init__(self, files: dict[str, list[tuple[int, int, str]]], advice: str):
+        self.rows = [row for rows in files.values() for row in rows]
+        lines = [f"{file}: row {row} (line {at}): {why}" for file, rows in files.items() for row, at, why in rows]
+        super().__init__("\n".join([f"{len(lines)} bad row{'s' if len(lines) > 1 else ''}{advice}", *lines]))
 
 
 @dataclass
@@ -67,16 +66,9 @@ class PuzzleSet:
 
     def select(self, rows: np.ndarray | slice) -> PuzzleSet:
         """The PuzzleSet of some rows."""
-        rating = None if self.rating is None else self.rating[rows]
-        return PuzzleSet(
-            self.inputs[rows],
-            self.labels[rows],
-            self.task,
-            rating,
-            self.puzzle_ids[rows],
-            self.groups[rows],
-            self.source,
-        )
+        names = ("inputs", "labels", "rating", "puzzle_ids", "groups")
+        parts = {name: part[rows] for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts, fingerprint="")
 
 
 def load_puzzles(
@@ -230,6 +222,15 @@ def encode_many(puzzles: list[Any], task: GridTask, values: str | None = None) -
     return out, faults
 
 
+def encode_pairs(
+    questions: list[Any], answers: list[Any], task: GridTask, values: str | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Puzzles and answers as tokens, (N, S) each, and the faults {index: reason} of either."""
+    inputs, faults = encode_many(questions, task, values)
+    labels, more = encode_many(answers, task, values)
+    return inputs, labels, {i: f"answer: {reason}" for i, reason in more.items()} | faults
+
+
 def parse_ratings(texts: list[str], faults: dict[int, str], missing: int = 0) -> np.ndarray | None:
     """Ratings int32 (N,), `missing` where a field is empty; None if the column is missing or empty throughout."""
     if not any(texts):
@@ -275,21 +276,19 @@ def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None
             questions, answers, rating = questions[:room], answers[:room], rating[:room]
         if task is None or isinstance(task, str):
             task = task_for(questions[0], task, str(path))
-        x, faults = encode_many(questions, task, values)
-        y, more = encode_many(answers, task, values)
-        faults |= {i: f"answer: {reason}" for i, reason in more.items() if i not in faults}
+        x, y, faults = encode_pairs(questions, answers, task, values)
         faults |= pair_faults(task, x, y, faults)
-        r = parse_ratings(rating, faults, missing=UNRATED)
-        bad += [(first + i, first + i + 1, reason) for i, reason in sorted(faults.items())]
         inputs.append(x)
         labels.append(y)
-        ratings.append(r)
+        ratings.append(parse_ratings(rating, faults, missing=UNRATED))
+        bad += [(first + i, first + i + 1, reason) for i, reason in sorted(faults.items())]
         count += len(x)
         if limit is not None and count >= limit:
             bad = [b for b in bad if b[0] <= limit]
             break
     if bad:
-        raise BadRows(str(path), bad, "Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out).")
+        advice = f" in {path}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out)."
+        raise BadRows({str(path): bad}, advice)
     if not count:
         raise ValueError(f"{path} holds no puzzles below its header.")
     rating = None
@@ -394,24 +393,18 @@ def _from_table(table: dict[str, np.ndarray], task: GridTask, source: str, finge
 def read_parquet(files: list[Path], limit: int | None = None) -> dict[str, np.ndarray]:
     """Columns of parquet files as arrays, lists as matrices; texts are left out."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.dataset
 
-    parts: dict[str, list[np.ndarray]] = {}
-    count = 0
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(CHUNK):
-            batch = batch if limit is None else batch.slice(0, limit - count)
-            count += len(batch)
-            for name, column in zip(batch.schema.names, batch.columns):
-                if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-                    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
-                elif pa.types.is_integer(column.type):
-                    values = column.to_numpy(zero_copy_only=False)
-                else:
-                    continue
-                parts.setdefault(name, []).append(values)
-            if limit is not None and count >= limit:
-                return {name: np.concatenate(values) for name, values in parts.items()}
-    if not count:
+    data = pyarrow.dataset.dataset(files)
+    names = [field.name for field in data.schema if not pa.types.is_string(field.type)]
+    table = data.to_table(columns=names) if limit is None else data.head(limit, columns=names)
+    if not len(table):
         raise ValueError(f"{files[0].parent} holds no rows.")
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    columns = {}
+    for name, column in zip(table.column_names, table.columns):
+        array = column.combine_chunks()
+        if pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
+            columns[name] = array.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        elif pa.types.is_integer(array.type):
+            columns[name] = array.to_numpy(zero_copy_only=False)
+    return columns

@@ -31,52 +31,36 @@ NO_BUDGET = 1 << 60
 NOT = 128  # added to a token: any digit but this
 
 
-def _tables() -> tuple[np.ndarray, ...]:
-    """KEEP (512): 3x3 bit matrix -> union of the permutation matrices inside it. MINI (512): 9 columns -> which of the
-    3 stacks are used. WIDE (512): 3x3 matrix of (row, stack) -> the 27 cells of a band. INSIDE: at 0 + matrix the set
-    (6 bits) of permutations inside it, at 512 + set its size, at 704 + set their union, at 768 + matrix what all of
-    them share."""
-    keep = np.zeros(512, np.int64)
-    # In this order the guesses are nearly always those of tdoku, the published rating; other orders miss them.
-    order = [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (0, 2, 1)]
-    permutations = [sum(1 << (3 * r + c) for r, c in enumerate(p)) for p in order]
-    for pattern in range(512):
-        for p in permutations:
-            if p & pattern == p:
-                keep[pattern] |= p
-    mini, wide = np.zeros(512, np.int64), np.zeros(512, np.int64)
-    for pattern in range(512):
-        for k in range(3):
-            if pattern >> 3 * k & 7:
-                mini[pattern] |= 1 << k
-        for bit in range(9):
-            if pattern >> bit & 1:
-                wide[pattern] |= 7 << (9 * (bit // 3) + 3 * (bit % 3))
-    inside = np.zeros(1280, np.int64)
-    for pattern in range(512):
-        inside[pattern] = sum(1 << k for k, p in enumerate(permutations) if p & pattern == p)
-        contained = [p for p in permutations if p & pattern == p]
-        inside[768 + pattern] = np.bitwise_and.reduce(contained) if contained else 0
-    for sets in range(64):
-        inside[512 + sets] = bin(sets).count("1")
-        for k, p in enumerate(permutations):
-            inside[704 + sets] |= p if sets >> k & 1 else 0
-    return keep, mini, wide, inside
+# Permutations of three lines as 3x3 bit matrices. In this order the guesses are nearly always those of tdoku, the
+# published rating; other orders miss them.
+_ORDER = [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (1, 0, 2), (0, 2, 1)]
+_PERMUTATIONS = np.array([sum(1 << (3 * r + c) for r, c in enumerate(p)) for p in _ORDER])
+_MATRICES = np.arange(512)[:, None]
+_FITS = _PERMUTATIONS & _MATRICES == _PERMUTATIONS  # (512, 6): which permutations a matrix contains
+_CHOSEN = np.arange(64)[:, None] >> np.arange(6) & 1  # (64, 6): every set of permutations
+_CELLS = [7 << 9 * r + 3 * k for r in range(3) for k in range(3)]  # of row r and stack k in a band
 
-
-KEEP, MINI, WIDE, INSIDE = _tables()
+# Of the permutations inside a matrix: the set (6 bits), their union, what all of them share.
+SETS = _FITS @ (1 << np.arange(6))
+KEEP = np.bitwise_or.reduce(_FITS * _PERMUTATIONS, axis=1)
+SHARED = np.where(_FITS.any(1), np.bitwise_and.reduce(np.where(_FITS, _PERMUTATIONS, -1), axis=1), 0)
+# Of a set of permutations: how many they are, and their union.
+SIZE = _CHOSEN.sum(1)
+UNION = np.bitwise_or.reduce(_CHOSEN * _PERMUTATIONS, axis=1)
+MINI = (_MATRICES >> 3 * np.arange(3) & 7 > 0) @ (1 << np.arange(3))  # 9 columns -> which of the 3 stacks are used
+WIDE = (_MATRICES >> np.arange(9) & 1) @ _CELLS  # matrix of (row, stack) -> the 27 cells of a band
 
 
 @nb.njit(cache=True)
-def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, wide: np.ndarray) -> bool:
+def _close_digit(board: np.ndarray, d: int) -> bool:
     """Apply both permutation rules to one digit until nothing changes; False: the digit has no place left."""
     a, b, c = board[3 * d], board[3 * d + 1], board[3 * d + 2]
     start = True
     while True:
         a0, b0, c0 = a, b, c
-        a &= wide[keep[mini[a & 511] | mini[(a >> 9) & 511] << 3 | mini[a >> 18] << 6]]
-        b &= wide[keep[mini[b & 511] | mini[(b >> 9) & 511] << 3 | mini[b >> 18] << 6]]
-        c &= wide[keep[mini[c & 511] | mini[(c >> 9) & 511] << 3 | mini[c >> 18] << 6]]
+        a &= WIDE[KEEP[MINI[a & 511] | MINI[(a >> 9) & 511] << 3 | MINI[a >> 18] << 6]]
+        b &= WIDE[KEEP[MINI[b & 511] | MINI[(b >> 9) & 511] << 3 | MINI[b >> 18] << 6]]
+        c &= WIDE[KEEP[MINI[c & 511] | MINI[(c >> 9) & 511] << 3 | MINI[c >> 18] << 6]]
         if a == 0 or b == 0 or c == 0:
             return False
         if not start and a == a0 and b == b0 and c == c0:
@@ -84,9 +68,9 @@ def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, 
         start = False
         a0, b0, c0 = a, b, c
         x, y, z = (a | a >> 9 | a >> 18) & 511, (b | b >> 9 | b >> 18) & 511, (c | c >> 9 | c >> 18) & 511
-        k0 = keep[(x & 7) | (y & 7) << 3 | (z & 7) << 6]
-        k1 = keep[(x >> 3 & 7) | (y >> 3 & 7) << 3 | (z >> 3 & 7) << 6]
-        k2 = keep[(x >> 6) | (y >> 6) << 3 | (z >> 6) << 6]
+        k0 = KEEP[(x & 7) | (y & 7) << 3 | (z & 7) << 6]
+        k1 = KEEP[(x >> 3 & 7) | (y >> 3 & 7) << 3 | (z >> 3 & 7) << 6]
+        k2 = KEEP[(x >> 6) | (y >> 6) << 3 | (z >> 6) << 6]
         if k0 == 0 or k1 == 0 or k2 == 0:
             return False
         a &= ((k0 & 7) | (k1 & 7) << 3 | (k2 & 7) << 6) * COLUMNS
@@ -99,11 +83,11 @@ def _close_digit(board: np.ndarray, d: int, keep: np.ndarray, mini: np.ndarray, 
 
 
 @nb.njit(cache=True)
-def _pattern(board: np.ndarray, mini: np.ndarray, k: int, d: int) -> int:
+def _pattern(board: np.ndarray, k: int, d: int) -> int:
     """Where digit d can still stand in line band k (0-2) or stack k - 3: nine bits, three a line."""
     if k < 3:
         m = board[3 * d + k]
-        return mini[m & 511] | mini[(m >> 9) & 511] << 3 | mini[m >> 18] << 6
+        return MINI[m & 511] | MINI[(m >> 9) & 511] << 3 | MINI[m >> 18] << 6
     pattern = 0
     for b in range(3):
         m = board[3 * d + b]
@@ -112,7 +96,19 @@ def _pattern(board: np.ndarray, mini: np.ndarray, k: int, d: int) -> int:
 
 
 @nb.njit(cache=True)
-def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray) -> int:
+def _restrict(board: np.ndarray, k: int, d: int, permutation: int) -> None:
+    """Hold digit d to one permutation (a 9-bit matrix) of band or stack k."""
+    if k < 3:
+        board[3 * d + k] &= WIDE[permutation]
+    else:
+        shift = 3 * (k - 3)
+        for b in range(3):
+            columns = (511 & ~(7 << shift)) | (permutation >> 3 * b & 7) << shift
+            board[3 * d + b] &= columns * COLUMNS
+
+
+@nb.njit(cache=True)
+def _triads(board: np.ndarray) -> int:
     """The rule of threes: three cells in one row (or column) of a box hold exactly three digits.
 
     Returns -1 for a contradiction, else a bit per digit that lost places.
@@ -122,8 +118,8 @@ def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.nd
         can1, can2, can3, can4 = 0, 0, 0, 0  # bit-sliced: triads that at least 1, 2, 3, 4 digits can use ...
         must1, must2, must3, must4 = 0, 0, 0, 0  # ... and must use
         for d in range(9):
-            can = _pattern(board, mini, k, d)
-            must = inside[768 + can]
+            can = _pattern(board, k, d)
+            must = SHARED[can]
             board[31 + d] = can
             can4 |= can3 & can
             can3 |= can2 & can
@@ -140,30 +136,23 @@ def _triads(board: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.nd
             continue
         for d in range(9):
             can = board[31 + d]
-            left = can & ~(must3 & ~inside[768 + can])
+            left = can & ~(must3 & ~SHARED[can])
             for r in range(3):
                 row = left & tight & (7 << 3 * r)
                 if row:
                     left = left & ~(7 << 3 * r) | row
             if left != can:
                 dirty |= 1 << d
-                if k < 3:
-                    board[3 * d + k] &= wide[left]
-                else:
-                    shift = 3 * (k - 3)
-                    for b in range(3):
-                        board[3 * d + b] &= ((511 & ~(7 << shift)) | (left >> 3 * b & 7) << shift) * COLUMNS
+                _restrict(board, k, d, left)
     return dirty
 
 
 @nb.njit(cache=True)
-def _propagate(
-    board: np.ndarray, dirty: int, keep: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray
-) -> int:
+def _propagate(board: np.ndarray, dirty: int) -> int:
     """Follow all forced moves. `dirty`: bit per digit that changed. Returns -1 contradiction, 1 solved, 0 open."""
     while True:
         for d in range(9):
-            if dirty >> d & 1 and not _close_digit(board, d, keep, mini, wide):
+            if dirty >> d & 1 and not _close_digit(board, d):
                 return -1
         dirty = 0
         solved = True
@@ -205,13 +194,13 @@ def _propagate(
         if solved:
             return 1
         if dirty == 0:
-            dirty = _triads(board, mini, wide, inside)
+            dirty = _triads(board)
             if dirty <= 0:
                 return dirty
 
 
 @nb.njit(cache=True)
-def _choose(board: np.ndarray, keep: np.ndarray, mini: np.ndarray, inside: np.ndarray) -> tuple[int, int, int]:
+def _choose(board: np.ndarray) -> tuple[int, int, int]:
     """What to guess: (line band 0-2 or stack 3-5, digit, the 6-bit set of its permutations that are left).
 
     Of the six bands and stacks the one with the fewest permutations in all (but not settled), and in it the digit
@@ -221,8 +210,8 @@ def _choose(board: np.ndarray, keep: np.ndarray, mini: np.ndarray, inside: np.nd
     for k in range(6):
         total, digit, fewest, chosen = 0, -1, 99, 0
         for d in range(9):
-            sets = inside[_pattern(board, mini, k, d)]
-            count = inside[512 + sets]
+            sets = SETS[_pattern(board, k, d)]
+            count = SIZE[sets]
             total += count
             if 1 < count < fewest:
                 digit, fewest, chosen = d, count, sets
@@ -232,28 +221,8 @@ def _choose(board: np.ndarray, keep: np.ndarray, mini: np.ndarray, inside: np.nd
 
 
 @nb.njit(cache=True)
-def _restrict(board: np.ndarray, k: int, d: int, permutation: int, wide: np.ndarray) -> None:
-    """Hold digit d to one permutation (a 9-bit matrix) of band or stack k."""
-    if k < 3:
-        board[3 * d + k] &= wide[permutation]
-    else:
-        shift = 3 * (k - 3)
-        for b in range(3):
-            columns = (511 & ~(7 << shift)) | (permutation >> 3 * b & 7) << shift
-            board[3 * d + b] &= columns * COLUMNS
-
-
-@nb.njit(cache=True)
 def _count_9x9(
-    tokens: np.ndarray,
-    limit: int,
-    budget: int,
-    boards: np.ndarray,
-    first: np.ndarray,
-    keep: np.ndarray,
-    mini: np.ndarray,
-    wide: np.ndarray,
-    inside: np.ndarray,
+    tokens: np.ndarray, limit: int, budget: int, boards: np.ndarray, first: np.ndarray
 ) -> tuple[int, int, int]:
     """(solutions found, at most `limit`; guesses made until the first, or in all without one; guesses in all).
 
@@ -280,7 +249,7 @@ def _count_9x9(
     dirty = 511
     while True:
         # One call in one place: numba compiles a copy of the callee per call.
-        state = _propagate(boards[depth], dirty, keep, mini, wide, inside)
+        state = _propagate(boards[depth], dirty)
         if state == 1:
             if found == 0:
                 rating = guesses
@@ -292,7 +261,7 @@ def _count_9x9(
             if found >= limit:
                 return found, rating, guesses
         if state == 0:
-            k, d, sets = _choose(boards[depth], keep, mini, inside)
+            k, d, sets = _choose(boards[depth])
             boards[depth, 27], boards[depth, 28] = k, d
         else:  # solved or contradiction: back to the last guess, which is out
             depth -= 1
@@ -300,9 +269,9 @@ def _count_9x9(
                 return found, rating if found else guesses, guesses
             k, d, sets = boards[depth, 27], boards[depth, 28], boards[depth, 29]
         dirty = 1 << d
-        union = inside[704 + sets]
-        if state != 0 and inside[union] == sets:  # what is left can be written on the board
-            _restrict(boards[depth], k, d, union, wide)
+        union = UNION[sets]
+        if state != 0 and SETS[union] == sets:  # what is left can be written on the board
+            _restrict(boards[depth], k, d, union)
             continue
         bit = sets & -sets
         boards[depth, 29] = sets ^ bit
@@ -311,54 +280,7 @@ def _count_9x9(
             return limit, budget, budget
         boards[depth + 1] = boards[depth]
         depth += 1
-        _restrict(boards[depth], k, d, inside[704 + bit], wide)
-
-
-@nb.njit(cache=True, nogil=True)
-def _solve_9x9(
-    puzzles: np.ndarray, limit: int, counts: np.ndarray, guesses: np.ndarray, answers: np.ndarray,
-    keep: np.ndarray, mini: np.ndarray, wide: np.ndarray, inside: np.ndarray,
-) -> None:  # fmt: skip
-    boards = np.empty((MAX_DEPTH, WORDS), np.int64)
-    for i in range(len(puzzles)):
-        counts[i], guesses[i], _ = _count_9x9(
-            puzzles[i], limit, NO_BUDGET, boards, answers[i], keep, mini, wide, inside
-        )
-
-
-def solve(
-    puzzles: np.ndarray, task: SudokuTask, limit: int = 2, threads: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count solutions of N puzzles.
-
-    Args:
-        puzzles: (N, S) uint8 tokens.
-        limit: stop at so many solutions; 2 decides whether there is exactly one.
-        threads: by default one per CPU core; the result does not depend on it.
-
-    Returns:
-        counts int32 (N,), at most `limit`; guesses int32 (N,), made until the first solution (the rating);
-        first solutions uint8 (N, S), PAD where there is none.
-    """
-    puzzles = np.ascontiguousarray(puzzles, np.uint8)
-    counts, guesses = np.zeros((2, len(puzzles)), np.int32)
-    answers = np.zeros_like(puzzles)
-    if task.height == 9 and task.box_height == 3:
-        kernel, tables = _solve_9x9, (KEEP, MINI, WIDE, INSIDE)
-        in_threads(
-            lambda rows: kernel(puzzles[rows], limit, counts[rows], guesses[rows], answers[rows], *tables),
-            len(puzzles),
-            threads,
-        )
-    else:
-        in_threads(
-            lambda rows: _solve_any(
-                puzzles[rows], limit, task.units, task.units_of, counts[rows], guesses[rows], answers[rows]
-            ),
-            len(puzzles),
-            threads,
-        )
-    return counts, guesses, answers
+        _restrict(boards[depth], k, d, UNION[bit])
 
 
 # ---- any size
@@ -374,6 +296,25 @@ def _bits(mask: int) -> int:
 
 
 @nb.njit(cache=True)
+def _free(used: np.ndarray, units_of: np.ndarray, i: int, full: int) -> int:
+    """The digits (bits) that no unit of cell i has."""
+    return full & ~(used[units_of[i, 0]] | used[units_of[i, 1]] | used[units_of[i, 2]])
+
+
+@nb.njit(cache=True)
+def _place(cells: np.ndarray, used: np.ndarray, units_of: np.ndarray, i: int, bit: int) -> None:
+    cells[i] = bit
+    for k in range(3):
+        used[units_of[i, k]] |= bit
+
+
+@nb.njit(cache=True)
+def _write_tokens(cells: np.ndarray, out: np.ndarray) -> None:
+    for i in range(len(out)):
+        out[i] = 2 + _bits(cells[i] - 1)
+
+
+@nb.njit(cache=True)
 def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np.ndarray, full: int) -> int:
     """Naked and hidden singles until none is left. cells: digit bit or 0; used: digits per unit. As `_propagate`."""
     n = units.shape[1]
@@ -381,13 +322,11 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
         progress, open_ = False, False
         for i in range(n * n):
             if cells[i] == 0:
-                free = full & ~(used[units_of[i, 0]] | used[units_of[i, 1]] | used[units_of[i, 2]])
+                free = _free(used, units_of, i, full)
                 if free == 0:
                     return -1
                 if free & (free - 1) == 0:
-                    cells[i] = free
-                    for k in range(3):
-                        used[units_of[i, k]] |= free
+                    _place(cells, used, units_of, i, free)
                     progress = True
                 else:
                     open_ = True
@@ -400,7 +339,7 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
             for k in range(n):
                 i = units[u, k]
                 if cells[i] == 0:
-                    free = full & ~(used[units_of[i, 0]] | used[units_of[i, 1]] | used[units_of[i, 2]])
+                    free = _free(used, units_of, i, full)
                     two |= one & free
                     one |= free
             if one | used[u] != full:
@@ -410,13 +349,11 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
                 for k in range(n):
                     i = units[u, k]
                     if cells[i] == 0:
-                        hit = single & ~(used[units_of[i, 0]] | used[units_of[i, 1]] | used[units_of[i, 2]])
+                        hit = _free(used, units_of, i, single)
+                        if hit & (hit - 1):
+                            return -1
                         if hit:
-                            if hit & (hit - 1):
-                                return -1
-                            cells[i] = hit
-                            for j in range(3):
-                                used[units_of[i, j]] |= hit
+                            _place(cells, used, units_of, i, hit)
                             progress = True
         if not progress:
             return 0
@@ -424,15 +361,9 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
 
 @nb.njit(cache=True)
 def _count_any(
-    tokens: np.ndarray,
-    limit: int,
-    budget: int,
-    units: np.ndarray,
-    units_of: np.ndarray,
-    cells: np.ndarray,
-    used: np.ndarray,
-    first: np.ndarray,
-) -> tuple[int, int, int]:
+    tokens: np.ndarray, limit: int, budget: int, units: np.ndarray, units_of: np.ndarray, cells: np.ndarray,
+    used: np.ndarray, first: np.ndarray,
+) -> tuple[int, int, int]:  # fmt: skip
     """As `_count_9x9`; cells (depth, S + 1) and used (depth, 3n) int64 are scratch."""
     n = units.shape[1]
     full = (1 << n) - 1
@@ -441,11 +372,9 @@ def _count_any(
     for i in range(n * n):
         if tokens[i] >= 2:
             bit = 1 << (int(tokens[i]) - 2)
-            for k in range(3):
-                if used[0, units_of[i, k]] & bit:
-                    return 0, 0, 0
-                used[0, units_of[i, k]] |= bit
-            cells[0, i] = bit
+            if not _free(used[0], units_of, i, bit):
+                return 0, 0, 0
+            _place(cells[0], used[0], units_of, i, bit)
     # A frame holds a settled grid, the cell guessed at (last column) and, in `todo`, the digits not tried yet.
     todo = np.zeros(len(cells), np.int64)
     depth, found, guesses, rating = 0, 0, 0, 0
@@ -454,12 +383,7 @@ def _count_any(
         if state == 1:
             if found == 0:
                 rating = guesses
-                for i in range(n * n):
-                    value, bit = 2, cells[depth, i]
-                    while bit > 1:
-                        bit >>= 1
-                        value += 1
-                    first[i] = value
+                _write_tokens(cells[depth], first)
             found += 1
             if found >= limit:
                 return found, rating, guesses
@@ -467,8 +391,7 @@ def _count_any(
             best, at = 99, -1
             for i in range(n * n):
                 if cells[depth, i] == 0:
-                    a, b, c = units_of[i]
-                    free = full & ~(used[depth, a] | used[depth, b] | used[depth, c])
+                    free = _free(used[depth], units_of, i, full)
                     count = _bits(free)
                     if count < best:
                         best, at, todo[depth] = count, i, free
@@ -491,18 +414,66 @@ def _count_any(
         cells[depth + 1] = cells[depth]
         used[depth + 1] = used[depth]
         depth += 1
-        cells[depth, at] = bit
-        for k in range(3):
-            used[depth, units_of[at, k]] |= bit
+        _place(cells[depth], used[depth], units_of, at, bit)
+
+
+# ---- many puzzles
+
+
+@nb.njit(cache=True)
+def count_solutions(
+    puzzle: np.ndarray, limit: int, budget: int, boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray,
+    cells: np.ndarray, used: np.ndarray, first: np.ndarray,
+) -> tuple[int, int, int]:  # fmt: skip
+    """`_count_9x9` with boards, `_count_any` without them."""
+    # numba leaves the other branch, and its compilation, out
+    if boards is None:
+        return _count_any(puzzle, limit, budget, units, units_of, cells, used, first)
+    return _count_9x9(puzzle, limit, budget, boards, first)
+
+
+def boards_for(task: SudokuTask) -> np.ndarray | None:
+    """Scratch of the fast search, for 9x9 with 3x3 boxes; None where the plain one has to do."""
+    return np.empty((MAX_DEPTH, WORDS), np.int64) if task.height == 9 and task.box_height == 3 else None
 
 
 @nb.njit(cache=True, nogil=True)
-def _solve_any(
-    puzzles: np.ndarray, limit: int, units: np.ndarray, units_of: np.ndarray,
+def _solve(
+    puzzles: np.ndarray, limit: int, boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray,
     counts: np.ndarray, guesses: np.ndarray, answers: np.ndarray,
 ) -> None:  # fmt: skip
     size = puzzles.shape[1]
     cells = np.zeros((size + 1, size + 1), np.int64)
     used = np.zeros((size + 1, len(units)), np.int64)
     for i in range(len(puzzles)):
-        counts[i], guesses[i], _ = _count_any(puzzles[i], limit, NO_BUDGET, units, units_of, cells, used, answers[i])
+        counts[i], guesses[i], _ = count_solutions(
+            puzzles[i], limit, NO_BUDGET, boards, units, units_of, cells, used, answers[i]
+        )
+
+
+def solve(
+    puzzles: np.ndarray, task: SudokuTask, limit: int = 2, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count solutions of N puzzles.
+
+    Args:
+        puzzles: (N, S) uint8 tokens.
+        limit: stop at so many solutions; 2 decides whether there is exactly one.
+        threads: by default one per CPU core; the result does not depend on it.
+
+    Returns:
+        counts int32 (N,), at most `limit`; guesses int32 (N,), made until the first solution (the rating);
+        first solutions uint8 (N, S), PAD where there is none.
+    """
+    puzzles = np.ascontiguousarray(puzzles, np.uint8)
+    counts, guesses = np.zeros((2, len(puzzles)), np.int32)
+    answers = np.zeros_like(puzzles)
+    in_threads(
+        lambda rows: _solve(
+            puzzles[rows], limit, boards_for(task), task.units, task.units_of, counts[rows], guesses[rows],
+            answers[rows],
+        ),
+        len(puzzles),
+        threads,
+    )  # fmt: skip
+    return counts, guesses, answers

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from air_model.datasets_builders.build import _digests, rule_faults
-from air_model.datasets_builders.loading import CHUNK, META, load_puzzles, task_from_meta
-from air_model.processing_air import GridTask, MazeTask, SudokuTask
+from air_model.datasets_builders.canonical import canonical, canonical_mazes, searchable
+from air_model.datasets_builders.files import CHUNK
+from air_model.datasets_builders.loading import META, load_puzzles, task_from_meta
+from air_model.processing_air import GridTask, MazeTask
 from air_model.records import whole, write_json, write_text
 
 LISTED = 100  # faults written out per split; the number of all is given too
@@ -23,8 +27,6 @@ LISTED = 100  # faults written out per split; the number of all is given too
 
 def _batches(folder: Path, config: str, split: str):
     """(inputs, labels, rating, group) of every chunk of a split."""
-    import pyarrow.parquet as pq
-
     for file in sorted((folder / config).glob(f"{split}-*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(CHUNK, columns=["inputs", "labels", "rating", "group"]):
             grids = [batch.column(i).flatten().to_numpy().reshape(len(batch), -1) for i in (0, 1)]
@@ -127,7 +129,7 @@ def verify(
         "folder": folder.name,
         "splits": {split: one.report(expected[split], task) for split, one in found.items()},
         "overlaps": overlaps(found),
-        "symmetry": "none: the group is too large to search" if _unsearchable(task) else "complete",
+        "symmetry": "complete" if searchable(task) else "none: the group is too large to search",
         "statistics": {split: {name: _numbers(v) for name, v in one.values.items()} for split, one in found.items()},
     }
     real = None
@@ -148,18 +150,8 @@ def verify(
     return report
 
 
-def _unsearchable(task: GridTask) -> bool:
-    if not isinstance(task, SudokuTask):
-        return False
-    from air_model.datasets_builders.canonical import _line_table
-
-    return _line_table(task.width, task.box_width) is None
-
-
 def _forms(task: GridTask, inputs: np.ndarray, labels: np.ndarray) -> tuple[list[bytes], list[bytes]]:
     """Digests of the puzzles, and of the solved grids of Sudokus, up to symmetry."""
-    from air_model.datasets_builders.canonical import canonical, canonical_mazes
-
     if not len(inputs):
         return [], []
     if isinstance(task, MazeTask):
@@ -209,8 +201,6 @@ def _markdown(report: dict) -> str:
 
 def _plot(values: dict, real: dict | None, target: Path, generated: bool) -> None:
     """Histograms of every quantity: the splits as lines, the real puzzles filled."""
-    from matplotlib.figure import Figure
-
     names = list(next(iter(values.values())))
     colours = dict(zip(values, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
     figure = Figure(figsize=(4.5 * len(names), 3.2), layout="constrained")

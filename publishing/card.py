@@ -51,20 +51,28 @@ def model_card(
     measured = measured or during_training(config, run)
     size, task = f"{config.grid_height} x {config.grid_width}", {"sudoku": "Sudokus", "maze": "mazes"}.get(config.task)
     puzzles = f"{size} {task or 'puzzles'}"
+    layers = str(config.num_hidden_layers)
     card = ModelCard.from_template(
         front_matter(config, repo_id, run, measured, datasets),
         template_path=TEMPLATE,
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
-        summary=(
-            "An AIR model (Asymmetric Input Recurrence, [arXiv:2605.17811](https://arxiv.org/abs/2605.17811)) for "
-            f"{puzzles}: a Transformer of two states that is applied again and again until it wants to stop."
-        ),
         load_lines=load_lines(config, repo_id),
         example=example_text(config),
-        figures="\n\n".join(f"![{caption}]({path})\n\n*{caption}*" for path, caption in pictures),
-        measured=measured_text(measured, run),
-        architecture=architecture_text(config, counts) + roles_text(repo_id.split("/")[-1]),
+        pictures=pictures,
+        measured=measured,
+        metrics=METRICS,
+        data_name=data_name,
+        how=how_text,
+        interval=with_interval,
+        rated=rated,
+        seed=(run or {}).get("seed", ""),
+        rule=f"Variant `{config.variant}`" if config.variant else "A combination of options without a name of its own",
+        config=config,
+        counts=counts,
+        dtypes=", ".join(sorted(key for key in counts if key != "parameters")),
+        layers=layers if config.shared_block else f"{config.l_layers or layers} and {config.h_layers or layers}",
+        roles=roles_text(repo_id.split("/")[-1]),
         puzzles=puzzles,
         sizes=sizes_text(config),
         limits=limits_text(config, measured, run),
@@ -184,59 +192,10 @@ def with_interval(share: float | None, low_high: list[float] | None) -> str:
     return f"{100 * share:.2f} %" + (f" ({100 * low_high[0]:.2f}–{100 * low_high[1]:.2f})" if low_high else "")
 
 
-def measured_text(evaluations: dict[str, Evaluation], run: Record | None) -> str:
-    """A table with a row per evaluation file, or the sentence that there is none."""
-    if not evaluations:
-        return "**Nothing was measured**: no evaluation file came with this checkpoint, so this card makes no claim."
-    columns = ["file", "data", "n", *(column for column, _ in METRICS.values()), "kind", "protocol", "mean ACT steps",
-               "training seed"]  # fmt: skip
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    ratings = []
-    for name, one in evaluations.items():
-        file = "`run.json`" if name == "run" else f"`results/{name}.json`"
-        row = [file, " ".join(filter(None, (data_name(one), one.split))), f"{one.n:,}"]
-        row += [with_interval(getattr(one, key), getattr(one, f"{key}_ci95")) for key in METRICS]
-        row += ["single pass" if one.is_single_pass else "by search", how_text(one)]
-        row += ["" if one.mean_act_steps is None else f"{one.mean_act_steps:.2f}", str((run or {}).get("seed", ""))]
-        lines.append("| " + " | ".join(row) + " |")
-        if rows := rated(one):
-            ratings += ["", f"By rating (`{name}.json`):", "", "| rating | n | exact |", "|---|---|---|"]
-            ratings += [
-                f"| {row['rating']} | {row['n']:,} | {with_interval(row['exact_accuracy'], row.get('ci95'))} |"
-                for row in rows
-            ]
-    meaning = (
-        "Exact: the whole grid equals the label. Valid: the rules of the puzzle accept the answer, whatever the label;"
-        " for mazes that means a connected shortest path. Single pass: one attempt, in the ACT steps of training; by"
-        " search: more steps or attempts, of which the rules choose. Empty cells were not measured."
-        " Intervals are 95 %."
-    )
-    return "\n".join([*lines, *ratings, "", meaning])
-
-
 def rated(evaluation: Evaluation) -> list[Record]:
     """Buckets of difficulty, where there is more than one."""
     rows = [row for row in evaluation.by_rating or [] if row.get("n")]
     return rows if len(rows) > 1 else []
-
-
-def architecture_text(config: AirConfig, counts: dict[str, int]) -> str:
-    rule = f"Variant `{config.variant}`" if config.variant else "A combination of options without a name of its own"
-    dtypes = ", ".join(sorted(key for key in counts if key != "parameters"))
-    layers = str(config.num_hidden_layers)
-    if not config.shared_block:
-        layers = f"{config.l_layers or layers} and {config.h_layers or layers}"
-    relations = f", heads that see {', '.join(config.head_relations)} (in turn)" if config.head_relations else ""
-    stacks = "one shared stack" if config.shared_block else "separate stacks for L and H"
-    return (
-        f"{rule}: {counts['parameters']:,} parameters ({dtypes}), {stacks} of {layers} "
-        f"layers, width {config.hidden_size}, {config.num_attention_heads} heads, {config.position_embedding} "
-        f"positions{', row/column/box embeddings' if config.cell_embedding else ''}"
-        f"{relations}. One ACT step runs the updates "
-        f"`{config.schedule}`; L-updates see the puzzle {config.l_injection} times, H-updates {config.h_injection} "
-        f'times. The published protocol runs {config.halt_max_steps} ACT steps; `halt="q"` stops earlier, '
-        "puzzle by puzzle."
-    )
 
 
 def roles_text(name: str, studies: Path = ROOT / "results" / "studies") -> str:

@@ -29,8 +29,6 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401  (makes this checkout importable as air_model)
 
-CONFIGS = {"1k": {"num_train": 1000}, "1k-aug-1000": {"num_train": 1000, "num_aug": 1000}, "full": {}, "generated": {}}
-
 
 def shape(text: str) -> tuple[int, int]:
     """'13x20' -> (13, 20)."""
@@ -45,7 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset", choices=["sudoku-extreme", "maze-hard"])
     parser.add_argument("--source", default="hub", help="hub, generate, or the path of a CSV or folder (default: hub)")
     parser.add_argument("--output-dir", required=True, help="folder to write; replaced only when the build succeeds")
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="a published configuration; sets the numbers below")
+    parser.add_argument(
+        "--config",
+        choices=["1k", "1k-aug-1000", "full", "generated"],
+        help="a published configuration; sets the numbers below",
+    )
     parser.add_argument(
         "--num-train",
         "--subsample",
@@ -89,19 +91,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from air_model.datasets_builders.build import BuildConfig, Options, build
+    from air_model.datasets_builders.build import CONFIGS, BuildConfig, Options, build
+    from air_model.datasets_builders.verify import verify
 
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
     options["num_aug"] = args.num_aug or 0
-    if args.config:
-        options |= {k: v for k, v in CONFIGS[args.config].items() if getattr(args, k) is None}
-        if args.config == "generated" and args.source not in ("generate", "hub"):
-            print("--config generated goes with --source generate.", file=sys.stderr)
-            return 2
-        if args.config == "generated":
-            options["source"] = "generate"
-        if all(options[k] == CONFIGS[args.config].get(k, d) for k, d in (("num_train", None), ("num_aug", 0))):
-            options["name"] = args.config
+    preset = CONFIGS.get(args.config, {})
+    if "source" in preset and args.source not in ("generate", "hub"):
+        print("--config generated goes with --source generate.", file=sys.stderr)
+        return 2
+    options |= {name: value for name, value in preset.items() if name == "source" or getattr(args, name) is None}
+    if (options["num_train"], options["num_aug"]) == (preset.get("num_train"), preset.get("num_aug", 0)):
+        options["name"] = args.config
     output = Path(args.output_dir)
     try:
         config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
@@ -113,8 +114,6 @@ def main(argv: list[str] | None = None) -> int:
             for split, info in table["splits"].items():
                 print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
         if args.verify:
-            from air_model.datasets_builders.verify import verify
-
             report = verify(output, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
             print(report["summary"])
             return 0 if report["ok"] else 1

@@ -9,12 +9,9 @@ The checkpoint is the public code's `step_N`, read with weights_only=True; the a
 """
 
 import argparse
-import os
 import pickle
 import re
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from torch import Tensor
 
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirModel
+from air_model.pipeline_air import save_release
+from air_model.records import whole_folder
 
 # The public code's model files -> rows of VARIANTS where the names differ.
 ARCHITECTURES = {
@@ -210,17 +209,10 @@ def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel
 
 def save_model_folder(model: AirModel, folder: Path) -> None:
     """Write model, processor and travelling code; the folder appears whole or not at all."""
-    from air_model.pipeline_air import save_release
-
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty: choose another --output-dir or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        save_release(model, temporary)
-        if folder.exists():
-            folder.rmdir()
-        os.chmod(temporary, 0o755)
-        shutil.copytree(temporary, folder)
+    with whole_folder(folder) as partial:
+        save_release(model, partial)
 
 
 def main(argv: list[str] | None = None) -> int:

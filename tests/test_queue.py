@@ -199,7 +199,7 @@ def damage(parcel, how):
     [
         ("truncated weights", "safetensors"),
         ("no evaluations", "holds no evaluations.json"),
-        ("broken evaluations", "is no JSON"),
+        ("broken evaluations", "no readable JSON"),
         ("empty evaluations", "has no 'max-16'"),
         ("a rehearsal", "not of all dev rows"),
         ("another seed", "seed=3 instead of 0"),

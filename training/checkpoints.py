@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor
+from air_model.records import whole_folder
 from air_model.training.launch import RunError
 from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, TrainConfig, recipe_differences
 
-
-class DamagedCheckpoint(ValueError):
-    """A checkpoint folder that does not hold what its manifest says."""
+# What of a trainer state.json keeps as it is.
+STATE = ("step", "since_log", "best", "last_metrics", "earlier_runs", "evaluation_owed")
 
 
 def _hash(path: Path) -> str:
@@ -81,7 +82,7 @@ class CheckpointStore:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         target = self.folder / f"checkpoint_{step}"
-        if target.exists():  # damaged since: `holds` said no
+        if target.exists():  # damaged: else it would not be written again
             shutil.rmtree(target)
         os.replace(temporary, target)
         self.prune(self.total_limit)
@@ -94,15 +95,6 @@ class CheckpointStore:
             os.replace(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def holds(self, step: int) -> bool:
-        """Whether the step is saved already: to write it again would risk the good one for nothing."""
-        path = self.folder / f"checkpoint_{step}"
-        try:
-            self.verify(path)
-        except DamagedCheckpoint:
-            return False
-        return True
-
     def set_aside(self, after: int) -> None:
         """Rename the checkpoints after that step, which no run goes on from: they must not count for `total_limit`."""
         for step, path in self.found():
@@ -111,34 +103,29 @@ class CheckpointStore:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
 
-    @staticmethod
-    def verify(path: Path) -> None:
-        """Raises DamagedCheckpoint unless every file of the manifest is there, with its size and hash."""
+    def fault(self, step: int) -> str:
+        """What is wrong with the checkpoint of that step; "" where every file of the manifest is there, unchanged."""
+        path = self.folder / f"checkpoint_{step}"
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             for name, entry in manifest.items():
                 file = path / name
                 if not file.is_file():
-                    raise DamagedCheckpoint(f"{name} is missing")
+                    return f"{name} is missing"
                 if file.stat().st_size != entry["bytes"]:
-                    raise DamagedCheckpoint(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+                    return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
                 if _hash(file) != entry["sha256"]:
-                    raise DamagedCheckpoint(f"{name} was changed since it was written")
-            if "state.json" not in manifest:
-                raise DamagedCheckpoint("state.json is missing")
-        except DamagedCheckpoint:
-            raise
+                    return f"{name} was changed since it was written"
+            return "" if "state.json" in manifest else "state.json is missing"
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamagedCheckpoint(f"manifest.json cannot be read ({error})") from error
+            return f"manifest.json cannot be read ({error})"
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; damaged ones are passed over with a warning."""
-        for _, path in reversed(self.found()):
-            try:
-                self.verify(path)
+        for step, path in reversed(self.found()):
+            if not (fault := self.fault(step)):
                 return path
-            except DamagedCheckpoint as error:
-                warnings.warn(f"Checkpoint {path} is damaged ({error}); trying the one before it.", stacklevel=2)
+            warnings.warn(f"Checkpoint {path} is damaged ({fault}); trying the one before it.", stacklevel=2)
         return None
 
 
@@ -155,7 +142,8 @@ def save_checkpoint(trainer: Any) -> bool:
     store = trainer.store
     trainer.check_loss()
     trainer.check_weights()
-    if trainer.agree(trainer.is_main and store.holds(trainer.step)):
+    # To write a good one again would risk it for nothing.
+    if trainer.agree(trainer.is_main and not store.fault(trainer.step)):
         return True
     for attempt in (1, 2):
         error = _try_save(trainer)
@@ -179,29 +167,25 @@ def save_checkpoint(trainer: Any) -> bool:
 
 
 def _try_save(trainer: Any) -> Exception | None:
-    step, error, store = trainer.step, None, trainer.store
+    """Every process writes its part, the first one what they share; returns what went wrong, here or elsewhere."""
+    store, step = trainer.store, trainer.step
     temporary = store.folder / f".checkpoint_{step}.tmp"
-    try:
-        if trainer.is_main:
-            store.open_temporary(step)
-    except (OSError, SafetensorError) as failure:
-        error = failure
+    error = _attempt(store.open_temporary, step) if trainer.is_main else None
     trainer.accelerator.wait_for_everyone()
-    try:
-        if error is None:
-            save_tensors(_rank_state(trainer), temporary / f"carry_{trainer.rank}.safetensors")
-            if trainer.is_main:
-                _save_shared(trainer, temporary)
-    except (OSError, SafetensorError) as failure:
-        error = failure
+    error = error or _attempt(save_tensors, _rank_state(trainer), temporary / f"carry_{trainer.rank}.safetensors")
+    if trainer.is_main:
+        error = error or _attempt(_save_shared, trainer, temporary)
     if trainer.world > 1 and trainer.agree(error is not None):
         return error or OSError(errno.EIO, "another process could not write its part")
+    return error or (_attempt(store.finish, temporary, step) if trainer.is_main else None)
+
+
+def _attempt(write: Callable[..., Any], *arguments: Any) -> Exception | None:
     try:
-        if error is None and trainer.is_main:
-            store.finish(temporary, step)
-    except OSError as failure:
-        error = failure
-    return error
+        write(*arguments)
+    except (OSError, SafetensorError) as error:
+        return error
+    return None
 
 
 def _rank_state(trainer: Any) -> dict[str, Tensor]:
@@ -218,14 +202,9 @@ def _save_shared(trainer: Any, folder: Path) -> None:
     if trainer.ema is not None:
         save_tensors(trainer.ema.shadow, folder / "ema.safetensors")
     state = {
-        "step": trainer.step,
-        "since_log": trainer.since_log,
-        "world_size": trainer.world,
-        "best": trainer.best,
+        **{name: getattr(trainer, name) for name in STATE},
         **trainer.clock.state(),
-        "last_metrics": trainer.last_metrics,
-        "earlier_runs": trainer.earlier_runs,
-        "evaluation_owed": trainer.evaluation_owed,
+        "world_size": trainer.world,
         "bf16": trainer.bf16,
         "optimizer_values": values,
         "recipe": trainer.recipe.flat(),
@@ -278,7 +257,7 @@ def _load_shared(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     trainer.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
     if trainer.ema is not None:
         trainer.ema.load(read_tensors(path / "ema.safetensors"))
-    for name in ("step", "since_log", "best", "last_metrics", "earlier_runs", "evaluation_owed"):
+    for name in STATE:
         setattr(trainer, name, state[name])
     trainer.clock.load(state)
     if (state["data"]["eval"] or {}).get("fingerprint") != (trainer.data["eval"] or {}).get("fingerprint"):
@@ -325,21 +304,8 @@ def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
 
 def write_model_folder(model: AirModel, config: AirConfig, target: Path) -> None:
     """A model folder as the Hub wants it (weights, config, processor, code), written beside and renamed."""
-    from transformers.utils import logging
-
-    temporary, old = (target.with_name(f".{target.name}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    bar, _ = logging.is_progress_bar_enabled(), logging.disable_progress_bar()
-    try:
-        save_release(model, temporary, AirProcessor.from_config(config))
-    finally:
-        if bar:
-            logging.enable_progress_bar()
-    if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(target) as folder:
+        save_release(model, folder, AirProcessor.from_config(config))
 
 
 def tidy_model_folders(output_dir: Path, restore: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from air_model.records import read_lines, whole, write_text
 from air_model.training.launch import RunError, say
 
 
@@ -112,16 +113,14 @@ class Journal:
         again."""
         if not self.path.is_file():
             return
-        lines = []
-        for line in self.path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that a kill cut in half
-                row = json.loads(line)
-                again = row["step"] == step and evaluation_again and any(key.startswith("eval/") for key in row)
-                if row["step"] <= step and not again:
-                    lines.append(line + "\n")
-        temporary = self.path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(lines))
-        os.replace(temporary, self.path)
+        again = {step} if evaluation_again else set()
+        rows = [
+            row
+            for row in read_lines(self.path)
+            if row.get("step", step + 1) <= step
+            and not (row["step"] in again and any(key.startswith("eval/") for key in row))
+        ]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         for tracker in self.trackers:
@@ -152,23 +151,23 @@ def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name
             raise RunError(f"There is no tracker {name!r}. Known: {', '.join(known)}, or none.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classes = {str(kind): LOGGER_TYPE_TO_CLASS[str(kind)] for kind in filter_trackers(wanted, output_dir)}
-    if missing := [name for name in wanted if name not in classes and names != "auto"]:
+        there = [str(kind) for kind in filter_trackers(wanted, output_dir)]
+    if missing := [name for name in wanted if name not in there and names != "auto"]:
         raise RunError(f"The tracker {missing[0]} is not installed. Run `pip install {missing[0]}`, or trackers=none.")
     trackers = []
-    for kind in classes.values():
+    for name in there:
+        kind = LOGGER_TYPE_TO_CLASS[name]
         # One folder whatever the run's name, so that nothing of the run's own is in its way; the others have a
         # project, and the run's name within it. What a resumed run does again must not be there twice.
-        if str(kind.name) == "tensorboard":
-            tracker = kind("tensorboard", logging_dir=output_dir, purge_step=step + 1)
+        project, options = "air", {}
+        if name == "tensorboard":
+            project, options = "tensorboard", {"logging_dir": output_dir, "purge_step": step + 1}
         elif kind.requires_logging_directory:
-            tracker = kind(run_name or "air", logging_dir=output_dir / "trackers")
-        elif str(kind.name) == "wandb":
-            tracker = kind("air", name=run_name or output_dir.name, resume="allow", id=lasting_id(output_dir))
-        elif str(kind.name) == "trackio":
-            tracker = kind("air", name=run_name or output_dir.name, resume="allow")
-        else:
-            tracker = kind("air")
+            project, options = run_name or "air", {"logging_dir": output_dir / "trackers"}
+        elif name in ("wandb", "trackio"):
+            options = {"name": run_name or output_dir.name, "resume": "allow"}
+            options |= {"id": lasting_id(output_dir)} if name == "wandb" else {}
+        tracker = kind(project, **options)
         if hasattr(tracker, "start"):
             tracker.start()
         # Tensorboard takes no lists or None.
@@ -180,38 +179,28 @@ def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name
 
 def draw_curve(metrics: Path, target: Path) -> None:
     """The learning curve of metrics.jsonl as a PNG: loss, and exact accuracy of training and evaluation."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    rows = [row for row in read_lines(metrics) if "step" in row]
 
-    rows = []
-    for line in metrics.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # half a line, of a kill
-            rows.append(json.loads(line))
-    rows = [row for row in rows if isinstance(row, dict) and "step" in row]
-
-    def series(key: str) -> tuple[list[int], list[float]]:
+    def draw(axes: Any, key: str, color: str, **style: Any) -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
-        return [p[0] for p in points], [p[1] for p in points]
+        axes.plot([step for step, _ in points], [value for _, value in points], color=color, **style)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(*series("train/loss"), color="#000000", linewidth=1)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw(left, "train/loss", "#000000", linewidth=1)
     left.set(xlabel="optimizer step", ylabel="training loss")
-    right.plot(*series("train/exact_accuracy"), color="#0072B2", linewidth=1, label="training, halted slots")
-    right.plot(*series("eval/exact_accuracy"), color="#D55E00", marker="o", markersize=3, label="evaluation")
-    cells = series("eval/cell_accuracy")
-    right.plot(
-        *cells, color="#009E73", linestyle="--", marker="o", markersize=3, linewidth=1, label="evaluation, cells"
-    )
+    dots = {"marker": "o", "markersize": 3}
+    draw(right, "train/exact_accuracy", "#0072B2", linewidth=1, label="training, halted slots")
+    draw(right, "eval/exact_accuracy", "#D55E00", **dots, label="evaluation")
+    draw(right, "eval/cell_accuracy", "#009E73", **dots, linestyle="--", linewidth=1, label="evaluation, cells")
     right.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = target.with_name(f".{target.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
-    os.replace(temporary, target)
+    with whole(target) as partial:
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def leave_curve(output_dir: Path) -> None:

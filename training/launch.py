@@ -103,7 +103,11 @@ class Signals:
             for number in numbers:
                 self.before[number] = signal.signal(number, self)
 
-    def restore(self) -> None:
+    def __enter__(self) -> "Signals":
+        self.install(signal.SIGTERM)  # from the start to the very end
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

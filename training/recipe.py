@@ -16,8 +16,6 @@ from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.optim_air import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -272,11 +270,17 @@ def override_values(words: list[str]) -> dict[str, Any]:
     """`key=value` words as recipe values, in YAML's spelling of them."""
     values = {}
     for text in words:
-        key, separator, value = text.partition("=")
-        if not separator:
+        key, value = split_word(text)
+        if "=" not in text:
             raise ValueError(f"Cannot read {text!r}: overrides look like key=value, for example batch_size=32.")
-        values[key.strip().lstrip("-").replace("-", "_")] = _yaml(value, text) if value else ""
+        values[key] = _yaml(value, text) if value else ""
     return values
+
+
+def split_word(text: str) -> tuple[str, str]:
+    """`--batch-size=32` -> ("batch_size", "32")."""
+    key, _, value = text.partition("=")
+    return key.strip().lstrip("-").replace("-", "_"), value
 
 
 def as_words(values: dict[str, Any]) -> list[str]:

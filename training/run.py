@@ -89,51 +89,33 @@ def run_training(
     first_process = os.environ.get("RANK", "0") == "0"
     if append_runs is not None and first_process:
         Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
-    signals = Signals()
-    with alone_in(output_dir) if first_process else contextlib.nullcontext():
-        try:
-            # From the start and to the very end; Ctrl-C only once there is something to save.
-            signals.install(signal.SIGTERM)
-            return _train_alone(
-                recipe, output_dir, resume, overwrite, append_runs, data, start, first_process, signals
+    with alone_in(output_dir) if first_process else contextlib.nullcontext(), Signals() as signals:
+        if (output_dir / "run.json").exists() and not resume and not overwrite:
+            raise RunError(
+                f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
+                "choose another --output-dir."
             )
-        finally:
-            signals.restore()
-
-
-def _train_alone(
-    recipe: Recipe,
-    output_dir: Path,
-    resume: bool,
-    overwrite: bool,
-    append_runs: Path | None,
-    data: tuple[Any, Any | None] | None,
-    start: float,
-    first_process: bool,
-    signals: Signals,
-) -> dict[str, Any]:
-    if (output_dir / "run.json").exists() and not resume and not overwrite:
-        raise RunError(
-            f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
-            "choose another --output-dir."
-        )
-    earlier = read_run(output_dir)
-    trainer = Trainer(recipe, output_dir, *(data or load_data(recipe)))
-    trainer.clock.setting_up = start
-    if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
-        earlier = {}
-        delete_run(output_dir)
-    resumed = _set_out(trainer, resume)
-    if resumed and _is_finished(trainer, earlier):
+        earlier = read_run(output_dir)
+        trainer = Trainer(recipe, output_dir, *(data or load_data(recipe)))
+        trainer.clock.setting_up = start
+        if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
+            earlier = {}
+            delete_run(output_dir)
+        resumed = _set_out(trainer, resume)
+        report = earlier if resumed and _is_finished(trainer, earlier) else _train(trainer, signals, start)
         if trainer.is_main:
-            if append_runs is not None:
-                append_runs_to(append_runs, [earlier])
-            if not (output_dir / "curve.png").exists():
+            if append_runs is not None and report["status"] == "finished":
+                append_runs_to(append_runs, [report])
+            if report is not earlier or not (output_dir / "curve.png").exists():
                 leave_curve(output_dir)
         trainer.accelerator.wait_for_everyone()
-        return earlier
+        return report
+
+
+def _train(trainer: Trainer, signals: Signals, start: float) -> dict[str, Any]:
+    """Train to the end or a stop; returns what run.json then holds."""
     _open_journal(trainer)
-    signals.install(signal.SIGINT)
+    signals.install(signal.SIGINT)  # only now is there something to save
     end_with_launcher()
     evaluation: dict[str, Any] = {}
     try:
@@ -145,18 +127,14 @@ def _train_alone(
     except BadLoss as error:
         kept = keep_last_good(trainer)
         if trainer.is_main:
-            write_json(output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
+            write_json(trainer.output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
         raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
     finally:
         trainer.journal.close()
     status = "stopped" if trainer.stop_reason else "finished"
     report = trainer.report(status, time.perf_counter() - start, evaluation)
     if trainer.is_main:
-        write_json(output_dir / "run.json", report)
-        if append_runs is not None and status == "finished":
-            append_runs_to(append_runs, [report])
-        leave_curve(output_dir)
-    trainer.accelerator.wait_for_everyone()
+        write_json(trainer.output_dir / "run.json", report)
     return report
 
 

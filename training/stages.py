@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from air_model.modeling_air import AirModel
-from air_model.records import append_runs_to, command_line, read_run, write_json
+from air_model.records import append_runs_to, command_line, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
 from air_model.training.launch import RunError, say
 from air_model.training.recipe import FREE_ON_RESUME, Recipe, make_recipe, override, recipe_differences, recipe_values
@@ -117,7 +117,8 @@ def run_stages(
         if report["status"] != "finished":
             return record
     if first_process:
-        _copy_model(folder / ("model_average" if stage.average else "model"), output_dir / "model")
+        with whole_folder(output_dir / "model") as copy:
+            shutil.copytree(folder / ("model_average" if stage.average else "model"), copy, dirs_exist_ok=True)
         if append_runs is not None:
             append_runs_to(append_runs, [record])
     return record
@@ -175,11 +176,3 @@ def mean_of(first: str | os.PathLike, second: str | os.PathLike) -> AirModel:
 def _summary(report: dict[str, Any], stage: Stage) -> dict[str, Any]:
     names = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")
     return {**{name: report.get(name) for name in names}, "start": stage.start}
-
-
-def _copy_model(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)

@@ -1,7 +1,6 @@
 """Sweeps: the runs of a grid, and what starts, resumes, retries and reports them. The door: scripts/run_grid.py."""
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.records import append_runs_to, read_run, write_text
+from air_model.records import append_runs_to, read_lines, read_run, write_text
 from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
-from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences
+from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences, split_word
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,11 +117,8 @@ class Run:
     def progress(self) -> tuple[int, float | None]:
         """(steps done, newest evaluation's exact accuracy), read off metrics.jsonl and run.json."""
         step, exact = self.report().get("steps", 0), None
-        with contextlib.suppress(OSError):
-            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    row = json.loads(line)
-                    step, exact = max(step, row["step"]), row.get("eval/exact_accuracy", exact)
+        for row in read_lines(self.folder / "metrics.jsonl"):
+            step, exact = max(step, row["step"]), row.get("eval/exact_accuracy", exact)
         return step, exact
 
 
@@ -167,10 +163,10 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         axes |= {"rung": list(RUNGS)[1:]} if arguments.suite == "ladder" else {}
         axes["variant"] = {**SUITES, **SMALL_SUITES}[arguments.suite]
     for text in arguments.grid:
-        key, _, values = text.partition("=")
+        key, values = split_word(text)
         if not values:
             raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
-        axes[key.strip().lstrip("-").replace("-", "_")] = split_values(values)
+        axes[key] = split_values(values)
     if not axes:
         raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
     for name in axes.get("variant", []):
@@ -179,8 +175,7 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     recipe = arguments.recipe or (SMALL_RECIPE if arguments.suite in SMALL_SUITES else RECIPES.get(arguments.task))
     if recipe is None:
         raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
-    common = dict(text.partition("=")[::2] for text in arguments.overrides)
-    common = {key.strip().lstrip("-").replace("-", "_"): value for key, value in common.items()}
+    common: dict[str, Any] = dict(map(split_word, arguments.overrides))
     for key, instead in (("seed", "give --seeds 0-4"), ("run_name", "runs are named after their point of the grid")):
         if key in axes or key in common:
             raise ValueError(f"{key}= does not go with a grid: {instead}.")
@@ -455,21 +450,22 @@ def write_curves(runs: list[Run], target: Path) -> int:
 
     Lines of other runs in the file are kept.
     """
-    lines = {}
-    for line in target.read_text().splitlines() if target.is_file() else []:
-        row = json.loads(line)
-        lines[row["suite"], row["rung"], row["variant"], row["seed"]] = line
+    key = ("suite", "rung", "variant", "seed")
+    rows = {tuple(row[name] for name in key): row for row in read_lines(target)}
     done = [run for run in runs if run.finished()]
     for run in done:
-        report, curve = run.report(), {}
-        for line in (run.folder / "metrics.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            if "eval/exact_accuracy" in row:
-                curve[row["step"]] = round(row["eval/exact_accuracy"], 5)
-        key = (run.folder.parent.name, run.rung, report["variant"], report["seed"])
-        about = dict(zip(("suite", "rung", "variant", "seed"), key))
-        about |= {"n": report["metrics"]["eval"]["n"], "parameters": report["parameters"]}
-        about |= {"seconds": round(report["wall_seconds"]), "date": report["date"][:10], "exact": curve}
-        lines[key] = json.dumps(about)
-    write_text(target, "".join(f"{line}\n" for line in lines.values()))
+        report, suite = run.report(), run.folder.parent.name
+        evaluations = [row for row in read_lines(run.folder / "metrics.jsonl") if "eval/exact_accuracy" in row]
+        rows[suite, run.rung, report["variant"], report["seed"]] = {
+            "suite": suite,
+            "rung": run.rung,
+            "variant": report["variant"],
+            "seed": report["seed"],
+            "n": report["metrics"]["eval"]["n"],
+            "parameters": report["parameters"],
+            "seconds": round(report["wall_seconds"]),
+            "date": report["date"][:10],
+            "exact": {row["step"]: round(row["eval/exact_accuracy"], 5) for row in evaluations},
+        }
+    write_text(target, "".join(json.dumps(row) + "\n" for row in rows.values()))
     return len(done)

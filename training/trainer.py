@@ -154,15 +154,15 @@ class Trainer:
         self.say(f"mixed_precision=auto: {'bfloat16' if bf16 else 'float32'}, {why}.")
         return bf16
 
+    def _values(self, *names: str) -> dict[str, Any]:
+        """Values of the recipe, for what takes them under their own names."""
+        return {name: getattr(self.train, name) for name in names}
+
     def _make_sampler(self, train_set: Any) -> None:
         self.sampler = PuzzleSampler(
             train_set,
             self.train.batch_size,
-            seed=self.train.seed,
-            augment=self.train.augment,
-            easier_share=self.train.easier_share,
-            easier_most=self.train.easier_most,
-            nearly_share=self.train.nearly_share,
+            **self._values("seed", "augment", "easier_share", "easier_most", "nearly_share"),
             rank=self.rank,
             world=self.world,
             device=self._data_device(train_set),
@@ -197,14 +197,9 @@ class Trainer:
         self.optimizers = build_optimizers(
             self.model,
             config.optimizer,
-            lr=config.lr,
             betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            atan2_scale=config.atan2_scale,
-            muon_lr=config.muon_lr,
-            muon_weight_decay=config.muon_weight_decay,
-            puzzle_lr=config.puzzle_lr,
-            puzzle_weight_decay=config.puzzle_weight_decay,
+            **self._values("lr", "weight_decay", "atan2_scale", "muon_lr", "muon_weight_decay"),
+            **self._values("puzzle_lr", "puzzle_weight_decay"),
         )
         self.ema = WeightEMA(self.model, config.ema, config.ema_warmup) if config.ema else None
 
@@ -298,14 +293,8 @@ class Trainer:
 
     def _update_weights(self, step: int) -> None:
         config = self.train
-        factor = lr_factor(
-            step,
-            max_steps=self.max_steps,
-            warmup_steps=config.warmup_steps,
-            min_ratio=config.lr_min_ratio,
-            schedule=config.schedule,
-            tail_share=config.tail_share,
-        )
+        values = self._values("warmup_steps", "schedule", "tail_share")
+        factor = lr_factor(step, max_steps=self.max_steps, min_ratio=config.lr_min_ratio, **values)
         self.optimizers.set_lr_factor(factor)
         self.optimizers.step(self.slots.puzzles.ids)
         self.optimizers.zero_grad()

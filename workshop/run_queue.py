@@ -31,6 +31,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
     import _checkout  # noqa: F401
 
+from air_model.records import append_runs_to, read_json, read_run, write_json, write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -112,7 +114,7 @@ def state_of(name: str) -> str:
         files += sorted((ROOT / "checkpoints" / item.checkpoint / "results").glob("max-16*.json"))
     for file in files:
         if file.is_file():
-            found = json.loads(file.read_text())
+            found = read_json(file)
             return f"done: {found['exact_accuracy']:.1%} exact of {found['n']} ({found.get('date', '')[:10]})"
     return "open"
 
@@ -130,41 +132,19 @@ def analysis_row(name: str, data: str) -> str:
     return f"| analysis-{name} | {goal} | `{command} --output-dir {output}` | 5 | {state} |"
 
 
-def command_of(name: str) -> str:
-    return f'python workshop/run_queue.py {name} --data-root .data --output-dir "$OUT" --minutes 9'
-
-
-def made() -> str:
-    count = sum(state_of(name) != "open" for name in QUEUE)
-    return str(count) if count else "None"
-
-
 def write_queue() -> Path:
     """results/QUEUE.md."""
-    lines = [
-        "# Runs that wait for an H100 or H200",
-        "",
-        "Written by `python workshop/run_queue.py --write`. Minutes are computed (PERF.md of the notes), not",
-        f"measured. {made()} of these {len(QUEUE)} runs were made so far: each is one command from running on a GPU.",
-        "",
-        "Two ignored folders travel to the machine: `.data`, which holds the real puzzles as",
-        "`sudoku_extreme/{train_1000,dev_1175}.csv.gz` and `maze_hard/{train_1000,dev_500}.csv.gz`, and `.wheels`,",
-        "filled by `pip download --no-deps -d .wheels adam-atan2-pytorch`: runs, tests and benchmarks find the wheel.",
-        "Repeat a command until it says that the run is done; then `--collect` its parcel in the checkout. A run that",
-        "one lease does not finish goes on in the next one: `--go-on PARCEL`, which counts on from its step.",
-        "First of all: `python -m pytest -m gpu`, `python benchmarks/train_step.py`, `python benchmarks/solve.py`;",
-        "then the step with `TORCH_CUDNN_SDPA_DEPRIORITIZED=1` before it, to see what cuDNN's attention is worth.",
-        "What several GPUs should give: [docs/scaling.md](../docs/scaling.md).",
-        "",
-        "| run | goal | command | minutes | state |",
-        "|---|---|---|---|---|",
+    command = 'python workshop/run_queue.py {} --data-root .data --output-dir "$OUT" --minutes 9'
+    states = {name: state_of(name) for name in QUEUE}
+    rows = [
+        f"| {name} | {item.goal} | `{command.format(name)}` | {item.minutes:g} | {states[name]} |"
+        for name, item in QUEUE.items()
     ]
-    for name, item in QUEUE.items():
-        lines.append(f"| {name} | {item.goal} | `{command_of(name)}` | {item.minutes:g} | {state_of(name)} |")
-    lines += [analysis_row(name, data) for name, data in ANALYSES.items()]
-    path = ROOT / "results" / "QUEUE.md"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    rows += [analysis_row(name, data) for name, data in ANALYSES.items()]
+    made = sum(state != "open" for state in states.values()) or "None"
+    page = Path(__file__).with_name("queue.md").read_text()
+    page = page.format(made=made, count=len(QUEUE), rows="\n".join(rows))
+    return write_text(ROOT / "results" / "QUEUE.md", page)
 
 
 def alive(pid_file: Path) -> bool:
@@ -228,10 +208,7 @@ def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
 
 
 def status_of(run: Path) -> str:
-    try:
-        return json.loads((run / "run.json").read_text())["status"]
-    except (OSError, ValueError, KeyError):
-        return "not started"
+    return read_run(run).get("status", "not started")
 
 
 def last_words(log: Path) -> str:
@@ -305,13 +282,7 @@ def newest_weights(run: Path) -> Path | None:
 def read_record(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}: give the folder that a run of the queue wrote.")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): bring the parcel back once more.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not a record: bring the parcel back once more.")
-    return found
+    return read_json(path)
 
 
 def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
@@ -345,10 +316,10 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
         model.save_pretrained(target, max_shard_size="15MB")
         for extra in (*target.glob("*.py"), target / "processor_config.json"):
             extra.unlink()
-    (target / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-    evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((work / "evaluations").glob("*.json"))}
+    write_json(target / "run.json", run)
+    evaluations = {p.stem: read_json(p) for p in sorted((work / "evaluations").glob("*.json"))}
     if evaluations:
-        (target / "evaluations.json").write_text(json.dumps(evaluations))
+        write_json(target / "evaluations.json", evaluations)
     for path, name in ((work / "run" / "curve.png", "curve.png"), (work / "evaluations" / "curve.png", "thought.png")):
         if path.is_file() and len(list(target.iterdir())) < 8:
             shutil.copyfile(path, target / name)
@@ -376,8 +347,6 @@ def check_parcel(name: str, parcel: Path, evaluations: dict) -> None:
 
 def collect(name: str, parcel: Path) -> None:
     """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing."""
-    from air_model.records import append_runs_to
-
     item, run = QUEUE[name], read_record(parcel / "run.json")
     if run.get("status") != "finished":
         raise ValueError(f"The run is {run.get('status')}: go on with it (--go-on {parcel}), then collect.")
@@ -387,13 +356,12 @@ def collect(name: str, parcel: Path) -> None:
     if item.checkpoint:
         ship(parcel, ROOT / "checkpoints" / item.checkpoint, evaluations)
     results = ROOT / "results" / "queue"
-    results.mkdir(parents=True, exist_ok=True)
     if thought is not None:
-        (results / f"{name}-curve.json").write_text(json.dumps(thought, indent=1) + "\n")
+        write_json(results / f"{name}-curve.json", thought)
         if (parcel / "thought.png").is_file():
             shutil.copyfile(parcel / "thought.png", results / f"{name}-curve.png")
     headline = {**evaluations["max-16"], "run": name}
-    (results / f"{name}.json").write_text(json.dumps(headline, indent=1) + "\n")
+    write_json(results / f"{name}.json", headline)
     collected = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     append_runs_to(ROOT / "results" / "runs.jsonl", [{**run, "evaluation": headline, "collected": collected}])
     write_queue()
@@ -404,10 +372,7 @@ def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
     from air_model.publishing.stage import stage_model
 
     with tempfile.TemporaryDirectory() as temporary:
-        files = []
-        for label, contents in evaluations.items():
-            files.append(Path(temporary) / f"{label}.json")
-            files[-1].write_text(json.dumps(contents))
+        files = [write_json(Path(temporary) / f"{label}.json", found) for label, found in evaluations.items()]
         staged = Path(temporary) / "staged"
         staged.mkdir()
         stage_model(model, staged, repo_id=target.name, evaluations=files)
@@ -441,7 +406,7 @@ def refresh() -> None:
     """Give every shipped checkpoint today's config and card; weights and numbers stay."""
     for target in sorted((ROOT / "checkpoints").iterdir()):
         if (target / "config.json").is_file():
-            evaluations = {p.stem: json.loads(p.read_text()) for p in sorted((target / "results").glob("*.json"))}
+            evaluations = {p.stem: read_json(p) for p in sorted((target / "results").glob("*.json"))}
             with tempfile.TemporaryDirectory() as temporary:
                 source = shutil.copytree(target, Path(temporary) / "model")
                 ship(source, target, evaluations)
