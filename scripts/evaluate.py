@@ -151,7 +151,6 @@ def evaluate(args: argparse.Namespace) -> int:
         "compile": args.compile,
     }
     result |= environment(device, world)
-    result["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     if args.output:
         write_json(args.output, result)
     if args.calibration_plot:

@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     from air_model.datasets_builders import load_puzzles
     from air_model.pipeline_air import load_model
     from air_model.scripts import build_dataset, evaluate, solve
+    from air_model.solving_air import AirRollout
 
     out = args.output_dir
     data, training, model_dir = out / "data", out / "run", out / "run" / "model"
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     say(5, "Both states of the model over the roll-out of that puzzle")
     model = load_model(str(model_dir))
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs[hardest][None], halt="max", return_rollout=True)
-    rollout = SimpleRollout(*answers.rollout)
+    rollout = AirRollout(*answers.rollout)
     drawing = {"label": puzzles.labels[hardest], "per_step": len(model.config.schedule)}
     for name, draw in (("rollout.png", draw_rollout), ("rollout.gif", animate_rollout)):
         print(f"wrote {draw(rollout, puzzles.inputs[hardest], puzzles.task, out / name, **drawing)}")
@@ -119,13 +120,6 @@ def main(argv: list[str] | None = None) -> int:
             print("All of it ran, but please report this.")
     print(f"Next: python spaces_demo/app.py (AIR_MODEL={model_dir}), or train 9x9: README, «What to run».")
     return 0
-
-
-class SimpleRollout:
-    """What the figures need of a roll-out."""
-
-    def __init__(self, z_h, z_l, updates) -> None:
-        self.z_h, self.z_l, self.updates = z_h, z_l, updates
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from air_model.attempts_air import Answers, solve_puzzles
 from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
 from air_model.processing_air import GridTask, task_from_config
 from air_model.reading_air import puzzle_of
+from air_model.solving_air import AirRollout
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -179,13 +180,11 @@ def solve(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
     if args.animate and where:
-        from types import SimpleNamespace
-
         from air_model.analysis.figures import animate_rollout
 
         task, puzzle, answers, i = where[min(where)]
         z_h, z_l, updates = answers.rollout
-        rollout = SimpleNamespace(z_h=z_h[i : i + 1], z_l=z_l[i : i + 1], updates=updates)
+        rollout = AirRollout(z_h[i : i + 1], z_l[i : i + 1], updates)
         animate_rollout(rollout, puzzle, task, args.animate)
         print(f"wrote {args.animate}", file=sys.stderr)
     return 1 if refused else 0
