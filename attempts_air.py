@@ -12,81 +12,27 @@ loop is `AirModel.solve`. This file travels to the Hub: it needs numpy, torch an
 
 from __future__ import annotations
 
-import heapq
 import math
 import numbers
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from .modeling_air import AirModel, stablemax_log_probs
+from .answers_air import Answers, Node, Work, add_stats, keep_givens, symmetric_views
+from .modeling_air import AirModel
+from .pins_air import AHEAD, Search
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
 from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
-AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-# A search spends fewer ACT steps with these two, for as many solved (results/search_by_pins.md): a refused answer that
-# has not changed for a step is over, and the nodes after the first run a share of the steps.
-STILL, SHARE = 1, 0.5
-# Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model
-# believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
-RESTART = 64
-LEAST_BELIEF = 1e-6
-BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
-
-
-@dataclass
-class Answers:
-    """What `solve_puzzles` found for N puzzles of S cells; numpy arrays.
-
-    tokens (N, S) uint8: the chosen answers. verdict: the rules' view of them, fields (N,) bool. q_halt_logits (N,):
-    of the chosen answers; confidence is their sigmoid. act_steps (N,) int64: spent on the puzzle, over all attempts.
-    attempts (N,): views run, or nodes judged. view (N,): index of the chosen one (0 = the puzzle as given, first
-    model).
-    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) int8, givens as in
-    the answers.
-    pins: of a search, else None: N lists of (cell, token), the guesses that led to the answer, in their order.
-    trees: of a search with return_rollout: N lists of `Node`. stats: those of `AirModel.solve`; slot_steps also count
-    nodes that were computed ahead in vain; "interrupted" where Ctrl-C ended it.
-    """
-
-    tokens: np.ndarray
-    verdict: Verdict
-    q_halt_logits: np.ndarray
-    act_steps: np.ndarray
-    attempts: np.ndarray
-    view: np.ndarray
-    rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
-    pins: list[list[tuple[int, int]]] | None = None
-    trees: list[list[Node]] | None = None
-
-    @property
-    def confidence(self) -> np.ndarray:
-        return 1 / (1 + np.exp(-self.q_halt_logits.astype(np.float64)))
-
-
-def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
-    """Up to `attempts` different symmetries of the task, the identity first; fewer where the group is smaller."""
-    cells = np.arange(task.seq_len)[None]
-    tokens = np.arange(task.vocab_size, dtype=np.uint8)[None]
-    if attempts > 1:
-        # Enough draws to meet each of a maze's 8 maps; among a Sudoku's trillions two hardly ever agree.
-        drawn = task.random_symmetries(np.random.default_rng(seed), max(256, 2 * attempts))
-        both = np.concatenate([np.concatenate([cells, drawn.cells]), np.concatenate([tokens, drawn.tokens])], axis=1)
-        first = np.sort(np.unique(both, axis=0, return_index=True)[1])[:attempts]
-        cells, tokens = both[first, : task.seq_len], both[first, task.seq_len :].astype(np.uint8)
-    return Symmetry(cells, tokens)
 
 
 def solve_puzzles(
@@ -167,8 +113,6 @@ def solve_puzzles(
     ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
     if ids is not None and ids.shape != (len(tokens),):
         raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
-    if by_pins and dtype is None and models[0].device.type == "cpu" and bf16_is_fast():
-        dtype = torch.bfloat16
     options = {
         "max_act_steps": max_act_steps,
         "halt": halt,
@@ -177,21 +121,26 @@ def solve_puzzles(
         "return_rollout": return_rollout,
         "progress": progress,
     }
-    if batch_size is None and len(tokens):
-        model = models[0]  # by the number of puzzles, not by that of all their attempts
-        count = len(tokens) * (1 + AHEAD if by_pins else 1)
-        options["batch_size"] = model.default_batch_size(count)
-    size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
-    for at in range(0, max(len(tokens), 1), size):
-        rows = slice(at, at + size)
-        mine = _Work(models, task, tokens[rows], None if ids is None else ids[rows])
-        tell = None if on_answers is None else lambda done, answers, at=at: on_answers(done + at, answers)
+    _add_defaults(options, models[0], len(tokens), by_pins)
+
+    def attempt(rows: slice) -> Answers:
+        work, at = Work(models, task, tokens[rows], None if ids is None else ids[rows]), rows.start
+        tell = None if on_answers is None else lambda done, answers: on_answers(done + at, answers)
         if by_pins:
-            show = None if on_nodes is None else lambda i, nodes, at=at: on_nodes(at + i, nodes)
-            parts.append(_Search(mine, attempts, show).run(hook, options, tell, interruptible))
-        else:
-            parts.append(_Views(mine, views, selection).run(noise, seed, hook, options, tell, interruptible))
+            show = None if on_nodes is None else lambda i, nodes: on_nodes(at + i, nodes)
+            return Search(work, attempts, show).run(hook, options, tell, interruptible)
+        return _Views(work, views, selection).run(noise, seed, hook, options, tell, interruptible)
+
+    size = max(1, ROWS_AT_ONCE // len(views.cells))
+    parts = [attempt(slice(at, at + size)) for at in range(0, max(len(tokens), 1), size)]
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _add_defaults(options: dict[str, Any], model: AirModel, count: int, by_pins: bool) -> None:
+    if by_pins and options["dtype"] is None and model.device.type == "cpu" and bf16_is_fast():
+        options["dtype"] = torch.bfloat16
+    if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
+        options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))
 
 
 def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
@@ -257,19 +206,10 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
     return views
 
 
-class _Work(NamedTuple):
-    """Puzzles that fit into memory at once, tokens (N, S), and who attempts them."""
-
-    models: list[AirModel]
-    task: GridTask
-    puzzles: np.ndarray
-    puzzle_ids: Tensor | None
-
-
 class _Views:
     """Symmetric views of N puzzles: M models x K views of each, A = M * K."""
 
-    def __init__(self, work: _Work, views: Symmetry, selection: str) -> None:
+    def __init__(self, work: Work, views: Symmetry, selection: str) -> None:
         self.models, self.task, puzzles, puzzle_ids = work
         self.puzzles, self.selection = puzzles, selection
         self.views, self.back = views, views.inverse()
@@ -337,7 +277,7 @@ class _Views:
                 stats["interrupted"] = True
                 break
             self.rollouts.append(solution.rollout)
-            _add_stats(stats, solution.stats)
+            add_stats(stats, solution.stats)
         result = self.collect(np.arange(n))
         result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
         return result
@@ -386,390 +326,6 @@ class _Views:
                 decoded.append(keep_givens(self.task, self.puzzles[i], mapped))
             states.append(np.stack(decoded))
         return states[0], states[1], self.rollouts[0].updates
-
-
-@dataclass
-class Node:
-    """A node of a search by pins. A tree is a list of them in the order of judging; its first is the puzzle as given.
-
-    parent: place in the tree, -1 at a root; further roots begin anew. cell, token: the pin that it adds to those of
-    its parent (-1 and 0 at a root). cost: the sum of -log belief along its pins, by which the queue is ordered.
-    accepted: what the rules say of `answer` (S,) uint8, in which clues are kept. act_steps: computed for it.
-    q_halt_logit: of its answer. view: the symmetric view in which the model saw it; all else is in the puzzle's own.
-    """
-
-    parent: int
-    cell: int
-    token: int
-    cost: float
-    accepted: bool
-    act_steps: int
-    q_halt_logit: float
-    answer: np.ndarray
-    view: int = 0
-
-
-def pins_of(tree: list[Node], at: int) -> list[tuple[int, int]]:
-    """(cell, token) of each pin of a node, in the order of guessing."""
-    found = []
-    while tree[at].parent >= 0:
-        found.append((tree[at].cell, tree[at].token))
-        at = tree[at].parent
-    return found[::-1]
-
-
-class _Candidate(NamedTuple):
-    """A node that waits: sorted by cost, then by the order of making."""
-
-    cost: float
-    order: int
-    parent: int
-    cell: int
-    token: int
-
-
-class _Result(NamedTuple):
-    """What came out of a node. faults: cells that break a rule. cell (-1: none) and costs (n,): of its children."""
-
-    answer: np.ndarray
-    accepted: bool
-    act_steps: int
-    q: float
-    faults: int
-    cell: int
-    costs: np.ndarray
-
-
-class _Tree:
-    """The search at one puzzle: nodes are judged one after another, the cheapest first.
-
-    Nodes may be computed ahead of their turn, several at a time, but are judged in turn: so the course of a search is
-    a function of its puzzle alone, whatever else is in the batch.
-    """
-
-    def __init__(self, puzzle: np.ndarray, most: int) -> None:
-        self.puzzle, self.most = puzzle, most
-        self.queue: list[_Candidate] = []
-        self.made, self.over, self.view = 0, False, -1
-        self.nodes: list[Node] = []
-        self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
-        self.came: dict[int, _Result | None] = {}  # by order of making; None while it is being computed
-        self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
-        self.begin()
-
-    def begin(self) -> None:
-        """Start from the puzzle as given, in the next view."""
-        self.queue = [_Candidate(0.0, self.made, -1, -1, 0)]
-        self.made, self.view = self.made + 1, self.view + 1
-
-    def grid(self, node: _Candidate) -> np.ndarray:
-        if node.parent < 0:
-            return self.puzzle
-        grid = self.grids[node.parent].copy()
-        grid[node.cell] = node.token
-        return grid
-
-    def wanted(self, ahead: int = 0) -> list[_Candidate]:
-        """What to compute now: the node whose turn it is, and up to `ahead` of those that follow."""
-        count = min(1 + ahead, self.most - len(self.nodes))
-        near = self.queue[:1] if count == 1 else heapq.nsmallest(count, self.queue)
-        return [node for node in near if node.order not in self.came]
-
-    def judge(self) -> None:
-        """Take what has been computed, in turn."""
-        while not self.over and self.came.get(self.queue[0].order) is not None:
-            node = heapq.heappop(self.queue)
-            result, at = self.came.pop(node.order), len(self.nodes)
-            self.grids.append(self.grid(node))
-            found = (result.accepted, result.act_steps, result.q, result.answer, self.view)
-            self.nodes.append(Node(*node[2:], node.cost, *found))
-            mark = (not result.accepted, result.faults, -result.q, at)
-            self.best = min(self.best or (mark, at), (mark, at))
-            for token, cost in enumerate(result.costs if result.cell >= 0 else (), start=2):
-                child = _Candidate(node.cost + float(cost), self.made, at, result.cell, token)
-                heapq.heappush(self.queue, child)
-                self.made += 1
-            self.over = result.accepted or len(self.nodes) == self.most or not self.queue
-            if not self.over and len(self.nodes) % RESTART == 0:
-                self.begin()
-
-
-class _Search:
-    """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
-
-    def __init__(self, work: _Work, attempts: int, on_nodes: Callable[[int, list[Node]], None] | None = None) -> None:
-        self.models, self.task, self.puzzles, self.puzzle_ids = work
-        puzzles = work.puzzles
-        self.on_nodes, n, self.most = on_nodes, len(puzzles), attempts
-        self.tokens, self.q = puzzles.copy(), np.full(n, -np.inf, np.float32)
-        self.steps, self.attempts, self.view = (np.zeros(n, np.int64) for _ in range(3))
-        self.marks: list[tuple] = [(True, math.inf)] * n
-        self.pins: list[list[tuple[int, int]]] = [[] for _ in range(n)]
-        self.accepted = np.zeros(n, bool)
-        self.kept: list[list[Node]] = [[] for _ in range(n)]
-        self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
-        self.views = symmetric_views(work.task, math.ceil(attempts / RESTART))
-        self.back = self.views.inverse()
-        self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
-
-    def run(
-        self,
-        hook: Hook | None,
-        options: dict[str, Any],
-        on_answers: Callable[[np.ndarray, Answers], None] | None,
-        interruptible: bool,
-    ) -> Answers:
-        self.on_answers, self.keep = on_answers, options["return_rollout"]
-        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
-        n, bar_of_nodes = len(self.puzzles), len(self.puzzles) == 1
-        most = self.most * len(self.models) if bar_of_nodes else n
-        unit = "node" if bar_of_nodes else "puzzle"
-        self.bar = logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not options["progress"])
-        with self.bar:
-            try:
-                for m, model in enumerate(self.models):
-                    _add_stats(stats, self._with(m, model, hook, options))
-            except KeyboardInterrupt:
-                if not interruptible:
-                    raise
-                stats["interrupted"] = True
-                for i, tree in self.trees.items():
-                    self._take(i, tree)
-        if self.keep:
-            self._roll_out(options)
-        result = self.collect(np.arange(n))
-        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
-        return result
-
-    # ---- one model
-
-    def _with(self, m: int, model: AirModel, hook: Hook | None, options: dict[str, Any]) -> dict[str, Any]:
-        """Search with one model what is still unsolved; the stats of its `solve`."""
-        self.m, self.config = m, model.config
-        left = np.flatnonzero(~self.accepted)
-        # Few clues mean many nodes: begun first, such puzzles do not run on in an empty batch at the end.
-        blanks = (self.puzzles[left] == self.task.blank_token).sum(1)
-        self.waiting = deque(left[np.argsort(-blanks, kind="stable")].tolist())
-        self.trees = {}
-        self.ready: deque[int] = deque()
-        # Slots: rows of one tensor, written anew for each node.
-        slots, size = options["batch_size"] or 1, self.puzzles.shape[1]
-        self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
-        self.ids = None if self.puzzle_ids is None else torch.zeros_like(self.puzzle_ids[:1]).repeat(slots)
-        self.ids = None if self.ids is None else self.ids.to(model.device)
-        self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
-        self.last = np.zeros((slots, size), np.uint8)
-        self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
-        self.free = list(range(slots))[::-1]
-        plain = {"progress": False, "return_rollout": False}
-        if options["halt"] == "rules":
-            plain["halt"] = self._stops
-        solution = model.solve(
-            self.inputs,
-            puzzle_ids=self.ids,
-            queue=self._fill(),
-            hook=None if hook is None else self._named(hook),
-            return_logits=False,
-            on_finish=self._finish,
-            **(options | plain),
-        )
-        return solution.stats
-
-    def _named(self, hook: Hook) -> Hook:
-        """The user's hook, which knows nodes instead of slots."""
-
-        def called(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            at = update.rows.cpu().numpy()
-            names = self.order[at] * len(self.puzzles) + self.owner[at]
-            return hook(update._replace(rows=torch.from_numpy(names).to(update.rows.device)), z_h, z_l)
-
-        return called
-
-    def _fill(self) -> Tensor:
-        """Nodes for the free slots: of puzzles begun, then of new ones; where none waits, ahead of their turn."""
-        filled: list[int] = []
-
-        def place(i: int, node: _Candidate) -> None:
-            row, tree = self.free.pop(), self.trees[i]
-            grid = tree.grid(node)
-            tree.came[node.order] = None
-            turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
-            self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
-            if self.ids is not None:
-                self.ids[row] = self.puzzle_ids[i]
-            self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
-            self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
-            self.still[row] = self.ran[row] = 0
-            filled.append(row)
-
-        while self.free and (self.ready or self.waiting):
-            if not self.ready:
-                self.ready.append(self.waiting.popleft())
-                self.trees[self.ready[0]] = _Tree(self.puzzles[self.ready[0]], self.most)
-            i = self.ready.popleft()
-            for node in self.trees[i].wanted():
-                place(i, node)
-        if self.free:
-            near = [(i, node) for i, tree in self.trees.items() for node in tree.wanted(AHEAD)]
-            near.sort(key=lambda one: (one[1].cost - self.trees[one[0]].queue[0].cost, one[0]))
-            for i, node in near[: len(self.free)]:
-                place(i, node)
-        return torch.tensor(filled, dtype=torch.long)
-
-    def _home(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
-        """What slots `at` hold or answer (R, S), in the orientation of their puzzles."""
-        back = Symmetry(self.back.cells[self.turned[at]], self.back.tokens[self.turned[at]])
-        return back.apply(grids.cpu().numpy().astype(np.uint8))
-
-    def _clamped(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
-        return keep_givens(self.task, self.puzzles[self.owner[at]], self._home(at, predictions))
-
-    def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
-        """A node ends where the rules accept its answer, and where it will not change any more."""
-        at = rows.cpu().numpy()
-        answers = self._clamped(at, predictions)
-        same = (answers == self.last[at]).all(-1)
-        self.still[at] = np.where(same, self.still[at] + 1, 0)
-        self.last[at], self.ran[at] = answers, self.ran[at] + 1
-        spent = self.ran[at] >= self.most_steps[at]
-        gone = np.array([i not in self.trees for i in self.owner[at]])
-        valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
-        return torch.from_numpy(valid | gone | spent | (self.still[at] >= STILL))
-
-    def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
-        at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
-        owner, answers = self.owner[at], self._clamped(at, predictions)
-        valid = self.task.verdicts(self.puzzles[owner], answers).valid
-        faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
-        cells, costs = _split(self.task, self._home(at, self.inputs[rows]), self._beliefs(at, logits))
-        for row, i, *found in zip(at, owner, answers, valid, steps, q, faults, cells, costs):
-            if i in self.trees:
-                answer, accepted, used, logit, wrong, cell, cost = found
-                self.trees[i].came[int(self.order[row])] = _Result(
-                    answer, bool(accepted), int(used), float(logit), int(wrong), int(cell), cost
-                )
-        self.free.extend(at.tolist())
-        done = []
-        for i in dict.fromkeys(owner.tolist()):
-            if (tree := self.trees.get(i)) is None:  # computed ahead, in vain
-                continue
-            before = len(tree.nodes)
-            tree.judge()
-            if len(self.puzzles) == 1:
-                self.bar.update(len(tree.nodes) - before)
-            if self.on_nodes is not None and len(tree.nodes) > before:
-                self.on_nodes(i, tree.nodes)
-            if not tree.over:
-                self.ready.append(i)
-                continue
-            self._take(i, self.trees.pop(i))
-            if self.accepted[i] or self.m == len(self.models) - 1:
-                done.append(i)
-        self._tell(np.array(done, np.int64))
-        return self._fill()
-
-    def _beliefs(self, at: np.ndarray, logits: Tensor) -> np.ndarray:
-        """`beliefs_of` the logits of slots `at`, in the orientation of their puzzles."""
-        cells, tokens = self.back.cells[self.turned[at]], self.views.tokens[self.turned[at]].astype(np.int64)
-        found = np.take_along_axis(beliefs_of(logits, self.config.loss_type), cells[:, :, None], axis=1)
-        return np.take_along_axis(found, tokens[:, None, 2:] - 2, axis=2)
-
-    def _take(self, i: int, tree: _Tree) -> None:
-        """A search is over, or broken off: keep the best answer that any model gave."""
-        self.steps[i] += sum(node.act_steps for node in tree.nodes)
-        self.attempts[i] += len(tree.nodes)
-        if tree.best is None or tree.best[0] >= self.marks[i]:
-            return
-        self.marks[i], at = tree.best
-        node = tree.nodes[at]
-        self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, pins_of(tree.nodes, at)
-        self.accepted[i], self.view[i] = node.accepted, self.m * self.most + at
-        if self.keep:
-            self.kept[i] = tree.nodes
-
-    def _tell(self, done: np.ndarray) -> None:
-        if len(self.puzzles) > 1:
-            self.bar.update(len(done))
-        if self.on_answers is not None and len(done):
-            self.on_answers(done, self.collect(done))
-
-    # ---- what was found
-
-    def collect(self, rows: np.ndarray) -> Answers:
-        return Answers(
-            tokens=self.tokens[rows],
-            verdict=Verdict(*self.task.verdicts(self.puzzles[rows], self.tokens[rows])[:3]),
-            q_halt_logits=self.q[rows],
-            act_steps=self.steps[rows],
-            attempts=self.attempts[rows],
-            view=self.view[rows],
-            rollout=None if self.rollout is None else (*(z[rows] for z in self.rollout[:2]), self.rollout[2]),
-            pins=[self.pins[i] for i in rows],
-            trees=[self.kept[i] for i in rows] if self.keep else None,
-        )
-
-    def _roll_out(self, options: dict[str, Any]) -> None:
-        """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
-        n, first = self.puzzles.shape[0], self.models[0].config
-        updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
-        z_h, z_l = (np.zeros((n, len(updates), self.puzzles.shape[1]), np.int8) for _ in "hl")
-        for m, model in enumerate(self.models):
-            mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
-            if not len(mine):
-                continue
-            nodes = [self.kept[i][self.view[i] % self.most] for i in mine]
-            turned = np.array([node.view for node in nodes])
-            grids, left = self.puzzles[mine].copy(), torch.tensor([node.act_steps for node in nodes])
-            for row, i in enumerate(mine):
-                for cell, token in self.pins[i]:
-                    grids[row, cell] = token
-            grids = Symmetry(self.views.cells[turned], self.views.tokens[turned]).apply(grids)
-            back = Symmetry(self.back.cells[turned], self.back.tokens[turned])
-
-            def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
-                left[rows.cpu()] -= 1
-                return left[rows.cpu()] <= 0
-
-            ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
-            again = options | {"progress": False, "halt": enough}
-            solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
-            for states, name in ((z_h, "z_h"), (z_l, "z_l")):
-                decoded = back.apply(getattr(solution.rollout, name).cpu().numpy().swapaxes(0, 1)).swapaxes(0, 1)
-                states[mine] = keep_givens(self.task, self.puzzles[mine, None], decoded)
-        self.rollout = (z_h, z_l, updates)
-
-
-def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
-    """Probabilities of the digits, (R, S, V) -> (R, S, n), by the loss that the model was trained with."""
-    logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else logits.double().log_softmax(-1)
-    beliefs = logs[..., 2:].exp().cpu().numpy()
-    return beliefs / beliefs.sum(-1, keepdims=True)
-
-
-def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
-
-    grids (R, S): the pinned puzzles; beliefs (R, S, n). The cell is -1 where none is open.
-    """
-    two = np.partition(beliefs, -2, axis=-1)[..., -2:]
-    even = two[..., 0] - (1 - two.sum(-1))
-    open_cells = grids == task.blank_token
-    cells = np.where(open_cells, even, -np.inf).argmax(-1)
-    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
-    return np.where(open_cells.any(-1), cells, -1), costs
-
-
-def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Answers with what the puzzles gave, both (..., S). A generic grid has no rule that says what was given."""
-    if task.name == "grid":
-        return answers
-    return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)
-
-
-def _add_stats(stats: dict[str, Any], more: dict[str, Any]) -> None:
-    for name in ("slot_steps", "passes", "capacity"):
-        stats[name] += more[name]
-    stats["batch_size"] = max(stats["batch_size"], more["batch_size"])
 
 
 def _choose(
@@ -830,7 +386,7 @@ def _joined(parts: list[Answers]) -> Answers:
     verdict = Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3)))
     stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
     for part in parts:
-        _add_stats(stats, part.stats)
+        add_stats(stats, part.stats)
     stats["fill"] = stats["slot_steps"] / max(1, stats["capacity"])
     rollout = None
     if parts[0].rollout is not None:

@@ -70,6 +70,8 @@ TRAVELLING_FILES = (
     "processing_air.py",
     "reading_air.py",
     "search_air.py",
+    "answers_air.py",
+    "pins_air.py",
     "attempts_air.py",
     "pipeline_air.py",
 )

@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Pipeline, PreTrai
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .attempts_air import Answers, solve_puzzles
+from .answers_air import Answers
+from .attempts_air import solve_puzzles
 from .configuration_air import AirConfig
 from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Verdict, make_task, task_from_config

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from air_model.attempts_air import Answers, solve_puzzles, symmetric_views
+from air_model.answers_air import Answers, symmetric_views
+from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, SUDOKU_EDGES, calibration, score, wilson
 from air_model.modeling_air import AirModel

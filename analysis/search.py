@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 from air_model.analysis.figures import PALETTE, new_figure, save
-from air_model.attempts_air import Node, solve_puzzles
+from air_model.answers_air import Node
+from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe

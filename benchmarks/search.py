@@ -25,7 +25,8 @@ if not __package__:
 import numpy as np
 import torch
 
-import air_model.attempts_air as attempts_air
+import air_model.pins_air as pins_air
+from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.sudoku_solver import solve as solve_classically
 from air_model.pipeline_air import load_model
@@ -36,14 +37,14 @@ WAYS = ("single", "rules", "steps", "views", "uniform", "pins", "classical")
 
 
 def uniform(task: GridTask, grids: torch.Tensor, *unused: object) -> tuple[np.ndarray, np.ndarray]:
-    """`attempts_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
+    """`pins_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
     grids = grids.cpu().numpy()
     digits = np.arange(2, task.vocab_size)
     seen = ((grids[:, None, :, None] == digits) & task.peers[None, :, :, None]).any(2)  # (R, S, n)
     count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
     cells = count.argmin(-1)
     at = np.arange(len(cells)), cells
-    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
+    costs = np.where(seen[at], -np.log(pins_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
     return np.where((grids == task.blank_token).any(-1), cells, -1), costs
 
 
@@ -65,12 +66,12 @@ def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[st
             "uniform": {"attempts": args.nodes, "retry": "pins"},
             "pins": {"attempts": args.nodes, "retry": "pins"},
         }[way]
-        split, attempts_air._split = attempts_air._split, uniform if way == "uniform" else attempts_air._split
+        split, pins_air._split = pins_air._split, uniform if way == "uniform" else pins_air._split
         try:
             options = {"halt": "rules", "progress": True, "dtype": args.dtype, "check": False, **options}
-            answers = attempts_air.solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
+            answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
         finally:
-            attempts_air._split = split
+            pins_air._split = split
         tokens = answers.tokens
         row |= {key: options[key] for key in ("attempts", "max_act_steps") if key in options}
         row |= {

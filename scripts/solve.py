@@ -28,7 +28,8 @@ if not __package__:
 
 import numpy as np
 
-from air_model.attempts_air import Answers, solve_puzzles
+from air_model.answers_air import Answers
+from air_model.attempts_air import solve_puzzles
 from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
 from air_model.processing_air import GridTask, task_from_config
 from air_model.reading_air import puzzle_of

@@ -34,7 +34,8 @@ from torch import Tensor
 import air_model
 from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Freeze
-from air_model.attempts_air import NODES, Answers, Node, keep_givens, pins_of, solve_puzzles, symmetric_views
+from air_model.answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
+from air_model.attempts_air import NODES, solve_puzzles
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel

@@ -11,7 +11,7 @@ from test_solve import TASK, brute_force, halting_model, puzzles_of
 
 from air_model import load_model, save_release
 from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
-from air_model.attempts_air import keep_givens
+from air_model.answers_air import keep_givens
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.scripts import evaluate as script
 

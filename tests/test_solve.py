@@ -6,7 +6,8 @@ import torch
 from conftest import tiny_batch, tiny_model
 
 from air_model import solve_puzzles
-from air_model.attempts_air import _choose, symmetric_views
+from air_model.answers_air import symmetric_views
+from air_model.attempts_air import _choose
 from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, task_from_config
 from air_model.solving_air import bf16_is_fast, normal_of

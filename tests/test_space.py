@@ -23,7 +23,8 @@ from conftest import ROOT, tiny_config, tiny_model
 from air_model import AirModel
 from air_model.analysis.attention import attention_maps
 from air_model.analysis.common import Study
-from air_model.attempts_air import keep_givens, solve_puzzles
+from air_model.answers_air import keep_givens
+from air_model.attempts_air import solve_puzzles
 from air_model.pipeline_air import save_release
 from air_model.processing_air import make_task
 from air_model.spaces_demo import app
