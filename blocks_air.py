@@ -205,9 +205,12 @@ class AirTables(nn.Module):
         # What moves, casts or empties a model comes by here. `.to(bfloat16)` is for weights: tables stay float32, as
         # in the reference; and after `to_empty` no state dict would bring them back.
         super()._apply(fn, recurse)
-        for name, table in self.tables(self.config).items():
-            if (device := getattr(self, name).device).type != "meta":
-                setattr(self, name, table.to(device))
+        tables = self.tables(self.config)
+        for name, old in list(self._buffers.items()):
+            if name not in tables:  # `AirRelations.pairs` makes it again when it is asked for
+                del self._buffers[name]
+            elif old.device.type != "meta":
+                setattr(self, name, tables[name].to(old.device))
         return self
 
 
@@ -252,8 +255,17 @@ class AirRelations(AirTables):
     one to the left, itself, the one to the right, and the one below.
     """
 
+    @classmethod
+    def tables(cls, config: AirConfig) -> dict[str, Tensor]:
+        cells = torch.arange(config.seq_len, device="cpu")
+        row, column = cells // config.grid_width, cells % config.grid_width
+        last_row, last_column = config.grid_height - 1, config.grid_width - 1
+        near = torch.stack([row > 0, column > 0, row >= 0, column < last_column, row < last_row], dim=-1)
+        # Heads on their groups need no pairs, and there are many: 3 GB for a maze of 100x100.
+        return {"edges": _hidden(near)} | ({} if by_groups(config) else {"bias": cls.of_pairs(config)})
+
     @staticmethod
-    def tables(config: AirConfig) -> dict[str, Tensor]:
+    def of_pairs(config: AirConfig) -> Tensor:
         cells = torch.arange(config.seq_len, device="cpu")
         row, column = cells // config.grid_width, cells % config.grid_width
         apart = {"row": row[:, None] - row, "column": column[:, None] - column}
@@ -265,17 +277,21 @@ class AirRelations(AirTables):
             seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
         heads = torch.stack([seen[name] for name in relations_of_heads(config)])
         extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
-        heads = F.pad(heads, (extra, 0, extra, 0), value=True)[None]
-        last_row, last_column = config.grid_height - 1, config.grid_width - 1
-        near = torch.stack([row > 0, column > 0, row >= 0, column < last_column, row < last_row], dim=-1)
-        return {
-            name: torch.zeros(at.shape, dtype=torch.float32, device="cpu").masked_fill(~at, -torch.inf)
-            for name, at in (("bias", heads), ("edges", near))
-        }
+        return _hidden(F.pad(heads, (extra, 0, extra, 0), value=True)[None])
+
+    def pairs(self) -> Tensor:
+        """bias, also where `by_groups` held when this was made."""
+        if "bias" not in self._buffers:
+            self.register_buffer("bias", self.of_pairs(self.config).to(self.edges.device), persistent=False)
+        return self.bias
 
     def for_states(self, dtype: torch.dtype) -> Tensor:
         """What the blocks take: bias, or where `by_groups` holds edges, which are all that heads need there."""
-        return self.edges if by_groups(self.config) else self.bias.to(dtype)
+        return self.edges if by_groups(self.config) else self.pairs().to(dtype)
+
+
+def _hidden(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, dtype=torch.float32, device="cpu").masked_fill(~seen, -torch.inf)
 
 
 def trains_faster_in_float32(query: Tensor) -> bool:
@@ -380,3 +396,22 @@ class AirStack(nn.Module):
         for layer in self.layers:
             h = layer(h, cos, sin, bias)
         return h
+
+
+def forward_flops(config: AirConfig) -> float:
+    """Floating-point operations of one pass of one puzzle through one stack (ANCHORS section 2b): 27.93 M a position
+    for full-size Sudoku. A multiply-add counts as two; norms, embeddings and heads are left out, and so is what heads
+    do that look at a few cells alone (`by_groups`)."""
+    t, d = config.num_stack_positions, config.hidden_size
+    if config.token_mixer == "mlp":
+        mixing = 2 * 3 * d * t * config.swiglu_width(config.num_state_positions)
+    else:
+        heads = relations_of_heads(config) if config.head_relations and by_groups(config) else ["all"]
+        mixing = t * (2 * 4 * d * d) + 4 * t * t * d * heads.count("all") / len(heads)
+    layer = mixing + t * 2 * 3 * d * config.intermediate_size
+    layers = config.num_hidden_layers
+    if not config.shared_block:  # the mean of both stacks, weighted by how often each runs
+        runs = config.schedule
+        counts = (runs.count("l") * (config.l_layers or layers), runs.count("h") * (config.h_layers or layers))
+        layers = sum(counts) / len(runs)
+    return layer * layers

@@ -191,7 +191,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
     @property
     def seen_by_heads(self) -> Tensor | None:
         """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""
-        return None if self.relations is None else self.relations.bias == 0
+        return None if self.relations is None else self.relations.pairs() == 0
 
     @property
     def stacks(self) -> list[AirStack]:

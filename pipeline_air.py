@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from .answers_air import Answers
 from .attempts_air import solve_puzzles
+from .blocks_air import forward_flops
 from .configuration_air import AirConfig
 from .modeling_air import AirModel
 from .processing_air import AirProcessor, GridTask, Verdict, make_task, task_from_config
@@ -35,6 +36,8 @@ from .reading_air import PUZZLE_KEYS, as_text, is_one_grid, maze_lines, most_lik
 logger = logging.get_logger(__name__)
 
 TASK = "puzzle-solving"
+MOST_SIDE = 100  # of a grid in another size than the model's own
+FLOPS = 4e10  # operations a second of one CPU thread in solving, measured at 9x9 to 60x60 (results/maze_sizes.md)
 SHORT, LONG = 16_000, 100_000  # effort of a search for further solutions, and for one where none was found
 
 
@@ -110,6 +113,8 @@ def takes_size(config: AirConfig, task: GridTask) -> bool:
     own = task_from_config(config)
     if own == task or (own.name, own.vocab_size) != (task.name, task.vocab_size) or own.name == "sudoku":
         return own == task
+    if max(task.height, task.width) > MOST_SIDE:
+        return False
     free = config.position_embedding == "rope2d" or config.position_embedding == "rope" and own.width == task.width
     return free and config.token_mixer == "attention" and not config.cell_embedding
 
@@ -119,17 +124,30 @@ def in_size(model: AirModel, task: GridTask) -> AirModel:
     if task_from_config(model.config) == task:
         return model
     own = task_from_config(model.config)
-    logger.warning_once(
-        f"A model that was made for {own.height}x{own.width} computes {task.name}s of {task.height}x{task.width}: its "
-        "position code takes them; whether it has learned them is another matter. The rules judge the answers."
-    )
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "architectures")}
     config = type(model.config)(**fields | {"grid_height": task.height, "grid_width": task.width})
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         other = type(model)(config)
     other.load_state_dict(model.state_dict(), assign=True)
+    logger.warning_once(
+        f"A model that was made for {own.height}x{own.width} computes {task.name}s of {task.height}x{task.width}: its "
+        "position code takes them; whether it has learned them is another matter. The rules judge the answers. "
+        + forecast(config, other.default_batch_size(1))
+    )
     return other.to(model.device).train(model.training)  # weights lie there; the tables of the new size follow
+
+
+def forecast(config: AirConfig, puzzles: int = 1) -> str:
+    """A sentence: what an ACT step of so many puzzles takes on this CPU, in seconds and memory, roughly."""
+    threads = torch.get_num_threads()
+    seconds = puzzles * forward_flops(config) * len(config.schedule) / (FLOPS * threads)
+    # What an update holds at once, in float32: both states and their sum, queries, keys and values, the wide layer.
+    numbers = puzzles * config.num_stack_positions * (8 * config.hidden_size + 3 * config.intermediate_size)
+    return (
+        f"An ACT step takes about {seconds:.2g} s on {threads} thread{'s' if threads > 1 else ''} of a CPU and "
+        f"{math.ceil(4 * numbers / 1e6):,} MB; an attempt has up to {config.halt_max_steps} of them."
+    )
 
 
 def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:
@@ -161,9 +179,10 @@ def sort_by_size(
             if chosen is None:
                 made = " or ".join(f"{t.height}x{t.width}" for t in tasks)
                 own = found[0][0]
+                other = own.name == "maze" and any(takes_size(m.config, make_task("maze", MOST_SIDE)) for m in models)
+                limit = f"no side above {MOST_SIDE}" if other else "no other size"
                 raise OtherSizeError(
-                    f"This {own.name} is {own.height}x{own.width}; the model was made for {made} and takes no other "
-                    "size."
+                    f"This {own.name} is {own.height}x{own.width}; the model was made for {made} and takes {limit}."
                 )
             task, tokens = chosen
             if check:

@@ -36,12 +36,12 @@ if not __package__:
 import torch
 
 from air_model.attempts_air import solve_puzzles
+from air_model.blocks_air import forward_flops
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import GridTask, task_from_config
 from air_model.records import environment, write_json
-from air_model.training.cost import forward_flops
 
 
 class Bench:

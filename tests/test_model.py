@@ -292,6 +292,18 @@ def cells_that_change(model, cell, prefix=0):
     return set((before != after).any(-1)[0].nonzero().flatten().sub(prefix).tolist())
 
 
+def test_large_grids_hold_no_table_of_pairs_until_one_is_asked_for():
+    model = tiny_model(
+        task="maze", grid_height=17, grid_width=16, head_relations=["adjacent"], position_embedding="rope2d"
+    )
+    table = dict(model.relations.named_buffers())
+    assert list(table) == ["edges"] and table["edges"].shape == (272, 5)
+    seen = model.seen_by_heads[0, 0, -272:, -272:]
+    assert seen[0].nonzero().flatten().tolist() == [0, 1, 16] and seen.sum() == 5 * 272 - 2 * (17 + 16)
+    model.to_empty(device="cpu")
+    assert torch.equal(model.seen_by_heads[0, 0, -272:, -272:], seen)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["row", "column", "box", "adjacent", "all"])
 def test_a_head_sees_the_cells_of_its_relation_and_no_others(name, implementation):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from conftest import tiny_model
 
 from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
 from air_model.configuration_air import TRAVELLING_FILES
-from air_model.pipeline_air import in_size, takes_size
+from air_model.pipeline_air import OtherSizeError, in_size, sort_by_size, takes_size
 from air_model.processing_air import MazeTask, SudokuTask
 from air_model.scripts import solve as solve_script
 
@@ -220,6 +221,22 @@ def test_a_model_in_another_size_shares_its_weights_and_computes_what_that_confi
 def test_a_maze_model_takes_other_sizes_only_where_no_weight_belongs_to_a_cell(fields, height, width, takes):
     config = tiny_model(task="maze", grid_height=3, **fields).config
     assert takes_size(config, MazeTask(height, width)) is takes and takes_size(config, MazeTask(3))
+
+
+def test_a_maze_of_another_size_is_announced_with_what_it_will_cost(monkeypatch):
+    said = []
+    monkeypatch.setattr("air_model.pipeline_air.logger.warning_once", said.append)
+    in_size(tiny_model(task="maze", grid_height=3, position_embedding="rope2d"), MazeTask(100, 90))
+    assert "of 100x90" in said[0] and re.search(r"An ACT step takes about [\d.]+ s on .* and \d+ MB", said[0])
+
+
+@pytest.mark.parametrize(("position", "limit"), [("rope2d", "no side above 100"), ("learned", "no other size")])
+def test_a_maze_with_a_side_above_a_hundred_is_refused_with_what_the_model_takes(position, limit):
+    model = tiny_model(task="maze", grid_height=3, position_embedding=position)
+    maze = "\n".join(["S" + " " * 99 + "G"] * 2)
+    refused = sort_by_size([model], [maze])[1]
+    assert isinstance(refused[0], OtherSizeError)
+    assert str(refused[0]).endswith(f"the model was made for 3x{model.config.grid_width} and takes {limit}.")
 
 
 def test_an_unsolvable_puzzle_is_never_called_solved(pipe):

@@ -10,28 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from air_model.blocks_air import AirLinear
+from air_model.blocks_air import AirLinear, forward_flops
 from air_model.configuration_air import AirConfig
 from air_model.records import cpu_name
-
-
-def forward_flops(config: AirConfig, positions: int | None = None) -> float:
-    """Floating-point operations of one pass of one puzzle through one stack (ANCHORS section 2b): 27.93 M a position
-    for full-size Sudoku. A multiply-add counts as two; norms, embeddings and heads are left out."""
-    t = config.num_stack_positions if positions is None else positions
-    d, inner = config.hidden_size, config.intermediate_size
-    if config.token_mixer == "mlp":
-        mixing = 2 * 3 * d * t * config.swiglu_width(config.num_state_positions)
-    else:
-        mixing = t * (2 * 4 * d * d) + 4 * t * t * d
-    layer = mixing + t * 2 * 3 * d * inner
-    layers = config.num_hidden_layers
-    if not config.shared_block:  # the mean of both stacks, weighted by how often each runs
-        runs = config.schedule
-        layers = (runs.count("l") * (config.l_layers or layers) + runs.count("h") * (config.h_layers or layers)) / len(
-            runs
-        )
-    return layer * layers
 
 
 def training_passes(config: AirConfig) -> int:
