@@ -236,6 +236,12 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
         f"- It takes {sizes_text(config)} of this task only, and it always answers: a"
         " wrong answer looks like a right one. Let the rules decide (`valid`), not the confidence."
     )
+    if config.task == "sudoku":
+        lines.append(
+            "- A classical solver needs microseconds for such a puzzle (the project's own answers 24,400 of"
+            " Sudoku-Extreme in a second on two cores). What this model shows is how far beliefs that were learned"
+            " from examples carry; it was never told a rule."
+        )
     return "\n".join(lines)
 
 
