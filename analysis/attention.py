@@ -39,8 +39,8 @@ class Geometry:
     """What the contrasts of a task are taken over.
 
     metrics: names, in order. classes: (beside a fault, not). neighbours (S, J): cells near each query, padded with 0.
-    weights (S, J, K): share with which neighbour j counts for mass k. local_faults: violation mass only counts faults
-    among the 4-neighbours (mazes); else anywhere.
+    weights (S, J, K): share with which neighbour j counts for mass k. divisors: of each mass. local_faults: violation
+    mass only counts faults among the 4-neighbours (mazes); else anywhere, and the share of positive contrasts is told.
     """
 
     metrics: tuple[str, ...]
@@ -49,29 +49,17 @@ class Geometry:
     weights: np.ndarray
     divisors: tuple[float, ...]
     local_faults: bool
-    share_positive: bool
 
     @classmethod
     def of(cls, task: GridTask) -> Geometry:
-        masks = dict(task.neighbours)
-        if task.name == "sudoku":
-            names, divisors = ("neighborhood",), (1.0,)
-        else:
-            names, divisors = ("nbr4", "nbr8", "window5"), (4.0, 8.0, 24.0)
-        stacked = np.stack(list(masks.values()), -1)  # (S, S, K)
+        sudoku = task.name == "sudoku"
+        masses = {"neighborhood": 1.0} if sudoku else {"nbr4": 4.0, "nbr8": 8.0, "window5": 24.0}
+        stacked = np.stack(list(task.neighbours.values()), -1)  # (S, S, K)
         near = stacked.any(-1)
-        width = near.sum(-1).max()
-        order = np.argsort(~near, axis=-1, kind="stable")[:, :width]  # near cells first, in order
+        order = np.argsort(~near, axis=-1, kind="stable")[:, : near.sum(-1).max()]  # near cells first, in order
         weights = np.take_along_axis(stacked, order[:, :, None], axis=1).astype(np.float64)
-        return cls(
-            metrics=(*names, "entropy", "violation"),
-            classes=("violation-adjacent" if task.name == "sudoku" else "error-adjacent", "control"),
-            neighbours=order,
-            weights=weights,
-            divisors=divisors,
-            local_faults=task.name != "sudoku",
-            share_positive=task.name == "sudoku",
-        )
+        classes = ("violation-adjacent" if sudoku else "error-adjacent", "control")
+        return cls((*masses, "entropy", "violation"), classes, order, weights, tuple(masses.values()), not sudoku)
 
 
 def query_mask(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
@@ -341,53 +329,42 @@ class AttentionResult:
                     part = np.stack(
                         [np.bincount(index, column, len(puzzles)) / np.maximum(counts, 1) for column in part.T], -1
                     )
+                positive = not self.geometry.local_faults
+                metrics = {m: interval(part[:, i], positive) for i, m in enumerate(self.geometry.metrics)}
                 out[str(layer)][name] = {
-                    "n_queries": int(chosen.sum()),
-                    "n_puzzles": len(puzzles),
-                    "metrics": {
-                        metric: interval(part[:, i], self.geometry.share_positive)
-                        for i, metric in enumerate(self.geometry.metrics)
-                    },
-                }
+                    "n_queries": int(chosen.sum()), "n_puzzles": len(puzzles), "metrics": metrics,
+                }  # fmt: skip
         return out
 
-    def by_step(self, aggregation: str = "pooled") -> dict[str, Any]:
-        """{ACT step: tables of that step}: how the contrasts evolve."""
-        return {str(step): self.tables(aggregation, [step]) for step in self.steps}
+    def by_step(self) -> dict[str, Any]:
+        """{ACT step: pooled tables of that step}: how the contrasts evolve."""
+        return {str(step): self.tables(steps=[step]) for step in self.steps}
 
     def per_head(self) -> dict[str, Any]:
         """{layer: {class: {head: {metric: {"mean", "ci95"}}}}}, rows pooled."""
-        out: dict[str, Any] = {}
-        for layer in range(self.layers):
-            out[str(layer)] = {}
-            for c, (name, mask) in enumerate(self._classes().items()):
-                n = int(mask.sum())
-                total = self.head_sum[:, :, layer, c].sum((0, 1))
-                square = self.head_square[:, :, layer, c].sum((0, 1))
-                mean = total / max(n, 1)
-                variance = np.maximum(square - n * mean**2, 0) / max(n - 1, 1)
-                ci = 1.96 * np.sqrt(variance / max(n, 1))
+        out: dict[str, Any] = {str(layer): {} for layer in range(self.layers)}
+        for c, (name, mask) in enumerate(self._classes().items()):
+            n = int(mask.sum())
+            total, square = (sums[:, :, :, c].sum((0, 1)) for sums in (self.head_sum, self.head_square))
+            mean = total / max(n, 1)  # (layers, heads, metrics)
+            variance = np.maximum(square - n * mean**2, 0) / max(n - 1, 1)
+            ci = 1.96 * np.sqrt(variance / max(n, 1))
+            for layer in range(self.layers):
                 out[str(layer)][name] = {
                     str(head): {
-                        metric: {"mean": float(mean[head, i]), "ci95": float(ci[head, i])}
-                        if n
-                        else {"mean": None, "ci95": None}
-                        for i, metric in enumerate(self.geometry.metrics)
+                        metric: {"mean": float(m), "ci95": float(e)} if n else {"mean": None, "ci95": None}
+                        for metric, m, e in zip(self.geometry.metrics, mean[layer, head], ci[layer, head])
                     }
-                    for head in range(total.shape[0])
+                    for head in range(mean.shape[1])
                 }
         return out
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per row and layer, for parquet."""
-        rows = len(self.puzzle)
-        out = {
-            "puzzle": np.repeat(self.puzzle, self.layers),
-            "act_step": np.repeat(self.step, self.layers),
-            "query": np.repeat(self.query, self.layers),
-            "class": np.repeat(np.array(self.geometry.classes)[1 - self.beside_fault.astype(int)], self.layers),
-            "layer": np.tile(np.arange(self.layers), rows),
-        }
+        classes = np.array(self.geometry.classes)[1 - self.beside_fault.astype(int)]
+        rows = {"puzzle": self.puzzle, "act_step": self.step, "query": self.query, "class": classes}
+        out = {name: np.repeat(values, self.layers) for name, values in rows.items()}
+        out["layer"] = np.tile(np.arange(self.layers), len(self.puzzle))
         for i, metric in enumerate(self.geometry.metrics):
             out[metric] = self.mean[:, :, i].reshape(-1)
             out[f"{metric}_best_head"] = self.best[:, :, i].reshape(-1)
@@ -413,26 +390,18 @@ def attention_study(study: Study, steps: Sequence[int] | None = None) -> Attenti
     """
     steps = checked_steps(study.model, steps)
     geometry = Geometry.of(study.task)
-    if study.task.name != "sudoku":
-        study.need_labels("The attention study of a maze")
-    parts: list[dict[str, np.ndarray]] = []
-    for part in in_chunks(
-        study, "attention", lambda some, first: _chunk(some, first, steps, geometry), steps=steps, top=TOP
-    ):
-        parts.append(part)
-    rows = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in ("puzzle", "step", "query", "beside_fault", "mean", "best")
-    }
-    summed = {name: np.concatenate([part[name] for part in parts]) for name in ("head_sum", "head_square")}
-    empty = sum(part["empty_rows"] for part in parts)
-    examples = np.concatenate([part["examples"] for part in parts])
+    if study.task.name != "sudoku" and study.labels is None:
+        raise ValueError(
+            "The attention study of a maze compares with the right answers, but these puzzles come without labels."
+        )
+    work = lambda some, first: _chunk(some, first, steps, geometry)  # noqa: E731
+    parts = list(in_chunks(study, "attention", work, steps=steps, top=TOP))
+    merged: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    merged["empty_rows"] = sum(part["empty_rows"] for part in parts)
+    examples = merged["examples"]
     examples = examples[np.argsort(-examples["score"], kind="stable")][:TOP]
-    names = examples.dtype.names
-    return AttentionResult(
-        geometry, steps, **rows, **summed, empty_rows=empty,
-        examples=[{name: example[name].item() for name in names} for example in examples],
-    )  # fmt: skip
+    merged["examples"] = [dict(zip(examples.dtype.names, example.tolist())) for example in examples]
+    return AttentionResult(geometry, steps, **merged)
 
 
 _EXAMPLE = np.dtype(
@@ -462,19 +431,12 @@ def _chunk(part: Study, first: int, steps: tuple[int, ...], geometry: Geometry) 
     order = order[np.isfinite(score.reshape(-1)[order])]
     p, s, layer, _ = np.unravel_index(order, score.shape)
     head, at = np.divmod(a["score_at"].reshape(-1)[order], a["queries"].shape[1])
+    columns = (p + first, np.array(steps)[s], layer, head, a["queries"][p, at], score.reshape(-1)[order])
     examples = np.zeros(len(order), _EXAMPLE)
-    for name, column in (
-        ("puzzle", p + first), ("act_step", np.array(steps)[s]), ("layer", layer), ("head", head),
-        ("query", a["queries"][p, at]), ("score", score.reshape(-1)[order]),
-    ):  # fmt: skip
+    for name, column in zip(_EXAMPLE.names, columns):
         examples[name] = column
-    return {
-        **rows,
-        "head_sum": a["head_sum"],
-        "head_square": a["head_square"],
-        "empty_rows": a["empty_rows"].sum((0, 1)),
-        "examples": examples,
-    }
+    heads = {name: a[name] for name in ("head_sum", "head_square")}
+    return {**rows, **heads, "empty_rows": a["empty_rows"].sum((0, 1)), "examples": examples}
 
 
 @dataclass

@@ -8,10 +8,11 @@ own folder, and the top one holds what is said about them together.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import gzip
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,13 @@ import numpy as np
 import torch
 
 from air_model.analysis import attention, figures, findings, freeze, geometry, plots, report, rollout
-from air_model.analysis.common import (
-    Study,
-    markdown_table,
-    number,
-    plus_minus,
-    variant_name,
-    write_parquet,
-)
+from air_model.analysis.common import Study, markdown_table, number, plus_minus, variant_name, write_parquet
 from air_model.analysis.interventions import parse_intervention
 from air_model.processing_air import GridTask, make_task, task_from_config
 from air_model.records import write_json, write_text
 from air_model.solving_air import AirRollout
 
-
-@dataclass
-class Options:
-    """What the command line decides; see `scripts/analyze.py --help`."""
-
-    models: list[str]
-    data: str
-    output_dir: Path
-    split: str = "test"
-    limit: int | None = None
-    batch_size: int | None = None
-    steps: list[int] | None = None
-    interventions: list[str] = field(default_factory=list)
-    pictures: int = 2
-    device: str | None = None
-    dtype: str | None = None
-    figures: bool = True
-    parquet: bool = False
-    cache: bool = True
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        self.output_dir = Path(self.output_dir)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit must be 1 or more, got {self.limit}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"--batch-size must be 1 or more, got {self.batch_size}.")
+Options = argparse.Namespace  # of scripts/analyze.py
 
 
 def load_study(model: str, options: Options, output_dir: Path) -> Study:
@@ -81,32 +49,26 @@ def load_study(model: str, options: Options, output_dir: Path) -> Study:
             f"The model solves {own!r} but {options.data} holds {found!r}: give data of the model's task and size."
         )
     puzzles = load_puzzles(options.data, options.split, task=own, limit=options.limit)
-    ids = None if air.config.num_puzzle_identifiers < 2 else puzzles.puzzle_ids
     return Study(
         air,
         puzzles.inputs,
         puzzles.labels,
-        ids,
-        puzzles.task,
-        options.batch_size,
-        None if options.dtype is None else getattr(torch, options.dtype),
-        output_dir / "cache" if options.cache else None,
-        options.progress,
-        puzzles.source or str(options.data),
+        None if air.config.num_puzzle_identifiers < 2 else puzzles.puzzle_ids,
+        batch_size=options.batch_size,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        cache_dir=output_dir / "cache" if options.cache else None,
+        progress=options.progress,
+        source=puzzles.source or str(options.data),
     )
 
 
-def record(study: Study, output_dir: Path, **results: Any) -> dict[str, Any]:
+def record(study: Study, output_dir: Path, **results: Any) -> None:
     """Add results to the folder's analysis.json; entries of another model or other puzzles are dropped."""
-    path = output_dir / "analysis.json"
-    key = study.fingerprint()
+    path, key = output_dir / "analysis.json", study.fingerprint()
     kept: dict[str, Any] = {}
     if path.exists():
-        try:
+        with contextlib.suppress(ValueError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            kept = {}
-        kept = kept if kept.get("study") == key else {}
     labels = study.labels if study.labels is not None else [None] * len(study)
     head = {
         "task": study.task.name,
@@ -114,14 +76,16 @@ def record(study: Study, output_dir: Path, **results: Any) -> dict[str, Any]:
         "study": key,
         "source": study.source,
         "n_puzzles": len(study),
-        "puzzles": [
-            [study.task.decode(p.numpy()), None if a is None else study.task.decode(a.numpy())]
-            for p, a in zip(study.inputs, labels)
-        ],
-    }
-    whole = {**kept, **head, **results}
-    write_json(path, whole)
-    return whole
+        "puzzles": [[None if grid is None else study.task.decode(grid.numpy()) for grid in pair]
+                    for pair in zip(study.inputs, labels)],
+    }  # fmt: skip
+    write_json(path, {**(kept if kept.get("study") == key else {}), **head, **results})
+
+
+def finished(out: Path, name: str, sections: list[str]) -> list[str]:
+    """The sections of a study's Markdown, written to its file."""
+    write_text(out / f"{name}.md", "\n".join(sections))
+    return sections
 
 
 # ---- the studies ---------------------------------------------------------------------------------------------------
@@ -132,15 +96,10 @@ def run_rollout(study: Study, options: Options, out: Path) -> list[str]:
     result = rollout.rollout_study(study, keep=max(1, options.pictures))
     curves = result.curves()
     grids = [
-        {
-            "puzzle": i,
-            **{
-                name: [study.task.decode(tokens) for tokens in result.tokens[state][i]]
-                for state, name in freeze.STATES.items()
-            },
-        }
+        {"puzzle": i, **{name: [study.task.decode(tokens) for tokens in result.tokens[state][i]]
+                         for state, name in freeze.STATES.items()}}
         for i in range(len(result.tokens["h"]))
-    ]
+    ]  # fmt: skip
     record(study, out, rollout={"updates": result.updates, "curves": curves, "first_puzzles": grids})
     shape = (len(result.updates), study.task.height, study.task.width)
     np.savez_compressed(
@@ -155,33 +114,26 @@ def run_rollout(study: Study, options: Options, out: Path) -> list[str]:
         draw_rollouts(study, result, out)
     rows = []
     for state, by in curves.items():
-        last = {name: 100 * float(np.asarray(values["mean"])[-1]) for name, values in by.items()}
-        error = {name: 100 * float(np.asarray(values["sem"])[-1]) for name, values in by.items()}
-        rows.append(
-            [state]
-            + [plus_minus(last.get(m), error.get(m), 1) for m in ("accuracy", "exact", "blank", "pad")]
-            + [number(last["margin"] / 100, 2)]
-        )
+        last = {m: [100 * float(by[m][key][-1]) for key in ("mean", "sem")] if m in by else (None, None)
+                for m in rollout.MEASURES}  # fmt: skip
+        cells = [plus_minus(*last[m], 1) for m in ("accuracy", "exact", "blank", "pad")]
+        rows.append([state, *cells, number(last["margin"][0] / 100, 2)])
     blank = "free cells" if study.task.name == "maze" else "blank"
-    table = markdown_table(
-        ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"], rows
-    )
+    header = ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"]
     text = (
         f"## Roll-out\n\nAfter the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles.\n\n"
     )
-    sections = [text + table, held_back_sentence(curves, study.task)]
-    write_text(out / "rollout.md", "\n".join(sections))
-    return sections
+    return finished(out, "rollout", [text + markdown_table(header, rows), held_back_sentence(curves, study.task)])
 
 
 def held_back_sentence(curves: dict[str, Any], task: GridTask) -> str:
     """Which state holds more cells back, as measured; a free cell of a maze is an answer, a Sudoku's blank is not."""
-    kinds = ("pad",) if task.name == "maze" else ("blank", "pad")
+    kinds = {"pad": "PAD"} if task.name == "maze" else {"blank": "blank", "pad": "PAD"}
     share = {s: sum(float(np.mean(by[kind]["mean"])) for kind in kinds) for s, by in curves.items()}
     more, less = ("z_L", "z_H") if share["z_L"] >= share["z_H"] else ("z_H", "z_L")
     return (
-        f"Over the roll-out {more} leaves {100 * share[more]:.2f} % of its cells "
-        f"{' or '.join('PAD' if kind == 'pad' else kind for kind in kinds)}, {less} {100 * share[less]:.2f} %.\n"
+        f"Over the roll-out {more} leaves {100 * share[more]:.2f} % of its cells {' or '.join(kinds.values())}, "
+        f"{less} {100 * share[less]:.2f} %.\n"
     )
 
 
@@ -201,14 +153,13 @@ def draw_rollouts(study: Study, result: rollout.RolloutResult, out: Path) -> Non
     for stale in folder.glob("rollout_[0-9]*"):  # of an earlier call with more pictures or other puzzles
         stale.unlink()
     named = [(m, "decoded free, %" if m == "blank" and study.task.name == "maze" else t, f) for m, t, f in CURVES]
-    plots.state_curves(result.curves(), named, folder / "rollout_curves.png", per_step=result.per_step)
+    plots.state_curves(result.curves(), named, folder / "rollout_curves.png", result.per_step)
     for i in range(len(result.tokens["h"])):
-        label = None if study.labels is None else study.labels[i].numpy()
-        common: dict[str, Any] = {"label": label, "row": i, "per_step": result.per_step}
-        puzzle = study.inputs[i].numpy()
-        figures.draw_rollout(result.rollout, puzzle, study.task, folder / f"rollout_{i}.png", **common)
-        figures.draw_film_strip(result.rollout, puzzle, study.task, folder / f"rollout_{i}_strip.png", **common)
-        figures.animate_rollout(result.rollout, puzzle, study.task, folder / f"rollout_{i}.gif", **common)
+        which = {"label": None if study.labels is None else study.labels[i].numpy(), "row": i}
+        given = (result.rollout, study.inputs[i].numpy(), study.task)
+        for draw, name in ((figures.draw_rollout, ".png"), (figures.draw_film_strip, "_strip.png"),
+                           (figures.animate_rollout, ".gif")):  # fmt: skip
+            draw(*given, folder / f"rollout_{i}{name}", **which, per_step=result.per_step)
 
 
 def run_freeze(study: Study, options: Options, out: Path) -> list[str]:
@@ -225,13 +176,10 @@ def run_freeze(study: Study, options: Options, out: Path) -> list[str]:
         folder = out / "figures"
         note = f"mean over {len(result)} puzzles; bars: std over puzzles"
         plots.freeze_bars(summary, folder / "freeze.png", title=note)
-        plots.freeze_series(series, study.updates, folder / "freeze_series.png")
+        plots.freeze_series(series, folder / "freeze_series.png")
         if result.exact is not None:
-            rows = [
-                (run.replace("freeze_z_", "freeze z_"), summary[f"{run}.z_H"]["exact_accuracy"]["mean"],
-                 summary[f"{run}.z_H"]["exact_accuracy"]["sem"])
-                for run in result.flips
-            ]  # fmt: skip
+            exact = {run: summary[f"{run}.z_H"]["exact_accuracy"] for run in result.flips}
+            rows = [(run.replace("freeze_z_", "freeze z_"), e["mean"], e["sem"]) for run, e in exact.items()]
             plots.intervention_bars(rows, folder / "interventions.png")
     table = freeze.freeze_table(summary, freeze.published(study.task))
     lead = (
@@ -239,9 +187,7 @@ def run_freeze(study: Study, options: Options, out: Path) -> list[str]:
         f"mean ± std over {len(result)} puzzles; published: mean ± std over five seeds. There the spread between "
         "seeds is as large as some of the effects.\n\n"
     )
-    sections = [lead + table, freeze_sentence(summary)]
-    write_text(out / "freeze.md", "\n".join(sections))
-    return sections
+    return finished(out, "freeze", [lead + table, freeze_sentence(summary)])
 
 
 def freeze_sentence(summary: dict[str, Any]) -> str:
@@ -258,40 +204,33 @@ def run_attention(study: Study, options: Options, out: Path) -> list[str]:
     """Attention contrasts of all layers and heads."""
     result = attention.attention_study(study, options.steps)
     tables = {name: result.tables(name) for name in attention.AGGREGATIONS}
+    names = {name: "attention" + ("" if name == "pooled" else f"_{name}") for name in tables}
     by_step, per_head = result.by_step(), result.per_head()
-    record(
-        study,
-        out,
-        attention=tables["pooled"],
-        attention_per_puzzle=tables["per_puzzle"],
-        attention_per_puzzle_mean_heads=tables["per_puzzle_mean_heads"],
-        attention_by_step=by_step,
-        attention_per_head=per_head,
-        attention_settings={
-            "act_steps": list(result.steps),
-            "aggregations": {
-                f"attention{'' if k == 'pooled' else '_' + k}": v for k, v in attention.AGGREGATIONS.items()
-            },
-            "rows_without_mass": {
-                "L": result.empty_rows[:, 0],
-                "H": result.empty_rows[:, 1],
-                "per": "layer, all heads",
-            },
-            "examples": result.examples,
-        },
-    )
+    settings = {
+        "act_steps": list(result.steps),
+        "aggregations": {names[name]: note for name, note in attention.AGGREGATIONS.items()},
+        "rows_without_mass": {"L": result.empty_rows[:, 0], "H": result.empty_rows[:, 1], "per": "layer, all heads"},
+        "examples": result.examples,
+    }
+    own = {"attention_by_step": by_step, "attention_per_head": per_head, "attention_settings": settings}
+    record(study, out, **{names[name]: table for name, table in tables.items()}, **own)
     if options.parquet:
         write_parquet(out / "attention.parquet", result.columns())
     if options.figures:
-        draw_attention(study, result, tables, by_step, per_head, out)
+        folder = out / "figures"
+        for name, note in attention.AGGREGATIONS.items():
+            plots.attention_bars(tables[name], folder / f"attention_{name}.png", title=note)
+        plots.attention_by_step(by_step, folder / "attention_by_step.png")
+        for name in result.geometry.classes:
+            plots.attention_heads(per_head, name, folder / f"attention_heads_{name}.png")
+        if result.examples:
+            draw_example(study, result.examples[0], result.steps, folder)
     sections = [f"## Attention\n\nL- against H-updates at ACT steps {', '.join(map(str, result.steps))}.\n"]
-    for name, note in attention.AGGREGATIONS.items():
-        sections.append(f"\n### {note}\n\n" + attention_table(tables[name]))
-    empty = result.empty_rows.sum()
-    sections.append(f"{int(empty):,} attention rows held no mass on any cell in float32 and count as uniform.\n")
+    sections += [f"\n### {note}\n\n{attention_table(tables[name])}" for name, note in attention.AGGREGATIONS.items()]
+    empty = int(result.empty_rows.sum())
+    sections.append(f"{empty:,} attention rows held no mass on any cell in float32 and count as uniform.\n")
     sections.append(attention_sentence(tables["pooled"], result.geometry.metrics[0]))
-    write_text(out / "attention.md", "\n".join(sections))
-    return sections
+    return finished(out, "attention", sections)
 
 
 def attention_table(table: dict[str, Any]) -> str:
@@ -307,51 +246,32 @@ def attention_table(table: dict[str, Any]) -> str:
 
 def attention_sentence(table: dict[str, Any], metric: str) -> str:
     """Whether L-updates look closer than H-updates, per layer, as measured."""
-    nearer, farther = [], []
+    found: dict[bool, list[str]] = {True: [], False: []}
     for layer, classes in table.items():
-        entries = [entry for entry in classes.values() if entry["n_queries"]]
-        total = sum(entry["n_queries"] for entry in entries)
-        if total:
-            mean = sum(entry["n_queries"] * entry["metrics"][metric]["mean"] for entry in entries) / total
-            (nearer if mean > 0 else farther).append(layer)
-    parts = []
-    if nearer:
-        parts.append(
-            f"in layer{'s' if len(nearer) > 1 else ''} {', '.join(nearer)} L-updates look nearer than H-updates"
-        )
-    if farther:
-        parts.append(f"in layer{'s' if len(farther) > 1 else ''} {', '.join(farther)} they do not")
+        pairs = [(e["n_queries"], e["metrics"][metric]["mean"]) for e in classes.values() if e["n_queries"]]
+        if pairs:
+            found[sum(n * mean for n, mean in pairs) > 0].append(layer)
+    ends = {True: "L-updates look nearer than H-updates", False: "they do not"}
+    parts = [
+        f"in layer{'s' * (len(layers) > 1)} {', '.join(layers)} {ends[near]}"
+        for near, layers in found.items()
+        if layers
+    ]
     return f"Averaged over all rows, {' and '.join(parts) or 'there is nothing to compare'} ({metric}).\n"
 
 
-def draw_attention(
-    study: Study, result: attention.AttentionResult, tables: dict[str, Any], by_step: dict[str, Any],
-    per_head: dict[str, Any], out: Path,
-) -> None:  # fmt: skip
-    folder = out / "figures"
-    for name, note in attention.AGGREGATIONS.items():
-        plots.attention_bars(tables[name], folder / f"attention_{name}.png", title=note)
-    plots.attention_by_step(by_step, folder / "attention_by_step.png")
-    for name in result.geometry.classes:
-        plots.attention_heads(per_head, name, folder / f"attention_heads_{name}.png")
-    if not result.examples:
-        return
-    best = result.examples[0]
+def draw_example(study: Study, best: dict[str, Any], steps: Sequence[int], folder: Path) -> None:
+    """The most telling query, at its ACT step and over all of them."""
     row, query, step = best["puzzle"], best["query"], best["act_step"]
-    maps = attention.attention_maps(study, row, best["layer"], best["head"], result.steps)
-    at = maps.steps.index(step)
-    label = None if study.labels is None else study.labels[row].numpy()
+    maps = attention.attention_maps(study, row, best["layer"], best["head"], steps)
+    at, grid = maps.steps.index(step), {"puzzle": study.inputs[row].numpy()}
+    grid["label"] = None if study.labels is None else study.labels[row].numpy()
     where = f"layer {best['layer']}, head {best['head']}, {study.task.cell(query)}"
     title = f"puzzle {row}, {where}, score {best['score']:.3f}"
-    common: dict[str, Any] = {"puzzle": study.inputs[row].numpy(), "label": label}
-    plots.attention_example(
-        maps.l[at], maps.h[at], maps.decoded[at], query, study.task, folder / "attention_example.png",
-        title=f"{title}, ACT step {step}", **common,
-    )  # fmt: skip
-    plots.attention_evolution(
-        maps.l, maps.h, maps.decoded, maps.steps, query, study.task, folder / "attention_evolution.png",
-        title=title, **common,
-    )  # fmt: skip
+    one = (maps.l[at], maps.h[at], maps.decoded[at], query, study.task, folder / "attention_example.png")
+    plots.attention_example(*one, title=f"{title}, ACT step {step}", **grid)
+    every = (maps.l, maps.h, maps.decoded, maps.steps, query, study.task, folder / "attention_evolution.png")
+    plots.attention_evolution(*every, title=title, **grid)
 
 
 GEOMETRY_CURVES = (
@@ -367,32 +287,14 @@ def run_geometry(study: Study, options: Options, out: Path) -> list[str]:
     curves, convergence = result.curves(), result.convergence()
     halting, failures, paths = result.halting(), result.failures(), result.trajectories()
     probed = geometry.probes(study)
-    record(
-        study,
-        out,
-        geometry={
-            "curves": curves,
-            "convergence": convergence,
-            "halting": halting,
-            "failures": failures,
-            "explained_variance": {name: paths[name]["explained"] for name in ("z_H", "z_L")},
-            "probes": probed,
-        },
-    )
+    explained = {name: paths[name]["explained"] for name in ("z_H", "z_L")}
+    numbers = {"curves": curves, "convergence": convergence, "halting": halting, "failures": failures}
+    record(study, out, geometry={**numbers, "explained_variance": explained, "probes": probed})
     if options.parquet:
-        n, updates = result.cosine.shape
-        columns: dict[str, Any] = {
-            "puzzle": np.repeat(np.arange(n), updates),
-            "update": np.tile(np.arange(updates), n),
-            "cosine": result.cosine.reshape(-1),
-        }
-        for state, name in freeze.STATES.items():
-            columns[f"norm_{name}"] = result.norm[state].reshape(-1)
-            columns[f"step_{name}"] = result.step[state].reshape(-1)
-        write_parquet(out / "geometry.parquet", columns)
+        write_parquet(out / "geometry.parquet", result.columns())
     if options.figures:
         folder = out / "figures"
-        plots.state_curves(curves, GEOMETRY_CURVES, folder / "geometry.png", per_step=result.per_step)
+        plots.state_curves(curves, GEOMETRY_CURVES, folder / "geometry.png", result.per_step)
         plots.convergence_curves(convergence, folder / "convergence.png")
         plots.trajectories_figure(paths, folder / "trajectories.png")
         if halting is not None and failures is not None:
@@ -408,9 +310,7 @@ def run_geometry(study: Study, options: Options, out: Path) -> list[str]:
         ("Failures", geometry.say_failures(failures)),
         ("Probes", geometry.say_probes(probed)),
     )
-    sections = [f"## {title}\n\n{sentence}\n" for title, sentence in parts]
-    write_text(out / "geometry.md", "\n".join(sections))
-    return sections
+    return finished(out, "geometry", [f"## {title}\n\n{sentence}\n" for title, sentence in parts])
 
 
 STUDIES: dict[str, Callable[[Study, Options, Path], list[str]]] = {
@@ -424,9 +324,9 @@ STUDIES: dict[str, Callable[[Study, Options, Path], list[str]]] = {
 def analyze(command: str, options: Options) -> Path:
     """Run one command for every model; returns the folder with the results."""
     names = _folder_names(options.models)
-    entries = []
+    several, entries = len(names) > 1, []
     for model, name in zip(options.models, names):
-        out = options.output_dir / name if len(names) > 1 else options.output_dir
+        out = options.output_dir / name if several else options.output_dir
         study = load_study(model, options, out)
         commands = list(STUDIES) if command == "report" else [command]
         if command == "report" and study.config.token_mixer != "attention":
@@ -436,15 +336,11 @@ def analyze(command: str, options: Options) -> Path:
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
-            size = sum(p.numel() for p in study.model.parameters())
-            about = findings.describe(study.config, Path(model).name, size)
+            about = findings.describe(study.config, Path(model).name, study.model.num_parameters())
             whole = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
             write_text(out / "summary.json", json.dumps(findings.summarize(whole, about)) + "\n")
-    if len(names) > 1 and command in ("freeze", "report"):
-        together(options, names, study.task)
+    overall = together(options, names, study.task) if several and command in ("freeze", "report") else ""
     if command == "report":
-        summary = options.output_dir / "freeze_runs.md"
-        overall = summary.read_text(encoding="utf-8") if len(names) > 1 else ""
         report.write(options.output_dir, entries, overall)
     return options.output_dir
 
@@ -453,11 +349,11 @@ def describe(study: Study, model: str) -> str:
     """Markdown: what was studied, for the head of a report."""
     config = study.config
     rule = variant_name(config) or "a rule of its own"
-    size = sum(p.numel() for p in study.model.parameters())
     depth = config.num_hidden_layers if config.shared_block else f"{config.l_layers} + {config.h_layers}"
     lines = [
-        f"- model: `{model}`, variant {rule}, {size:,} parameters, width {config.hidden_size}, layers {depth}, "
-        f"{config.num_attention_heads} heads, {config.halt_max_steps} ACT steps of `{config.schedule}`",
+        f"- model: `{model}`, variant {rule}, {study.model.num_parameters():,} parameters, width "
+        f"{config.hidden_size}, layers {depth}, {config.num_attention_heads} heads, {config.halt_max_steps} ACT steps "
+        f"of `{config.schedule}`",
         f"- puzzles: {len(study):,} of {study.source} ({study.task!r})",
         f"- computed on {study.device.type}, {'default precision' if study.dtype is None else study.dtype}",
     ]
@@ -466,75 +362,71 @@ def describe(study: Study, model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def redraw_published(folder: Path, output_dir: Path, dpi: int = figures.DPI) -> list[Path]:
+def redraw_published(folder: Path, output_dir: Path) -> list[Path]:
     """Draw the paper's figures from its own numbers, by the functions that draw ours.
 
     Args:
         folder: freeze_5runs.json, attention_bars.json, attention_{sudoku,maze}_{example,evolution}.npz and .json,
             and rollout_sudoku_*.json.gz, all as the public repository has them; what is missing is left out.
     """
-    folder, output_dir, out = Path(folder), Path(output_dir), []
 
     def stored(name: str) -> Any:
         opener = gzip.open if name.endswith(".gz") else open
         with opener(folder / name, "rt", encoding="utf-8") as stream:
             return json.load(stream)
 
+    out: list[Path] = []
     for name in ("sudoku", "maze"):
         task = make_task(name)
         if (folder / "freeze_5runs.json").exists():
             table = freeze.from_published(stored("freeze_5runs.json"), name)
             note = "published: mean ± std over five seeds (dots), 1,000 puzzles each"
-            out.append(plots.freeze_bars(table, output_dir / f"freeze_{name}.png", title=note, dpi=dpi))
+            out.append(plots.freeze_bars(table, output_dir / f"freeze_{name}.png", title=note))
         if (folder / "attention_bars.json").exists():
             bars = plots.attention_from_published(stored("attention_bars.json"), name)
             note = attention.AGGREGATIONS["per_puzzle"] if name == "sudoku" else "all heads averaged"
             path = output_dir / f"attention_bars_{name}.png"
-            out.append(plots.attention_bars(bars, path, title=f"published: {note}", dpi=dpi))
+            out.append(plots.attention_bars(bars, path, title=f"published: {note}"))
         for kind in ("example", "evolution"):
-            if not (folder / f"attention_{name}_{kind}.npz").exists():
-                continue
-            where, maps = stored(f"attention_{name}_{kind}.json"), np.load(folder / f"attention_{name}_{kind}.npz")
-            decoded = next(maps[key] for key in maps.files if key.startswith("decoded"))
-            common: dict[str, Any] = {
-                "puzzle": maps["input_grid"].ravel() if "input_grid" in maps.files else None,
-                "label": maps["label_grid"].ravel() if "label_grid" in maps.files else None,
-                "title": f"published: puzzle {where['puzzle']}, layer {where['layer']}, head {where['head']}",
-                "dpi": dpi,
-            }
-            path, query = output_dir / f"attention_{kind}_{name}.png", where["query_idx"]
-            if kind == "example":
-                out.append(plots.attention_example(maps["l_map"], maps["h_map"], decoded, query, task, path, **common))
-            else:
-                grids = decoded.reshape(len(decoded), -1)
-                out.append(
-                    plots.attention_evolution(
-                        maps["l_maps"], maps["h_maps"], grids, maps["cycles"].tolist(), query, task, path, **common
-                    )
-                )
+            if (folder / f"attention_{name}_{kind}.npz").exists():
+                maps = dict(np.load(folder / f"attention_{name}_{kind}.npz"))
+                path = output_dir / f"attention_{kind}_{name}.png"
+                out.append(_redraw_attention(maps, stored(f"attention_{name}_{kind}.json"), task, path))
     for path in sorted(folder.glob("rollout_sudoku_*.json.gz")):
         run = stored(path.name)
         traces = [trace for step in run["act_steps"] for trace in step["recursive_traces"]]
-        grids = {key: np.array([t[key] for t in traces]).reshape(len(traces), -1) for key in ("pred_H", "pred_L")}
-        rolled = AirRollout(grids["pred_H"], grids["pred_L"], [t["stage"].lower() for t in traces])
+        grids = [np.array([t[key] for t in traces]).reshape(len(traces), -1) for key in ("pred_H", "pred_L")]
+        rolled = AirRollout(*grids, [t["stage"].lower() for t in traces])
         puzzle, label = np.array(run["input"]).ravel(), np.array(run["solution"]).ravel()
         target = output_dir / path.name.replace(".json.gz", ".png")
-        out.append(figures.draw_film_strip(rolled, puzzle, make_task("sudoku"), target, label=label, dpi=dpi))
+        out.append(figures.draw_film_strip(rolled, puzzle, make_task("sudoku"), target, label=label))
     if not out:
         raise FileNotFoundError(f"{folder} holds none of the published result files: see redraw_published.")
     return out
 
 
+def _redraw_attention(maps: dict[str, np.ndarray], where: dict[str, Any], task: GridTask, path: Path) -> Path:
+    decoded = next(grids for key, grids in maps.items() if key.startswith("decoded"))
+    given: dict[str, Any] = {
+        name: maps[f"{stored}_grid"].ravel() if f"{stored}_grid" in maps else None
+        for name, stored in (("puzzle", "input"), ("label", "label"))
+    }
+    given["title"] = f"published: puzzle {where['puzzle']}, layer {where['layer']}, head {where['head']}"
+    query = where["query_idx"]
+    if "l_map" in maps:
+        return plots.attention_example(maps["l_map"], maps["h_map"], decoded, query, task, path, **given)
+    steps = maps["cycles"].tolist()
+    return plots.attention_evolution(maps["l_maps"], maps["h_maps"], decoded, steps, query, task, path, **given)
+
+
 def _folder_names(models: Sequence[str]) -> list[str]:
     """A folder name per model, unique."""
     names = [Path(model).name or "model" for model in models]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{i}-{name}" for i, name in enumerate(names)]
+    return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
 
 
-def together(options: Options, names: Sequence[str], task: GridTask) -> None:
-    """Freeze tables of several checkpoints as mean ± std over them."""
+def together(options: Options, names: Sequence[str], task: GridTask) -> str:
+    """Freeze tables of several checkpoints as mean ± std over them, in Markdown; also written."""
     results = [json.loads((options.output_dir / name / "analysis.json").read_text()) for name in names]
     if len({result["task"] for result in results}) > 1:
         raise ValueError("The models solve different tasks: their results have no common mean.")
@@ -548,3 +440,4 @@ def together(options: Options, names: Sequence[str], task: GridTask) -> None:
     text = lead + freeze.freeze_table(table, freeze.published(task))
     write_text(options.output_dir / "freeze_runs.md", text)
     print(text)
+    return text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,6 @@ class Study:
     cache_dir: Path | None = None
     progress: bool = False
     source: str = ""
-    _model_hash: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         own = task_from_config(self.model.config)
@@ -77,11 +78,6 @@ class Study:
         """The letters of all updates of a run with all ACT steps."""
         return list(self.config.schedule) * self.config.halt_max_steps
 
-    def need_labels(self, what: str) -> Tensor:
-        if self.labels is None:
-            raise ValueError(f"{what} compares with the right answers, but these puzzles come without labels.")
-        return self.labels
-
     def slots(self) -> int:
         """Puzzles computed at once."""
         if self.batch_size is not None:
@@ -92,16 +88,9 @@ class Study:
 
     def part(self, rows: slice) -> Study:
         """The same study of some of its puzzles."""
-        return Study(
-            self.model,
-            self.inputs[rows],
-            None if self.labels is None else self.labels[rows],
-            None if self.puzzle_ids is None else self.puzzle_ids[rows],
-            self.task,
-            self.slots(),
-            self.dtype,
-            source=self.source,
-        )
+        labels, ids = (None if values is None else values[rows] for values in (self.labels, self.puzzle_ids))
+        own = {"inputs": self.inputs[rows], "labels": labels, "puzzle_ids": ids, "batch_size": self.slots()}
+        return dataclasses.replace(self, **own, cache_dir=None, progress=False)
 
     def solve(self, **kwargs: Any) -> Any:
         """`AirModel.solve` of all puzzles, with this study's batch size and precision."""
@@ -110,19 +99,26 @@ class Study:
 
     def fingerprint(self, **settings: Any) -> str:
         """Hash of weights, config, puzzles and settings: names a cache that may be reused."""
-        if not self._model_hash:
-            digest = hashlib.blake2b(
-                repr(sorted(self.config.to_diff_dict().items(), key=str)).encode(), digest_size=16
-            )
-            for name, tensor in sorted(self.model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-            self._model_hash = digest.hexdigest()
-        digest = hashlib.blake2b(self._model_hash.encode(), digest_size=12)
+        digest = hashlib.sha256()
+        add_model(digest, self.model)
         for part in (self.inputs, self.labels, self.puzzle_ids):
             digest.update(b"-" if part is None else part.contiguous().numpy().tobytes())
         digest.update(json.dumps([str(self.dtype), self.device.type, settings], sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+        return digest.hexdigest()[:24]
+
+
+def add_model(digest: Any, model: AirModel) -> None:
+    """Add weights and config to a hash, wherever the model's folder lies and whatever the library's release."""
+    for name, weight in sorted(model.state_dict().items()):
+        # Sums of the bits as whole numbers: nothing large leaves a GPU, and unlike sums of floats they do not depend
+        # on the number of threads, which `torchrun` changes.
+        kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = weight.detach().contiguous().view(-1).view(kinds[weight.element_size()]).long()
+        place = torch.arange(1, len(bits) + 1, device=bits.device)
+        digest.update(repr((name, int(bits.sum()), int((bits * place).sum()))).encode())
+    passing = ("dtype", "transformers_version", "_name_or_path")
+    config = {k: v for k, v in model.config.to_dict().items() if k not in passing}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
 
 
 def _tokens(values: Any) -> Tensor:
@@ -147,25 +143,16 @@ def in_chunks(
         for first in range(0, len(study), size):
             rows = slice(first, min(first + size, len(study)))
             file = None if folder is None else folder / f"{first:07d}.npz"
-            result = None if file is None else _read_npz(file)
-            if result is None:
+            if file is not None and file.exists():
+                with np.load(file, allow_pickle=False) as stored:
+                    result = dict(stored)
+            else:
                 result = compute(study.part(rows), first)
                 if file is not None:
-                    _write_npz(file, result)
+                    with whole(file) as partial, open(partial, "wb") as stream:
+                        np.savez(stream, **result)
             bar.update(rows.stop - rows.start)
             yield result
-
-
-def _read_npz(file: Path) -> dict[str, np.ndarray] | None:
-    if not file.exists():
-        return None
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)
-
-
-def _write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    with whole(file) as partial, open(partial, "wb") as stream:
-        np.savez(stream, **arrays)
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -184,26 +171,31 @@ def mean_std_sem(values: Any, axis: int = 0) -> dict[str, Any]:
 def interval(values: Any, share_positive: bool = False) -> dict[str, float | None]:
     """{"mean", "ci95"} of a sample (1.96 * std / sqrt(n), std with n - 1, 0 where n = 1); None where it is empty."""
     stats = mean_std_sem(np.asarray(values, np.float64).reshape(-1))
-    out = {"mean": None, "ci95": None} if not stats["n"] else {
-        "mean": float(stats["mean"]), "ci95": float(1.96 * stats["sem"])
-    }  # fmt: skip
+    known = stats["n"] > 0
+    out = {"mean": float(stats["mean"]) if known else None, "ci95": float(1.96 * stats["sem"]) if known else None}
     if share_positive:
-        out["share_positive"] = float(np.mean(np.asarray(values) > 0)) if stats["n"] else None
+        out["share_positive"] = float(np.mean(np.asarray(values) > 0)) if known else None
     return out
 
 
-def variant_name(config: AirConfig) -> str | None:
+def summary(values: Sequence[float]) -> str:
+    """Percentages as mean ± sample standard deviation; one value stands alone, none is an empty cell."""
+    if not values:
+        return ""
+    mean = share(statistics.mean(values))
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+INJECTION = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
+
+
+def variant_name(config: AirConfig, rule: Sequence[str] = (*INJECTION, "q_continue", "gradient_scope")) -> str | None:
     """The published variant whose rule this config follows; None for a rule of one's own.
 
-    Sizes, tasks and training choices do not matter, only what changes the update rule.
+    Sizes, tasks and training choices do not matter, only the fields of the update rule: `rule`.
     """
-    rule = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer", "q_continue")
-    fields = {name: getattr(config, name) for name in (*rule, "gradient_scope")}
-    for name in VARIANTS:
-        row = AirConfig.from_variant(name)
-        if all(getattr(row, key) == value for key, value in fields.items()):
-            return name
-    return None
+    rows = ((name, AirConfig.from_variant(name)) for name in VARIANTS)
+    return next((name for name, row in rows if all(getattr(row, f) == getattr(config, f) for f in rule)), None)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -219,6 +211,12 @@ def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
     with whole(path) as partial:
         pyarrow.parquet.write_table(pyarrow.table(columns), partial)
     return Path(path)
+
+
+def long_table(axes: dict[str, Sequence[Any]], **values: Any) -> dict[str, np.ndarray]:
+    """Arrays of one shape as columns, a line per element: a column per axis with its labels, then the values."""
+    places = zip(axes, np.meshgrid(*axes.values(), indexing="ij"))
+    return {name: np.asarray(column).reshape(-1) for name, column in (*places, *values.items())}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 2) -> str:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from air_model.analysis.common import add_model
 from air_model.answers_air import Answers, symmetric_views
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
@@ -41,17 +42,7 @@ def fingerprint(models: Sequence[AirModel], puzzles: PuzzleSet, settings: dict[s
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(puzzles.fingerprint.encode())
     for model in models:
-        for name, weight in sorted(model.state_dict().items()):
-            # Sums of the bits as whole numbers: nothing large leaves a GPU, and unlike sums of floats they do not
-            # depend on the number of threads, which `torchrun` changes.
-            kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-            bits = weight.detach().contiguous().view(-1).view(kinds[weight.element_size()]).long()
-            place = torch.arange(1, len(bits) + 1, device=bits.device)
-            digest.update(repr((name, int(bits.sum()), int((bits * place).sum()))).encode())
-        # Where the folder lies does not matter, nor does the library's release.
-        passing = ("dtype", "transformers_version", "_name_or_path")
-        config = {k: v for k, v in model.config.to_dict().items() if k not in passing}
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        add_model(digest, model)
     return digest.hexdigest()[:16]
 
 

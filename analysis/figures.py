@@ -1,4 +1,4 @@
-"""Figures of the analyses: boards, film strips, animations, attention maps, curves and bars.
+"""What all figures share, and those made of boards: pictures, film strips and animations of a roll-out.
 
     draw_rollout(rollout, puzzle, task, "rollout.png")          # both states side by side, after any update
     draw_film_strip(rollout, puzzle, task, "strip.png")         # both states at several ACT steps
@@ -11,7 +11,7 @@ may draw from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ CLUE, HELD, PADDED = "#E9ECF0", "#B4BBC6", "#8A93A1"  # cell backgrounds: given,
 WRONG, CHANGED = "#CC79A7", "#F0E442"
 MAZE_WALL, MAZE_START, MAZE_GOAL = "#33373D", "#009E73", "#CC79A7"
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
-DPI = 150
+GRID = "#EDEFF2"
+DPI, ANIMATION_DPI = 150, 80
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -49,18 +50,37 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path, dpi: int = DPI) -> Path:
-    """Write the figure atomically; the suffix (.png, .pdf, .svg) says how."""
+def save(figure: Figure, path: str | Path, dpi: int | None = None) -> Path:
+    """Write the figure atomically, with DPI dots per inch by default; the suffix (.png, .pdf, .svg) says how."""
     path = Path(path)
-    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with whole(path) as partial:
-        figure.savefig(partial, dpi=dpi, metadata=metadata or None)
+        figure.savefig(partial, dpi=dpi or DPI, metadata=metadata)
     return path
 
 
 def tint(colour: str, amount: float) -> tuple[float, float, float]:
     """`colour` mixed into white; amount 1 is the colour itself."""
     return tuple(1 - amount * (1 - channel) for channel in to_rgb(colour))
+
+
+def styled(ax: Axes, title: str = "", x: str = "", y: str = "", size: float = 8) -> None:
+    """Title on the left, axis labels in grey, no ticks, and no frame but the left and lower axis lines."""
+    if title:
+        ax.set_title(title, fontsize=10, color=INK, loc="left")
+    for label, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
+        if label:
+            put(label, fontsize=9, color=MUTED)
+    ax.tick_params(length=0, labelsize=size, colors=MUTED)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set(color=FAINT, linewidth=1.0)
+
+
+def grid_lines(task: GridTask, rows: int, columns: int) -> list[list[tuple[float, float]]]:
+    """Line segments across a board, after every so many rows and columns."""
+    height, width = task.height, task.width
+    lines = [[(-0.5, r - 0.5), (width - 0.5, r - 0.5)] for r in range(rows, height, rows)]
+    return lines + [[(c - 0.5, -0.5), (c - 0.5, height - 0.5)] for c in range(columns, width, columns)]
 
 
 # ---- one board -----------------------------------------------------------------------------------------------------
@@ -101,20 +121,12 @@ class Board:
 
     def _draw_fixed(self) -> None:
         """What no token changes: lines, empty letters, S and G of a maze, the dots of its right path."""
-        ax, task, cell = self.ax, self.task, self._inches_per_cell()
-        height, width = task.height, task.width
+        ax, task, width, cell = self.ax, self.task, self.task.width, self._inches_per_cell()
         if self.lettered:
-            thin = [[(-0.5, r - 0.5), (width - 0.5, r - 0.5)] for r in range(1, height)]
-            thin += [[(c - 0.5, -0.5), (c - 0.5, height - 0.5)] for c in range(1, width)]
-            ax.add_collection(LineCollection(thin, colors="#C3C8D0", linewidths=0.6, zorder=2))
+            ax.add_collection(LineCollection(grid_lines(task, 1, 1), colors="#C3C8D0", linewidths=0.6, zorder=2))
             if task.name == "sudoku":
-                thick = [
-                    [(-0.5, r - 0.5), (width - 0.5, r - 0.5)] for r in range(task.box_height, height, task.box_height)
-                ]
-                thick += [
-                    [(c - 0.5, -0.5), (c - 0.5, height - 0.5)] for c in range(task.box_width, width, task.box_width)
-                ]
-                ax.add_collection(LineCollection(thick, colors=INK, linewidths=1.4, zorder=3))
+                boxes = grid_lines(task, task.box_height, task.box_width)
+                ax.add_collection(LineCollection(boxes, colors=INK, linewidths=1.4, zorder=3))
             size = cell * 72 * 0.56
             for i in range(task.seq_len):
                 text = ax.text(i % width, i // width, "", ha="center", va="center_baseline", fontsize=size, zorder=4)
@@ -187,40 +199,41 @@ class Board:
             spine.set(color=self.colour if on else FAINT, linewidth=3.0 if on else 1.6)
 
 
-def legend_handles(task: GridTask, labelled: bool, changes: bool) -> list[Any]:
-    """What the colours of the boards mean."""
-    if task.name == "maze":
-        handles = [
-            Patch(facecolor=MAZE_WALL, label="wall"),
-            Patch(facecolor=MAZE_START, label="S"),
-            Patch(facecolor=MAZE_GOAL, label="G"),
-            Patch(facecolor=STATE_COLOURS["h"], label="path in $z_H$"),
-            Patch(facecolor=STATE_COLOURS["l"], label="path in $z_L$"),
-            Patch(facecolor="#C2CAD6", label="held back (PAD)"),
-        ]
-        if labelled:
+def _legend(figure: Figure, film: _Film, changes: bool, **more: Any) -> None:
+    """What the colours of the boards mean, below them."""
+    if film.task.name == "maze":
+        colours = {"wall": MAZE_WALL, "S": MAZE_START, "G": MAZE_GOAL, "path in $z_H$": STATE_COLOURS["h"],
+                   "path in $z_L$": STATE_COLOURS["l"], "held back (PAD)": "#C2CAD6"}  # fmt: skip
+        handles: list[Any] = [Patch(facecolor=colour, label=label) for label, colour in colours.items()]
+        if film.label is not None:
             handles.append(Line2D([], [], marker=".", ls="", color="black", label="right path"))
-        if changes:
-            handles.append(Patch(facecolor="none", edgecolor="#B8AD00", linewidth=1.5, label="just changed"))
-        return handles
-    handles = [
-        Patch(facecolor=CLUE, edgecolor="#C3C8D0", label="clue"),
-        Patch(facecolor=HELD, label="held back (blank)"),
-        Patch(facecolor=PADDED, label="held back (PAD)"),
-        Patch(facecolor=tint(WRONG, 0.28), edgecolor=WRONG, label="wrong" if labelled else "breaks a rule"),
-    ]
+        changed = {"facecolor": "none", "edgecolor": "#B8AD00", "linewidth": 1.5}
+    else:
+        wrong = "wrong" if film.label is not None else "breaks a rule"
+        handles = [
+            Patch(facecolor=CLUE, edgecolor="#C3C8D0", label="clue"),
+            Patch(facecolor=HELD, label="held back (blank)"),
+            Patch(facecolor=PADDED, label="held back (PAD)"),
+            Patch(facecolor=tint(WRONG, 0.28), edgecolor=WRONG, label=wrong),
+        ]
+        changed = {"facecolor": tint(CHANGED, 0.8)}
     if changes:
-        handles.append(Patch(facecolor=tint(CHANGED, 0.8), label="just changed"))
-    return handles
+        handles.append(Patch(**changed, label="just changed"))
+    figure.legend(
+        handles=handles, loc="lower center", ncol=8, frameon=False, fontsize=9, handlelength=1.1, handleheight=1.1,
+        columnspacing=1.3, labelcolor=MUTED, **more,
+    )  # fmt: skip
 
 
 # ---- roll-outs -----------------------------------------------------------------------------------------------------
 
 
 class _Film:
-    """The numbers of one puzzle's roll-out that its pictures need."""
+    """The numbers of one puzzle's roll-out that its pictures need; arguments as of `draw_rollout`."""
 
-    def __init__(self, rollout: Any, puzzle: Any, task: GridTask, label: Any, row: int, per_step: int | None) -> None:
+    def __init__(
+        self, rollout: Any, puzzle: Any, task: GridTask, label: Any = None, row: int = 0, per_step: int | None = None
+    ) -> None:
         self.task, self.puzzle = task, task.as_tokens(puzzle)
         self.label = None if label is None else task.as_tokens(label)
         self.updates = list(rollout.updates)
@@ -274,13 +287,6 @@ def _period(updates: Sequence[str]) -> int:
     return len(updates)
 
 
-def _titles(ax: Axes, level: str, summary: str) -> Any:
-    ax.set_title(
-        f"{STATE_NAMES[level]}   {STATE_ROLES[level]}", color=STATE_COLOURS[level], fontsize=15, weight="bold", pad=7
-    )
-    return ax.text(0.5, -0.03, summary, transform=ax.transAxes, ha="center", va="top", fontsize=10, color=MUTED)
-
-
 def _timeline(ax: Axes, film: _Film) -> None:
     """Both states' curves over all updates, and where ACT steps begin."""
     x = np.arange(1, len(film.updates) + 1)
@@ -292,20 +298,11 @@ def _timeline(ax: Axes, film: _Film) -> None:
     ax.set(xlim=(0.5, len(x) + 0.5), ylim=(-4, 104), yticks=[0, 50, 100])
     ax.set_xticks(ticks[::every] + film.per_step / 2, [str(s + 1) for s in range(film.act_steps)][::every], fontsize=9)
     for tick in ticks[1:]:
-        ax.axvline(tick, color="#EDEFF2", lw=0.8, zorder=0)
-    ax.tick_params(length=0, labelsize=9, colors=MUTED)
+        ax.axvline(tick, color=GRID, lw=0.8, zorder=0)
     ax.set_xlabel("ACT step", fontsize=9, color=MUTED, labelpad=2)
     what = "cells right, %" if film.label is not None else "cells as in the last $z_H$, %"
     ax.set_title(what, fontsize=9, color=MUTED, loc="left", pad=3)
-    bare(ax)
-
-
-def bare(ax: Axes) -> None:
-    """Leave only the left and lower axis lines, in grey."""
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set(color=FAINT, linewidth=1.0)
+    styled(ax, size=9)
 
 
 def _two_boards(film: _Film, changes: bool) -> tuple[Figure, dict[str, Board], dict[str, Any], Any, Axes]:
@@ -321,40 +318,27 @@ def _two_boards(film: _Film, changes: bool) -> tuple[Figure, dict[str, Board], d
         left = (0.4 + column * (board_width + 0.5)) / width
         ax = figure.add_axes((left, 1.9 / height, board_width / width, board_height / height))
         boards[level] = Board(ax, task, film.puzzle, level, film.label)
-        captions[level] = _titles(ax, level, "")
+        name = f"{STATE_NAMES[level]}   {STATE_ROLES[level]}"
+        ax.set_title(name, color=STATE_COLOURS[level], fontsize=15, weight="bold", pad=7)
+        below = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 10, "color": MUTED}
+        captions[level] = ax.text(0.5, -0.03, "", **below)
     heading = figure.text(0.4 / width, 1 - 0.22 / height, "", fontsize=12, color=INK, va="center")
     timeline = figure.add_axes((0.75 / width, 0.78 / height, (width - 1.15) / width, 0.58 / height))
     _timeline(timeline, film)
-    figure.legend(
-        handles=legend_handles(task, film.label is not None, changes), loc="lower center", ncol=8, frameon=False,
-        fontsize=9, handlelength=1.1, handleheight=1.1, columnspacing=1.3, handletextpad=0.5, labelcolor=MUTED,
-        bbox_to_anchor=(0.5, 0.0),
-    )  # fmt: skip
+    _legend(figure, film, changes, handletextpad=0.5, bbox_to_anchor=(0.5, 0.0))
     return figure, boards, captions, heading, timeline
 
 
-def draw_rollout(
-    rollout: Any,
-    puzzle: Any,
-    task: GridTask,
-    path: str | Path,
-    *,
-    label: Any = None,
-    row: int = 0,
-    per_step: int | None = None,
-    at: int = -1,
-    title: str | None = None,
-    dpi: int = DPI,
-) -> Path:
+def draw_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, *, at: int = -1, **which: Any) -> Path:
     """One picture: z_H and z_L side by side after update `at` (default the last), and how they got there.
 
     Args:
         rollout: `.z_h`, `.z_l` (B, U, S) or (U, S) tokens and `.updates`, U letters "l" or "h".
-        puzzle, label: text or tokens (S,). With a label wrong cells are marked; without, cells that break a rule.
-        row: which puzzle of the roll-out. at: which update, counted from 0.
-        path: .png, .pdf or .svg.
-        per_step: updates per ACT step (`config.updates_per_step`); default read off the letters, which is not unique
-            where an ACT step repeats itself otherwise than the published "llhllh".
+        puzzle: text or tokens (S,). path: .png, .pdf or .svg. at: which update, counted from 0.
+        which: `label`, text or tokens (S,): with it wrong cells are marked, without it cells that break a rule; `row`,
+            which puzzle of the roll-out, default 0; `per_step`, updates per ACT step (`config.updates_per_step`),
+            default read off the letters, which is not unique where an ACT step repeats itself otherwise than the
+            published "llhllh".
 
     Returns:
         The path written.
@@ -362,103 +346,52 @@ def draw_rollout(
     Raises:
         ValueError: the roll-out does not fit the task, or has no such update.
     """
-    film = _Film(rollout, puzzle, task, label, row, per_step)
-    at = _checked_update(film, at)
+    film = _Film(rollout, puzzle, task, **which)
+    total = len(film.updates)
+    if not -total <= at < total:
+        raise ValueError(f"The roll-out has {total} updates, numbered 0 to {total - 1}; there is no update {at}.")
+    at %= total
     figure, boards, captions, heading, timeline = _two_boards(film, changes=False)
     for level, board in boards.items():
         board.show(film.states[level][at])
         captions[level].set_text(film.summary(level, at))
-    heading.set_text(f"{title}  ·  {film.name(at)}" if title else film.name(at))
+    heading.set_text(film.name(at))
     timeline.axvline(at + 1, color=INK, lw=1.0)
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def _checked_update(film: _Film, at: int) -> int:
-    total = len(film.updates)
-    if not -total <= at < total:
-        raise ValueError(f"The roll-out has {total} updates, numbered 0 to {total - 1}; there is no update {at}.")
-    return at % total
-
-
-def draw_film_strip(
-    rollout: Any,
-    puzzle: Any,
-    task: GridTask,
-    path: str | Path,
-    *,
-    label: Any = None,
-    row: int = 0,
-    per_step: int | None = None,
-    updates: Sequence[int] | None = None,
-    dpi: int = DPI,
-) -> Path:
-    """Both states (rows) at several moments (columns; default the first update and the ends of some ACT steps)."""
-    film = _Film(rollout, puzzle, task, label, row, per_step)
-    if updates is None:
-        steps = np.unique(np.geomspace(1, film.act_steps, min(6, film.act_steps)).round().astype(int))
-        updates = [step * film.per_step - 1 for step in steps]
-    updates = [_checked_update(film, at) for at in updates]
-    ratio = task.height / task.width
-    side = 2.25
-    width, height = 0.75 + len(updates) * (side + 0.18), 2 * (side * ratio + 0.42) + 0.95
+def draw_film_strip(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, **which: Any) -> Path:
+    """Both states (rows) at the ends of some ACT steps (columns); arguments as of `draw_rollout`."""
+    film = _Film(rollout, puzzle, task, **which)
+    steps = np.unique(np.geomspace(1, film.act_steps, min(6, film.act_steps)).round().astype(int))
+    ratio, side = task.height / task.width, 2.25
+    width, height = 0.75 + len(steps) * (side + 0.18), 2 * (side * ratio + 0.42) + 0.95
     figure = new_figure(width, height)
     for line, level in enumerate("hl"):
-        for column, at in enumerate(updates):
+        for column, at in enumerate(steps * film.per_step - 1):
             left = 0.6 + column * (side + 0.18)
             bottom = 0.55 + (1 - line) * (side * ratio + 0.42) + 0.2
             ax = figure.add_axes((left / width, bottom / height, side / width, side * ratio / height))
-            board = Board(ax, task, film.puzzle, level, film.label)
-            board.show(film.states[level][at])
+            Board(ax, task, film.puzzle, level, film.label).show(film.states[level][at])
             if line == 0:
                 ax.set_title(film.name(at).replace(f" of {film.act_steps}", "").replace("  ·  ", "\n"), fontsize=10)
             if column == 0:
                 ax.set_ylabel(STATE_NAMES[level], color=STATE_COLOURS[level], fontsize=17, rotation=0, labelpad=16)
             ax.set_xlabel(film.summary(level, at), fontsize=8, color=MUTED, labelpad=4)
-    figure.legend(
-        handles=legend_handles(task, film.label is not None, False), loc="lower center", ncol=8, frameon=False,
-        fontsize=9, handlelength=1.1, handleheight=1.1, columnspacing=1.3, labelcolor=MUTED,
-    )  # fmt: skip
-    return save(figure, path, dpi)
+    _legend(figure, film, changes=False)
+    return save(figure, path)
 
 
-def animate_rollout(
-    rollout: Any,
-    puzzle: Any,
-    task: GridTask,
-    path: str | Path,
-    *,
-    label: Any = None,
-    row: int = 0,
-    per_step: int | None = None,
-    updates: Sequence[int] | None = None,
-    frame_seconds: float = 0.14,
-    hold_seconds: float = 2.5,
-    dpi: int = 80,
-    title: str | None = None,
-    on_frame: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Both states through the whole roll-out, changed cells marked, the state just updated framed.
-
-    Args:
-        path: .gif.
-        updates: which updates become frames (default all, until nothing changes any more).
-        frame_seconds, hold_seconds: of every frame, and of the last.
-        on_frame: called with (frames drawn, frames in all).
-
-    Others as `draw_rollout`. Raises ValueError for another suffix.
-    """
+def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, **which: Any) -> Path:
+    """Both states through the roll-out until nothing changes any more, as a .gif: changed cells marked, the state just
+    updated framed. Arguments as of `draw_rollout`; raises ValueError for another suffix."""
     path = Path(path)
     if path.suffix != ".gif":
         raise ValueError(f"Animations are written as .gif, got {path.name!r}.")
-    film = _Film(rollout, puzzle, task, label, row, per_step)
-    updates = _until_still(film) if updates is None else [_checked_update(film, at) for at in updates]
-    images = []
-    for image in _frames(film, updates, title, dpi):
-        images.append(image)
-        if on_frame is not None:
-            on_frame(len(images), len(updates))
+    film = _Film(rollout, puzzle, task, **which)
+    images = list(_frames(film, _until_still(film)))
     with whole(path) as partial:
-        _write_gif(images, partial, frame_seconds, hold_seconds)
+        _write_gif(images, partial)
     return path
 
 
@@ -469,11 +402,11 @@ def _until_still(film: _Film) -> list[int]:
     return list(range(min(len(film.updates), last + 1 + film.per_step)))
 
 
-def _frames(film: _Film, updates: Sequence[int], title: str | None, dpi: int) -> Iterator[np.ndarray]:
+def _frames(film: _Film, updates: Sequence[int]) -> Iterator[np.ndarray]:
     """(height, width, 3) uint8 of each update. Only what moves is drawn anew, and a board seen before is pasted."""
     figure, boards, captions, heading, timeline = _two_boards(film, changes=True)
     cursor = timeline.axvline(1, color=INK, lw=1.2)
-    figure.set_dpi(dpi)
+    figure.set_dpi(ANIMATION_DPI)
     canvas, moving = figure.canvas, [heading, cursor, *captions.values()]
     for artist in (*moving, *(board.ax for board in boards.values())):
         artist.set_visible(False)
@@ -493,17 +426,17 @@ def _frames(film: _Film, updates: Sequence[int], title: str | None, dpi: int) ->
                 board.show(grid, before)
                 board.emphasise(film.updates[at] == level)
                 board.ax.draw(canvas.get_renderer())
-                seen[key] = canvas.copy_from_bbox(board.ax.bbox.padded(45 * dpi / 80))
+                seen[key] = canvas.copy_from_bbox(board.ax.bbox.padded(45))
             canvas.restore_region(seen[key])
             captions[level].set_text(film.summary(level, at))
-        heading.set_text(f"{title}  ·  {film.name(at)}" if title else film.name(at))
+        heading.set_text(film.name(at))
         cursor.set_xdata([at + 1, at + 1])
         for artist in moving:
             artist.draw(canvas.get_renderer())
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write_gif(images: list[np.ndarray], path: Path, frame_seconds: float, hold_seconds: float) -> None:
+def _write_gif(images: list[np.ndarray], path: Path) -> None:
     from PIL import Image
 
     # One palette for all frames: without it colours flicker and the file grows.
@@ -513,5 +446,5 @@ def _write_gif(images: list[np.ndarray], path: Path, frame_seconds: float, hold_
     colours[colours.sum(-1).argmax()] = 255  # white stays white on a white page
     palette.putpalette(colours.astype(np.uint8).tobytes())
     frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [round(1000 * frame_seconds)] * (len(frames) - 1) + [round(1000 * hold_seconds)]
+    durations = [140] * (len(frames) - 1) + [2500]  # milliseconds; the last picture stays
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from air_model.analysis.common import markdown_table, share
+from air_model.analysis.common import INJECTION, markdown_table, share, summary, variant_name
 from air_model.analysis.figures import FAINT, INK, MUTED, STATE_COLOURS, STATE_NAMES, new_figure, save
-from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.configuration_air import AirConfig
 from air_model.training.sweep import RUNGS, SMALL_SUITES
 
+Study = dict[str, Any]  # what `summarize` returns
+Studies = dict[str, Study]  # by the checkpoint's name
+Run = dict[str, Any]  # a line of results/small_runs.jsonl
 THEIRS, OURS = "#999999", "#D55E00"
 SYMMETRIC = ("Lx_Hx", "L2x_H2x")
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, 97.5 %
@@ -53,13 +56,9 @@ def _short(value: Any) -> Any:
 
 def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
     """The head of a study: which rule, which size. `variant` is the injection's name, whatever else the recipe has."""
-    fields = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
-    mine = [getattr(config, field) for field in fields]
-    rows = ((v, AirConfig.from_variant(v)) for v in VARIANTS)
-    variant = next((v for v, row in rows if [getattr(row, field) for field in fields] == mine), None)
     return {
         "model": name,
-        "variant": variant,
+        "variant": variant_name(config, INJECTION),
         "injections": [config.l_injection, config.h_injection],
         "grid": [config.grid_height, config.grid_width],
         "schedule": config.schedule,
@@ -74,44 +73,41 @@ def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]
         analysis: analysis.json. about: what the model is; leads the result.
     """
     out = {**about, **{key: analysis[key] for key in ("task", "source", "n_puzzles")}}
-    rolled = analysis["rollout"]
-    out["rollout"] = {
-        state: {name: values["mean"] for name, values in by.items()} for state, by in rolled["curves"].items()
-    }
-    out["freeze"] = {
-        run: {name: {k: values[k] for k in ("mean", "std")} for name, values in by.items()}
-        for run, by in analysis["freeze_summary"].items()
-    }
-    for name in ("attention", "attention_per_puzzle"):
-        out[name] = analysis.get(name)
+    curves, runs = analysis["rollout"]["curves"], analysis["freeze_summary"]
+    out["rollout"] = {s: {name: values["mean"] for name, values in by.items()} for s, by in curves.items()}
+    out["freeze"] = {run: {name: {k: values[k] for k in ("mean", "std")} for name, values in by.items()}
+                     for run, by in runs.items()}  # fmt: skip
+    out |= {name: analysis.get(name) for name in ("attention", "attention_per_puzzle")}
     if found := analysis.get("geometry"):
-        convergence = found["convergence"]
+        settled = found["convergence"].items()
         out["geometry"] = {
             "cosine": found["curves"]["both"]["cosine"]["mean"],
-            "fixed_point": {state: convergence[state]["fixed_point"] for state in convergence},
-            "relative_change": {state: convergence[state]["relative_change"]["mean"] for state in convergence},
+            "fixed_point": {state: one["fixed_point"] for state, one in settled},
+            "relative_change": {state: one["relative_change"]["mean"] for state, one in settled},
             "probes": found["probes"],
         }
     return _short(out)
 
 
-def read_studies(folder: Path) -> dict[str, dict[str, Any]]:
-    """{checkpoint: its study}, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+def read_results(results: Path) -> tuple[Studies, list[Run]]:
+    """The studies by name, and the runs of the small sweep (lines of `run_grid.py --curves`)."""
+    studies = {path.stem: json.loads(path.read_text()) for path in sorted((results / "studies").glob("*.json"))}
+    runs = results / "small_runs.jsonl"
+    return studies, [json.loads(line) for line in runs.read_text().splitlines()] if runs.is_file() else []
 
 
-def title(name: str, study: dict[str, Any]) -> str:
+def title(name: str, study: Study) -> str:
     """'sudoku 9x9 `Lx_H`'."""
     return f"{study['task']} {study['grid'][0]}x{study['grid'][1]} `{study['variant'] or name}`" + (
         " (shipped first)" if name.endswith("-cpu") else ""
     )
 
 
-def is_asymmetric(study: dict[str, Any]) -> bool:
+def is_asymmetric(study: Study) -> bool:
     return study["injections"][0] != study["injections"][1]
 
 
-def held_back(study: dict[str, Any]) -> dict[str, float]:
+def held_back(study: Study) -> dict[str, float]:
     """Mean share of cells that each state leaves open: blank or PAD (of a maze PAD alone).
 
     Over all updates from the second ACT step on: in the first, z_H is still its random beginning for a while.
@@ -120,19 +116,42 @@ def held_back(study: dict[str, Any]) -> dict[str, float]:
     return {s: sum(statistics.mean(by[kind][first:]) for kind in kinds) for s, by in study["rollout"].items()}
 
 
-def distance(study: dict[str, Any]) -> float | None:
+def distance(study: Study) -> float | None:
     """Mean share of neighbourhood mass, L minus H, over layers and classes, rows pooled; None without attention."""
     if not study.get("attention"):
         return None
-    pairs = []
-    for classes in study["attention"].values():
-        for entry in classes.values():
-            if entry["n_queries"]:
-                pairs.append((entry["n_queries"], next(iter(entry["metrics"].values()))["mean"]))
+    entries = [entry for classes in study["attention"].values() for entry in classes.values() if entry["n_queries"]]
+    pairs = [(entry["n_queries"], next(iter(entry["metrics"].values()))["mean"]) for entry in entries]
     return sum(n * mean for n, mean in pairs) / sum(n for n, _ in pairs)
 
 
-def states_table(studies: dict[str, dict[str, Any]]) -> str:
+def solved(study: Study) -> list[str]:
+    """Puzzles solved, in percent: by z_H with both states, by z_L with z_H frozen, by z_H with z_L frozen."""
+    runs = ("normal.z_H", "freeze_z_H.z_L", "freeze_z_L.z_H")
+    return [share(100 * study["freeze"][run]["exact_accuracy"]["mean"]) for run in runs]
+
+
+def content_changes(study: Study) -> list[float]:
+    """Per puzzle: of z_L, of z_L with z_H frozen, of z_H, of z_H with z_L frozen."""
+    return [study["freeze"][run]["content_changes"]["mean"] for run in FREEZE_KEYS]
+
+
+def published_freeze(published: dict[str, Any]) -> dict[str, tuple[list[int], list[float]]]:
+    """{task: (content changes as of `content_changes`, accuracies as of `solved`)}."""
+    out = {}
+    for task, runs in published["freeze"].items():
+        if task != "unit":
+            n, h, fl = runs["normal"], runs["freeze_z_h"], runs["freeze_z_l"]
+            out[task] = [n["z_l"], h["z_l"], n["z_h"], fl["z_h"]], [run["accuracy"] for run in (n, h, fl)]
+    return out
+
+
+def published_attention(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{layer: {"delta_nbr", "delta_ent", "delta_viol": [mean, ...]}}."""
+    return {layer: entry for layer, entry in published["attention"].items() if layer != "unit"}
+
+
+def states_table(studies: Studies) -> str:
     rows = []
     for name, study in studies.items():
         held, last, cosine = held_back(study), study["rollout"], study["geometry"]["cosine"][-1]
@@ -147,21 +166,12 @@ def states_table(studies: dict[str, dict[str, Any]]) -> str:
     return markdown_table(header, rows)
 
 
-def freeze_rows(studies: dict[str, dict[str, Any]], published: dict[str, Any]) -> str:
+def freeze_rows(studies: Studies, published: dict[str, Any]) -> str:
     """Content changes and accuracy, normal and frozen; the paper's two models first."""
-    rows = []
-    for task, runs in published["freeze"].items():
-        if task == "unit":
-            continue
-        n, h, fl = runs["normal"], runs["freeze_z_h"], runs["freeze_z_l"]
-        accuracies = [f"{run['accuracy']:.1f}" for run in (n, h, fl)]
-        rows.append([f"the paper's, {task}", f"{n['z_l']:,}", f"{h['z_l']:,}", f"{n['z_h']:,}", f"{fl['z_h']:,}",
-                     *accuracies])  # fmt: skip
+    rows = [[f"the paper's, {task}", *(f"{c:,}" for c in changes), *(f"{a:.1f}" for a in accuracies)]
+            for task, (changes, accuracies) in published_freeze(published).items()]  # fmt: skip
     for name, study in studies.items():
-        f = study["freeze"]
-        changes = [f[key]["content_changes"]["mean"] for key in FREEZE_KEYS]
-        exact = [f[key]["exact_accuracy"]["mean"] for key in ("normal.z_H", "freeze_z_H.z_L", "freeze_z_L.z_H")]
-        rows.append([title(name, study), *(f"{c:,.1f}" for c in changes), *(share(100 * e) for e in exact)])
+        rows.append([title(name, study), *(f"{c:,.1f}" for c in content_changes(study)), *solved(study)])
     header = ["model", "z_L changes", "z_H frozen", "z_H changes", "z_L frozen", "grids right, %", "z_H frozen",
               "z_L frozen"]  # fmt: skip
     return markdown_table(header, rows, left=1)
@@ -170,52 +180,42 @@ def freeze_rows(studies: dict[str, dict[str, Any]], published: dict[str, Any]) -
 FREEZE_KEYS = ("normal.z_L", "freeze_z_H.z_L", "normal.z_H", "freeze_z_L.z_H")
 
 
-def attention_rows(studies: dict[str, dict[str, Any]], published: dict[str, Any]) -> str:
+def attention_rows(studies: Studies, published: dict[str, Any]) -> str:
     """Contrasts per layer, rows pooled, heads averaged; the paper's Sudoku rows first."""
     rows = []
-    for layer, entry in published["attention"].items():
-        if layer != "unit":
-            rows.append(["the paper's, sudoku 9x9 `Lx_H`", layer, *(f"{entry[m][0]:.3f}" for m in ("delta_nbr",
-                        "delta_ent")), f"{entry['delta_viol'][0]:.3f}"])  # fmt: skip
+    for layer, entry in published_attention(published).items():
+        cells = (f"{entry[metric][0]:.3f}" for metric in ("delta_nbr", "delta_ent", "delta_viol"))
+        rows.append(["the paper's, sudoku 9x9 `Lx_H`", layer, *cells])
     for name, study in studies.items():
         for layer, classes in (study.get("attention") or {}).items():
             beside, control = classes.values()
             near, *_, entropy, _ = control["metrics"].values()
             violation = list(beside["metrics"].values())[-1]
-            rows.append([title(name, study), layer, *("" if m["mean"] is None else f"{m['mean']:.3f} ± {m['ci95']:.3f}"
-                        for m in (near, entropy, violation))])  # fmt: skip
+            cells = [
+                "" if m["mean"] is None else f"{m['mean']:.3f} ± {m['ci95']:.3f}" for m in (near, entropy, violation)
+            ]
+            rows.append([title(name, study), layer, *cells])
     return markdown_table(["model", "layer", "Δ_nbr, control", "Δ_ent, control", "Δ_viol, beside a fault"], rows)
 
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------
 
 
-def read_small_runs(path: Path) -> list[dict[str, Any]]:
-    """Lines of `run_grid.py --curves`."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def on(runs: Sequence[dict[str, Any]], rung: str) -> list[dict[str, Any]]:
+def on(runs: Sequence[Run], rung: str) -> list[Run]:
     """The runs of a rung; those of the table are the ladder's lowest."""
     return [run for run in runs if (run["rung"] or "published") == rung]
 
 
-def budgets(runs: Sequence[dict[str, Any]], rung: str = "published") -> list[int]:
+def budgets(runs: Sequence[Run], rung: str = "published") -> list[int]:
     """About half the steps and all of them: the rate is constant, so the first half of a run is the shorter run."""
     steps = sorted({int(step) for run in on(runs, rung) for step in run["exact"]})
     return sorted({min(steps, key=lambda s: abs(2 * s - steps[-1])), steps[-1]}) if steps else []
 
 
-def of_rung(runs: Sequence[dict[str, Any]], rung: str, variant: str, steps: int) -> dict[int, float]:
+def of_rung(runs: Sequence[Run], rung: str, variant: str, steps: int) -> dict[int, float]:
     """{seed: exact accuracy in percent}."""
     found = [run for run in on(runs, rung) if run["variant"] == variant]
     return {run["seed"]: 100 * run["exact"][str(steps)] for run in found if str(steps) in run["exact"]}
-
-
-def spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float | None, int] | None:
@@ -236,7 +236,7 @@ def gap_text(gap: tuple[float, float | None, int] | None) -> str:
     return f"{mean:+.1f}" + (f" ± {half:.1f}" if half is not None else "") + f" ({n})"
 
 
-def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> str:
+def sweep_table(runs: Sequence[Run], published: dict[str, Any]) -> str:
     """The published tables at the size of one CPU core, and each variant's paired gap to `Lx_Hx`."""
     both = budgets(runs)
     if not both:
@@ -249,7 +249,7 @@ def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> st
             mine = of_rung(runs, "published", variant, steps)
             reference = of_rung(runs, "published", "Lx_Hx", steps)
             gap = "" if variant == "Lx_Hx" else gap_text(paired(mine, reference))
-            cells += [spread(list(mine.values())), len(mine) or "", gap]
+            cells += [summary(list(mine.values())), len(mine) or "", gap]
         rows.append([f"`{variant}`", f"{theirs['sudoku']['mean']:.1f}", *cells])
     header = ["variant", "the paper's, 9x9, %"]
     for steps in both:
@@ -257,7 +257,7 @@ def sweep_table(runs: Sequence[dict[str, Any]], published: dict[str, Any]) -> st
     return markdown_table(header, rows, left=1)
 
 
-def ladder_gaps(runs: Sequence[dict[str, Any]], which: int) -> dict[str, tuple[float, float | None, int] | None]:
+def ladder_gaps(runs: Sequence[Run], which: int) -> dict[str, tuple[float, float | None, int] | None]:
     """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget."""
     out = {}
     for rung in RUNGS:
@@ -266,11 +266,11 @@ def ladder_gaps(runs: Sequence[dict[str, Any]], which: int) -> dict[str, tuple[f
     return out
 
 
-def ladder_table(runs: Sequence[dict[str, Any]]) -> str:
+def ladder_table(runs: Sequence[Run]) -> str:
     rows, gaps = [], [ladder_gaps(runs, which) for which in (0, -1)]
     for rung in RUNGS:
         for which, steps in enumerate(budgets(runs, rung)):
-            accuracies = [spread(list(of_rung(runs, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
+            accuracies = [summary(list(of_rung(runs, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
             rows.append([RUNG_WORDS[rung], f"{steps:,}", *accuracies, gap_text(gaps[which][rung])])
     header = ["recipe", "steps", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"]), "`Lx_H` minus `Lx_Hx` (seeds)"]
     return markdown_table(header, rows, left=1) if rows else ""
@@ -279,7 +279,7 @@ def ladder_table(runs: Sequence[dict[str, Any]]) -> str:
 # ---- sentences -----------------------------------------------------------------------------------------------------
 
 
-def say_states(studies: dict[str, dict[str, Any]]) -> str:
+def say_states(studies: Studies) -> str:
     """Which models hold back in z_L, and which do not."""
     groups: dict[tuple[bool, bool], list[str]] = {}
     for name, study in studies.items():
@@ -288,34 +288,24 @@ def say_states(studies: dict[str, dict[str, Any]]) -> str:
         text = f"{title(name, study)} ({100 * held['z_L']:.1f} against {100 * held['z_H']:.1f} %)"
         groups.setdefault((is_asymmetric(study), holds), []).append(text)
     parts = []
-    for asymmetric in (True, False):
-        for holds in (True, False):
-            if found := groups.get((asymmetric, holds)):
-                which = "asymmetric" if asymmetric else "symmetric"
-                does = (
-                    "leaves clearly more cells open than z_H in" if holds else "leaves no more cells open than z_H in"
-                )
-                parts.append(f"Of the {which} models, z_L {does} {', '.join(found)}.")
+    for (asymmetric, holds), found in sorted(groups.items(), reverse=True):
+        which = "asymmetric" if asymmetric else "symmetric"
+        does = "leaves clearly more" if holds else "leaves no more"
+        parts.append(f"Of the {which} models, z_L {does} cells open than z_H in {', '.join(found)}.")
     return " ".join(parts)
 
 
-def say_freeze(studies: dict[str, dict[str, Any]]) -> str:
+def say_freeze(studies: Studies) -> str:
     """What each model still solves with one of its states frozen."""
-    texts = []
-    for name, study in studies.items():
-        exact = [
-            study["freeze"][k]["exact_accuracy"]["mean"] for k in ("normal.z_H", "freeze_z_H.z_L", "freeze_z_L.z_H")
-        ]
-        both, without_h, without_l = (share(100 * value) for value in exact)
-        texts.append(f"{title(name, study)} {both}, {without_h}, {without_l}")
+    texts = [f"{title(name, study)} {', '.join(solved(study))}" for name, study in studies.items()]
     return f"Puzzles solved with both states, with z_H frozen, with z_L frozen, in percent: {'; '.join(texts)}."
 
 
-def say_roles(study: dict[str, Any]) -> str:
+def say_roles(study: Study) -> str:
     """One model's part of this, for its card."""
     held, last = held_back(study), study["rollout"]
     right = {state: share(100 * last[state]["exact"][-1]) for state in last}
-    alone = [share(100 * study["freeze"][k]["exact_accuracy"]["mean"]) for k in ("freeze_z_H.z_L", "freeze_z_L.z_H")]
+    _, *alone = solved(study)
     return (
         f"On {study['n_puzzles']:,} puzzles ({study['source']}) z_L keeps {100 * held['z_L']:.1f} % of its cells "
         f"open, z_H {100 * held['z_H']:.1f} %, from the second ACT step on. In the end z_H is the right grid for "
@@ -325,7 +315,7 @@ def say_roles(study: dict[str, Any]) -> str:
     )
 
 
-def say_attention(studies: dict[str, dict[str, Any]]) -> str:
+def say_attention(studies: Studies) -> str:
     texts = [
         f"{title(name, study)} {value:+.3f}"
         for name, study in studies.items()
@@ -334,7 +324,7 @@ def say_attention(studies: dict[str, dict[str, Any]]) -> str:
     return f"Attention mass near the cell, L- minus H-updates, all layers and rows together: {'; '.join(texts)}."
 
 
-def say_ladder(runs: Sequence[dict[str, Any]]) -> str:
+def say_ladder(runs: Sequence[Run]) -> str:
     """Who is ahead on which rung after the longer budget, and where the interval leaves out 0."""
     known = {rung: gap for rung, gap in ladder_gaps(runs, 0).items() if gap is not None}
     if not known:
@@ -355,7 +345,7 @@ def say_ladder(runs: Sequence[dict[str, Any]]) -> str:
 
 def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
     """{name: Markdown} for the markers of docs/findings.md."""
-    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    studies, runs = read_results(results)
     expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
     counts = [sum(bool(run["rung"]) == ladder for run in runs) for ladder in (False, True)]
     return {
@@ -380,7 +370,7 @@ def _clean(ax: Axes, title: str = "", **labels: Any) -> None:
     ax.set_axisbelow(True)
 
 
-def draw_sweep(runs: Sequence[dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+def draw_sweep(runs: Sequence[Run], published: dict[str, Any], path: Path) -> Path:
     """The paper's table above, ours below at both budgets; symmetric variants hatched."""
     both, variants = budgets(runs), SMALL_SUITES["small"]
     figure = new_figure(8, 4.6)
@@ -402,7 +392,7 @@ def draw_sweep(runs: Sequence[dict[str, Any]], published: dict[str, Any], path: 
     return save(figure, path, 120)
 
 
-def draw_ladder(runs: Sequence[dict[str, Any]], path: Path) -> Path:
+def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
     """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds."""
     figure = new_figure(7, 4.2)
     ax = figure.subplots()
@@ -424,7 +414,7 @@ def draw_ladder(runs: Sequence[dict[str, Any]], path: Path) -> Path:
     return save(figure, path, 120)
 
 
-def draw_states(studies: dict[str, dict[str, Any]], path: Path) -> Path:
+def draw_states(studies: Studies, path: Path) -> Path:
     """Per model: cells right and cells held back after every update, both states."""
     figure = new_figure(2.7 * max(1, len(studies)), 4.4)
     axes = figure.subplots(2, max(1, len(studies)), sharey="row", squeeze=False)
@@ -446,17 +436,12 @@ def draw_states(studies: dict[str, dict[str, Any]], path: Path) -> Path:
     return save(figure, path, 120)
 
 
-def draw_freeze(studies: dict[str, dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path:
     """Content changes of both states, normal and with the other frozen; a group of bars per model."""
-    groups = {}
-    for task, runs in published["freeze"].items():
-        if task != "unit":
-            n = runs["normal"]
-            groups[f"paper, {task}"] = [n["z_l"], runs["freeze_z_h"]["z_l"], n["z_h"], runs["freeze_z_l"]["z_h"]]
-    for name, study in studies.items():
-        groups[title(name, study).replace("`", "")] = [
-            study["freeze"][key]["content_changes"]["mean"] for key in FREEZE_KEYS
-        ]
+    groups: dict[str, Sequence[float]] = {
+        f"paper, {task}": changes for task, (changes, _) in published_freeze(published).items()
+    }
+    groups |= {title(name, study).replace("`", ""): content_changes(study) for name, study in studies.items()}
     figure = new_figure(8, 3.2)
     ax = figure.subplots()
     labels = ("$z_L$", "$z_L$, $z_H$ frozen", "$z_H$", "$z_H$, $z_L$ frozen")
@@ -473,11 +458,11 @@ def draw_freeze(studies: dict[str, dict[str, Any]], published: dict[str, Any], p
     return save(figure, path, 120)
 
 
-def draw_attention(studies: dict[str, dict[str, Any]], published: dict[str, Any], path: Path) -> Path:
+def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> Path:
     """Neighbourhood mass, L minus H, by depth: one line per model, and the paper's."""
     figure = new_figure(6, 3.4)
     ax = figure.subplots()
-    theirs = [entry["delta_nbr"][0] for layer, entry in published["attention"].items() if layer != "unit"]
+    theirs = [entry["delta_nbr"][0] for entry in published_attention(published).values()]
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -497,25 +482,21 @@ def draw_attention(studies: dict[str, dict[str, Any]], published: dict[str, Any]
 
 def draw(results: Path, published: dict[str, Any], folder: Path) -> list[Path]:
     """The five figures of docs/findings.md; those of which nothing is known yet are left out."""
-    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    studies, runs = read_results(results)
     out = []
     if runs:
-        out += [
-            draw_sweep(runs, published, folder / "findings_sweep.png"),
-            draw_ladder(runs, folder / "findings_ladder.png"),
-        ]
+        out.append(draw_sweep(runs, published, folder / "findings_sweep.png"))
+        out.append(draw_ladder(runs, folder / "findings_ladder.png"))
     if studies:
-        out += [
-            draw_states(studies, folder / "findings_states.png"),
-            draw_freeze(studies, published, folder / "findings_freeze.png"),
-            draw_attention(studies, published, folder / "findings_attention.png"),
-        ]
+        out.append(draw_states(studies, folder / "findings_states.png"))
+        out.append(draw_freeze(studies, published, folder / "findings_freeze.png"))
+        out.append(draw_attention(studies, published, folder / "findings_attention.png"))
     return out
 
 
 def for_the_space(results: Path, published: dict[str, Any]) -> dict[str, Any]:
     """What the Space's Learn tab tells: title, sentence of measured numbers, and its figure under results/figures/."""
-    studies, runs = read_studies(results / "studies"), read_small_runs(results / "small_runs.jsonl")
+    studies, runs = read_results(results)
     told = [
         ("Does z_L hold back while z_H commits?", say_states(studies), "findings_states.png"),
         ("Does each state need the other?", say_freeze(studies), "findings_freeze.png"),

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from air_model.analysis.common import Study, in_chunks, mean_std_sem
-from air_model.analysis.interventions import Freeze, Intervention, run_with
+from air_model.analysis.common import Study, in_chunks, long_table, markdown_table, mean_std_sem, plus_minus
+from air_model.analysis.interventions import Intervention, run_with
 from air_model.processing_air import GridTask
 
 STATES = {"h": "z_H", "l": "z_L"}
@@ -31,14 +31,14 @@ def mask_token(task: GridTask) -> int:
     return task.PATH if task.name == "maze" else task.blank_token
 
 
-def count_changes(grids: np.ndarray, mask_token: int) -> tuple[np.ndarray, np.ndarray]:
+def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[Any, Any]:
     """Mask flips and content changes between consecutive decodes.
 
     Args:
         grids: (..., U, S) decoded tokens.
 
     Returns:
-        Two int64 arrays (..., U - 1).
+        Two integer arrays or tensors (..., U - 1).
     """
     before, after = grids[..., :-1, :], grids[..., 1:, :]
     flip = (before == mask_token) != (after == mask_token)
@@ -67,81 +67,66 @@ class FreezeResult:
     def __len__(self) -> int:
         return len(self.flips["normal"]["h"])
 
+    def _keys(self) -> list[tuple[str, str, str]]:
+        """(name in results, run, state): ("normal.z_H", "normal", "h") and so on."""
+        return [(f"{run}.{name}", run, state) for run in self.flips for state, name in STATES.items()]
+
     def records(self) -> list[dict[str, dict[str, Any]]]:
         """Per puzzle and run.state: totals over the roll-out, as in the golden analysis.json."""
-        totals = {run: {s: (f.sum(-1), self.changes[run][s].sum(-1)) for s, f in by.items()} for run, by in
-                  self.flips.items()}  # fmt: skip
-        return [
-            {
-                f"{run}.{name}": {
-                    "updates": len(self.updates),
-                    "mask_flips": int(totals[run][state][0][i]),
-                    "content_changes": int(totals[run][state][1][i]),
-                    "exact": None if self.exact is None else float(self.exact[run][state][i]),
-                }
-                for run in self.flips
-                for state, name in STATES.items()
+
+        def told(run: str, state: str, i: int) -> dict[str, Any]:
+            return {
+                "updates": len(self.updates),
+                "mask_flips": int(self.flips[run][state][i].sum()),
+                "content_changes": int(self.changes[run][state][i].sum()),
+                "exact": None if self.exact is None else float(self.exact[run][state][i]),
             }
-            for i in range(len(self))
-        ]
+
+        return [{key: told(run, state, i) for key, run, state in self._keys()} for i in range(len(self))]
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """{run.state: {measure: {"n", "mean", "std", "sem"}}}: totals per puzzle, means per comparison, accuracy."""
         out = {}
-        for run in self.flips:
-            for state, name in STATES.items():
-                flips, changes = self.flips[run][state], self.changes[run][state]
-                measures = {
-                    "mask_flips": flips.sum(-1),
-                    "content_changes": changes.sum(-1),
-                    "mask_flips_per_update": flips.mean(-1) if flips.shape[-1] else flips.sum(-1),
-                    "content_changes_per_update": changes.mean(-1) if changes.shape[-1] else changes.sum(-1),
-                }
-                if self.exact is not None:
-                    measures["exact_accuracy"] = self.exact[run][state]
-                out[f"{run}.{name}"] = {
-                    key: {k: float(v) if k != "n" else v for k, v in mean_std_sem(values).items()}
-                    for key, values in measures.items()
-                }
+        for key, run, state in self._keys():
+            flips, changes = self.flips[run][state], self.changes[run][state]
+            compared = max(1, flips.shape[-1])
+            measures = {
+                "mask_flips": flips.sum(-1),
+                "content_changes": changes.sum(-1),
+                "mask_flips_per_update": flips.sum(-1) / compared,
+                "content_changes_per_update": changes.sum(-1) / compared,
+            }
+            if self.exact is not None:
+                measures["exact_accuracy"] = self.exact[run][state]
+            stats = {measure: mean_std_sem(values) for measure, values in measures.items()}
+            out[key] = {m: {k: v if k == "n" else float(v) for k, v in found.items()} for m, found in stats.items()}
         return out
 
     def series(self) -> dict[str, dict[str, Any]]:
         """{run.state: {"mask_flips", "content_changes": {"mean", "sem"} per comparison}}."""
+        kinds = {"mask_flips": self.flips, "content_changes": self.changes}
         out = {}
-        for run in self.flips:
-            for state, name in STATES.items():
-                out[f"{run}.{name}"] = {
-                    key: {k: v for k, v in mean_std_sem(values[run][state]).items() if k in ("mean", "sem")}
-                    for key, values in (("mask_flips", self.flips), ("content_changes", self.changes))
-                }
+        for key, run, state in self._keys():
+            stats = {measure: mean_std_sem(values[run][state]) for measure, values in kinds.items()}
+            out[key] = {measure: {k: found[k] for k in ("mean", "sem")} for measure, found in stats.items()}
         return out
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per puzzle, run, state and comparison, for parquet."""
-        out: dict[str, list[Any]] = {
-            k: [] for k in ("run", "state", "puzzle", "update", "mask_flips", "content_changes")
-        }
         n, steps = self.flips["normal"]["h"].shape
-        for run in self.flips:
-            for state, name in STATES.items():
-                out["run"].append(np.full(n * steps, run))
-                out["state"].append(np.full(n * steps, name))
-                out["puzzle"].append(np.repeat(np.arange(n), steps))
-                out["update"].append(np.tile(np.arange(1, steps + 1), n))
-                out["mask_flips"].append(self.flips[run][state].reshape(-1))
-                out["content_changes"].append(self.changes[run][state].reshape(-1))
-        return {k: np.concatenate(v) for k, v in out.items()}
+        axes = {"run": list(self.flips), "state": list(STATES.values()), "puzzle": np.arange(n)}
+        flips, changes = (np.array([list(by.values()) for by in of.values()]) for of in (self.flips, self.changes))
+        return long_table({**axes, "update": np.arange(1, steps + 1)}, mask_flips=flips, content_changes=changes)
 
 
 def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> FreezeResult:
     """Normal run, z_H frozen, z_L frozen, and any further interventions, over the same puzzles."""
     runs: dict[str, Intervention | None] = {
         "normal": None,
-        "freeze_z_H": Freeze("z_h"),
-        "freeze_z_L": Freeze("z_l"),
+        "freeze_z_H": Intervention("freeze", "z_h"),
+        "freeze_z_L": Intervention("freeze", "z_l"),
         **{intervention.name: intervention for intervention in interventions},
     }
-    labels = None if study.labels is None else study.labels.numpy()
     token = mask_token(study.task)
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
@@ -151,8 +136,8 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
             rollout = run_with(part, intervention, first=first).rollout
             for state in STATES:
                 grids = getattr(rollout, f"z_{state}")
-                flips, changes = _count_on_device(grids, token)
-                out[f"{run}|{state}|flips"], out[f"{run}|{state}|changes"] = flips, changes
+                for kind, counts in zip(("flips", "changes"), count_changes(grids, token)):
+                    out[f"{run}|{state}|{kind}"] = counts.cpu().numpy()
                 if own is not None:
                     out[f"{run}|{state}|exact"] = exact(grids[:, -1].cpu().numpy(), own)
         return out
@@ -165,16 +150,8 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
             run: {s: np.concatenate([part[f"{run}|{s}|{kind}"] for part in parts]) for s in STATES} for run in runs
         }
 
-    return FreezeResult(
-        collect("flips"), collect("changes"), None if labels is None else collect("exact"), study.updates
-    )
-
-
-def _count_on_device(grids: torch.Tensor, token: int) -> tuple[np.ndarray, np.ndarray]:
-    before, after = grids[:, :-1], grids[:, 1:]
-    flip = (before == token) != (after == token)
-    change = (before != after) & ~flip
-    return flip.sum(-1).cpu().numpy(), change.sum(-1).cpu().numpy()
+    exacts = None if study.labels is None else collect("exact")
+    return FreezeResult(collect("flips"), collect("changes"), exacts, study.updates)
 
 
 def across_runs(summaries: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -186,9 +163,8 @@ def across_runs(summaries: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dic
         out[key] = {}
         for measure in summaries[0][key]:
             runs = [summary[key][measure]["mean"] for summary in summaries if key in summary]
-            stats = mean_std_sem(runs)
-            out[key][measure] = {"n_runs": stats["n"], "mean": float(stats["mean"]), "std": float(stats["std"])}
-            out[key][measure]["runs"] = runs
+            n, mean, std, _ = mean_std_sem(runs).values()
+            out[key][measure] = {"n_runs": n, "mean": float(mean), "std": float(std), "runs": runs}
     return out
 
 
@@ -247,10 +223,10 @@ def published(task: GridTask) -> dict[str, dict[str, Any]] | None:
         return None
     return {
         key: {
-            "content_changes": {"n_runs": 5, "mean": changes[0], "std": changes[1], "runs": []},
-            "exact_accuracy": {"n_runs": 5, "mean": accuracy[0], "std": accuracy[1], "runs": []},
+            measure: {"n_runs": 5, "mean": mean, "std": std, "runs": []}
+            for measure, (mean, std) in zip(("content_changes", "exact_accuracy"), numbers)
         }
-        for key, (changes, accuracy) in _PUBLISHED[task.name].items()
+        for key, numbers in _PUBLISHED[task.name].items()
     }
 
 
@@ -260,31 +236,24 @@ def freeze_table(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, An
     Args:
         ours: of `across_runs` (± std over checkpoints) or `FreezeResult.summary` (± std over puzzles).
     """
-    from air_model.analysis.common import markdown_table, plus_minus
-
     header = ["run", "state", "mask flips", "content changes", "exact accuracy, %"]
     header += ["published content changes", "published exact accuracy, %"] if theirs else []
+
+    def cell(source: dict[str, Any], measure: str, scale: float = 1, digits: int = 1) -> str:
+        entry = source.get(measure)
+        if entry is None or entry["mean"] is None:
+            return ""
+        if entry["std"] is None:
+            return f"{scale * entry['mean']:,.{digits}f}"
+        return plus_minus(scale * entry["mean"], scale * entry["std"], digits)
+
     rows = []
     for key, measures in ours.items():
         run, _, state = key.rpartition(".")
-
-        def cell(source: dict[str, Any] | None, measure: str, scale: float = 1, digits: int = 1) -> str:
-            entry = (source or {}).get(measure)
-            if entry is None or entry["mean"] is None:
-                return ""
-            spread = entry["std"]
-            if spread is None:
-                return f"{scale * entry['mean']:,.{digits}f}"
-            return plus_minus(scale * entry["mean"], scale * spread, digits)
-
-        row = [
-            run.replace("freeze_", "frozen "),
-            state,
-            cell(measures, "mask_flips"),
-            cell(measures, "content_changes"),
-        ]
-        row.append(cell(measures, "exact_accuracy", 100))
+        row = [run.replace("freeze_", "frozen "), state]
+        row += [cell(measures, "mask_flips"), cell(measures, "content_changes"), cell(measures, "exact_accuracy", 100)]
         if theirs:
-            row += [cell(theirs.get(key), "content_changes", digits=0), cell(theirs.get(key), "exact_accuracy", 100)]
+            their = theirs.get(key, {})
+            row += [cell(their, "content_changes", digits=0), cell(their, "exact_accuracy", 100)]
         rows.append(row)
     return markdown_table(header, rows)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from air_model.analysis.common import Study, in_chunks, mean_std_sem
+from air_model.analysis.common import Study, in_chunks, long_table, mean_std_sem
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
 from air_model.metrics.puzzle_accuracy.scores import calibration
@@ -83,24 +83,24 @@ class GeometryResult:
 
     norm, step: {state: (N, U)} mean over cells; cosine (N, U) between the states; settle {state: (N, K)} relative
     change of the whole state over an ACT step; mean {state: (N, K, D)}; halt, proceed (N, K) logits of the q head;
-    right (N, K) share of cells of z_H that are right after each ACT step, or None without labels; decode_changed
-    {state: (N, K)} cells that differ from the ACT step before; pieces of the task.
+    decode_changed {state: (N, K)} share of cells that differ from the ACT step before. With labels, else None:
+    right (N, K) share of cells of z_H that are right after each ACT step; of the cells wrong in the end the share that
+    was never right at the end of an ACT step (never_right, (N,)) or had been right (lost, (N,)), and the mean ACT step
+    since which they hold their last token (wrong_since, (N,)).
     """
 
     norm: dict[str, np.ndarray]
     step: dict[str, np.ndarray]
-    cosine: np.ndarray
     settle: dict[str, np.ndarray]
     mean: dict[str, np.ndarray]
+    decode_changed: dict[str, np.ndarray]
+    cosine: np.ndarray
     halt: np.ndarray
     proceed: np.ndarray
     right: np.ndarray | None
-    decode_changed: dict[str, np.ndarray]
-    never_right: (
-        np.ndarray | None
-    )  # (N,): share of finally wrong cells that were never right at the end of an ACT step
-    lost: np.ndarray | None  # (N,): share of finally wrong cells that had been right before
-    wrong_since: np.ndarray | None  # (N,): ACT step from which on the final wrong cells hold their final tokens, mean
+    never_right: np.ndarray | None
+    lost: np.ndarray | None
+    wrong_since: np.ndarray | None
     per_step: int
     q_continue: bool
 
@@ -114,11 +114,17 @@ class GeometryResult:
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{"z_H": {"norm", "step": {"n", "mean" (U,), "sem"}}, "z_L": ..., "both": {"cosine": ...}}."""
-        out: dict[str, dict[str, dict[str, Any]]] = {}
+        both = (("norm", self.norm), ("step", self.step))
+        out = {name: {key: mean_std_sem(of[state]) for key, of in both} for state, name in STATES.items()}
+        return {**out, "both": {"cosine": mean_std_sem(self.cosine)}}
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One line per puzzle and update, for parquet."""
+        values = {"cosine": self.cosine}
         for state, name in STATES.items():
-            out[name] = {key: _stats(values[state]) for key, values in (("norm", self.norm), ("step", self.step))}
-        out["both"] = {"cosine": _stats(self.cosine)}
-        return out
+            values |= {f"norm_{name}": self.norm[state], f"step_{name}": self.step[state]}
+        n, updates = self.cosine.shape
+        return long_table({"puzzle": np.arange(n), "update": np.arange(updates)}, **values)
 
     def convergence(self) -> dict[str, Any]:
         """Per state: relative change over each ACT step, and the share of puzzles whose decode no longer moves."""
@@ -129,9 +135,9 @@ class GeometryResult:
             later = np.flip(np.maximum.accumulate(np.flip(changed > 0, 1), 1), 1)
             settled = np.concatenate([~later[:, 1:], np.ones((len(changed), 1), bool)], 1)
             out[name] = {
-                "relative_change": _stats(self.settle[state]),
-                "decode_final": _stats(settled),
-                "final_from": _stats(np.argmax(settled, 1)),
+                "relative_change": mean_std_sem(self.settle[state]),
+                "decode_final": mean_std_sem(settled),
+                "final_from": mean_std_sem(np.argmax(settled, 1)),
                 "fixed_point": float((self.settle[state][:, -1] < STILL).mean()),
             }
         return out
@@ -150,11 +156,11 @@ class GeometryResult:
         ever = first_right >= 0
         return {
             "calibration": calibration(probability.reshape(-1), solved.reshape(-1)),
-            "steps_used": _stats(stop_at + 1),
+            "steps_used": mean_std_sem(stop_at + 1),
             "never_stops": float((~stops.any(1)).mean()),
             "accuracy_when_stopped": float(solved[rows, stop_at].mean()),
             "accuracy_after_all_steps": float(solved[:, -1].mean()),
-            "delay": _stats((stop_at - first_right)[ever]),
+            "delay": mean_std_sem((stop_at - first_right)[ever]),
             "stopped_too_early": float((solved[:, -1] & ~solved[rows, stop_at]).mean()),
             "first_solved_at": np.bincount(first_right[ever], minlength=last + 1).tolist(),
             "stops_at": np.bincount(stop_at, minlength=last + 1).tolist(),
@@ -170,14 +176,14 @@ class GeometryResult:
             "n_failed": int(failed.sum()),
             "n": len(self),
             "solved_once_then_lost": int((failed & self.solved.any(1)).sum()),
-            "best_step": _stats(best[failed]),
-            "best_right": _stats(self.right.max(1)[failed]),
-            "final_right": _stats(self.right[failed, -1]),
-            "never_right": _stats(self.never_right[failed]),
-            "lost": _stats(self.lost[failed]),
-            "decided_at": _stats(self.wrong_since[failed]),
-            "right_solved": _stats(self.right[~failed]),
-            "right_failed": _stats(self.right[failed]),
+            "best_step": mean_std_sem(best[failed]),
+            "best_right": mean_std_sem(self.right.max(1)[failed]),
+            "final_right": mean_std_sem(self.right[failed, -1]),
+            "never_right": mean_std_sem(self.never_right[failed]),
+            "lost": mean_std_sem(self.lost[failed]),
+            "decided_at": mean_std_sem(self.wrong_since[failed]),
+            "right_solved": mean_std_sem(self.right[~failed]),
+            "right_failed": mean_std_sem(self.right[failed]),
         }
 
     def trajectories(self, most: int = 256) -> dict[str, Any]:
@@ -202,10 +208,6 @@ class GeometryResult:
         return out
 
 
-def _stats(values: Any) -> dict[str, Any]:
-    return mean_std_sem(np.asarray(values, np.float64))
-
-
 def geometry_study(study: Study) -> GeometryResult:
     """Run all puzzles once and measure their states, decodes and wishes to halt."""
 
@@ -224,26 +226,12 @@ def geometry_study(study: Study) -> GeometryResult:
 
     parts = list(in_chunks(study, "geometry", compute))
     merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    by_state = {
-        name: {state: merged[f"{name}|{state}"] for state in STATES}
-        for name in ("norm", "step", "settle", "mean", "decode_changed")
-    }
-    return GeometryResult(
-        norm=by_state["norm"],
-        step=by_state["step"],
-        cosine=merged["cosine"],
-        settle=by_state["settle"],
-        mean=by_state["mean"],
-        halt=merged["halt"],
-        proceed=merged["proceed"],
-        right=merged.get("right"),
-        decode_changed=by_state["decode_changed"],
-        never_right=merged.get("never_right"),
-        lost=merged.get("lost"),
-        wrong_since=merged.get("wrong_since"),
-        per_step=len(study.config.schedule),
-        q_continue=study.config.q_continue,
-    )
+    own: dict[str, Any] = {}
+    for name in ("norm", "step", "settle", "mean", "decode_changed"):
+        own[name] = {state: merged[f"{name}|{state}"] for state in STATES}
+    for name in ("cosine", "halt", "proceed", "right", "never_right", "lost", "wrong_since"):
+        own[name] = merged.get(name)
+    return GeometryResult(**own, per_step=len(study.config.schedule), q_continue=study.config.q_continue)
 
 
 def _failure_arrays(ends: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -310,37 +298,32 @@ class _Snapshots:
                 self.states[step, state][update.rows.cpu()] = z[:, self.skip :].float().cpu()
 
 
-def probes(study: Study, steps: Sequence[int] | None = None, most: int = 200) -> dict[str, Any]:
+def probes(study: Study, most: int = 200) -> dict[str, Any]:
     """Ridge regression from single cells' states to what `probe_targets` names, fitted on half of the puzzles.
 
     Args:
-        steps: after which ACT steps; default the first, the third and the last. most: puzzles used.
+        most: puzzles used.
 
     Returns:
         {"what", "n_train", "n_test", "base_rate", "steps", "auc": {"z_H": [...], "z_L": [...], "input": [...]}}: area
-        under the ROC curve on the other half (0.5 = nothing, 1 = all), per ACT step. "input" is the same probe on the
-        one-hot puzzle cell alone: what no context can beat is not read off the state.
+        under the ROC curve on the other half (0.5 = nothing, 1 = all) after the first, third and last ACT step.
+        "input" is the same probe on the one-hot puzzle cell alone: what no context can beat is not read off the state.
     """
     last = study.config.halt_max_steps - 1
-    steps = sorted({0, min(2, last), last}) if steps is None else sorted(steps)
+    steps = sorted({0, min(2, last), last})
     part = study.part(slice(0, min(most, len(study))))
     n = len(part)
+    out: dict[str, Any] = {"what": "", "n_train": 0, "n_test": 0, "base_rate": None, "steps": steps, "auc": {}}
     if n < 2:
-        return {"what": "", "n_train": 0, "n_test": 0, "base_rate": None, "steps": steps, "auc": {}}
+        return out
     labels = None if part.labels is None else part.labels.numpy()
     targets, mask, what = probe_targets(part.task, part.inputs.numpy(), labels)
     snapshots = _Snapshots(part, steps)
     part.solve(hook=snapshots)
     train = np.arange(n) % 2 == 0
     y = {True: targets[train][mask[train]], False: targets[~train][mask[~train]]}
-    out: dict[str, Any] = {
-        "what": what,
-        "n_train": int(mask[train].sum()),
-        "n_test": int(mask[~train].sum()),
-        "base_rate": float(y[False].mean()) if y[False].size else None,
-        "steps": steps,
-        "auc": {},
-    }
+    out |= {"what": what, "n_train": int(mask[train].sum()), "n_test": int(mask[~train].sum())}
+    out["base_rate"] = float(y[False].mean()) if y[False].size else None
     if not out["n_train"] or not out["n_test"]:
         return out
     for state, name in STATES.items():
@@ -373,9 +356,13 @@ def _auc(score: np.ndarray, truth: np.ndarray) -> float | None:
     negatives = len(truth) - positives
     if not positives or not negatives:
         return None
-    _, index, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
-    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((ranks(score)[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, those of ties averaged."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
 
 
 # ---- one sentence each, out of the numbers -------------------------------------------------------------------------

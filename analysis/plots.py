@@ -13,21 +13,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MultipleLocator
 
 from air_model.analysis.figures import (
-    DPI,
     FAINT,
+    GRID,
     HELD,
     INK,
     MUTED,
     PALETTE,
     STATE_COLOURS,
     STATE_NAMES,
-    bare,
+    grid_lines,
     new_figure,
     save,
+    styled,
     tint,
 )
 from air_model.processing_air import GridTask
@@ -51,6 +54,21 @@ METRIC_COLOURS = {
 CLASS_LABELS = {"violation-adjacent": "Viol.-adj.", "error-adjacent": "Error-adj.", "control": "Control"}
 
 
+def _level(state: str) -> str:
+    """'z_H' -> 'h'."""
+    return state[-1].lower()
+
+
+def _band(
+    ax: Axes, x: Any, stats: dict[str, Any], colour: str, label: str, factor: float = 1, style: str = "-",
+    spread: str = "sem", **line: Any,
+) -> None:  # fmt: skip
+    """Mean ± spread as a line with a band."""
+    mean, error = (factor * np.asarray(stats[key], float) for key in ("mean", spread))
+    ax.plot(x, mean, style, color=colour, label=label, **{"lw": 1.5, **line})
+    ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+
+
 # ---- attention -----------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +88,7 @@ def attention_from_published(file: dict[str, Any], task: str) -> dict[str, Any]:
     return out
 
 
-def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str | None = None, dpi: int = DPI) -> Path:
+def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str | None = None) -> Path:
     """One panel per layer, bars per class: contrasts with 95 % intervals. Maze densities have their own scale (left).
 
     Args:
@@ -97,7 +115,7 @@ def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str | Non
         figure.text(0.5, 0.005, title, ha="center", va="bottom", fontsize=8.5, color=MUTED)
     height = figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, 0.25 / height if title else 0, 1, 1 - 0.4 / height))
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
 def _contrast_bars(ax: Axes, table: dict[str, Any], classes: Sequence[str], names: Sequence[str]) -> None:
@@ -111,14 +129,13 @@ def _contrast_bars(ax: Axes, table: dict[str, Any], classes: Sequence[str], name
             ax.bar(at, entry["mean"], width * 0.9, color=METRIC_COLOURS.get(metric, PALETTE[6]), edgecolor=INK, lw=0.6,
                    zorder=3)  # fmt: skip
             ax.errorbar(at, entry["mean"], yerr=entry["ci95"], color=INK, capsize=3, lw=1.2, zorder=4)
+    ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
     counts = [table.get(name, {}).get("n_puzzles", 0) for name in classes]
     labels = [f"{CLASS_LABELS.get(name, name)}\n($n$ = {n})" for name, n in zip(classes, counts)]
     ax.set_xticks(range(len(classes)), labels, fontsize=9)
     ax.set_xlim(-0.55, len(classes) - 0.45)
     ax.axhline(0, color=INK, lw=0.9, zorder=5)
-    ax.grid(axis="y", color="#EDEFF2", lw=0.8, zorder=0)
-    ax.tick_params(length=0, labelsize=9, colors=MUTED)
-    bare(ax)
+    styled(ax, size=9)
 
 
 def _outline(cells: np.ndarray, width: int) -> list[list[tuple[float, float]]]:
@@ -130,114 +147,58 @@ def _outline(cells: np.ndarray, width: int) -> list[list[tuple[float, float]]]:
     return segments + [[(c - 0.5, r - 1.5), (c - 0.5, r - 0.5)] for r, c in down]
 
 
+def _neighbourhood(task: GridTask, query: int) -> np.ndarray:
+    """(S,) bool: the first of the task's neighbourhoods, that of the contrasts."""
+    return next(iter(task.neighbours.values()))[query]
+
+
 def _attention_panel(
     ax: Axes, row: np.ndarray, task: GridTask, query: int, faults: np.ndarray, puzzle: np.ndarray | None,
-    label: np.ndarray | None, top: float, radius: int | None,
+    label: np.ndarray | None, top: float,
 ) -> Any:  # fmt: skip
     """One attention row as a heat map: query, neighbourhood, faults, and for a maze its walls and right path."""
     height, width = task.height, task.width
     image = ax.imshow(row.reshape(height, width), cmap="YlOrRd", vmin=0, vmax=top, zorder=1)
-    r, c = divmod(query, width)
+    near = _neighbourhood(task, query)
     if task.name == "sudoku":
-        lines = [[(-0.5, k - 0.5), (width - 0.5, k - 0.5)] for k in range(task.box_height, height, task.box_height)]
-        lines += [[(k - 0.5, -0.5), (k - 0.5, height - 0.5)] for k in range(task.box_width, width, task.box_width)]
-        ax.add_collection(LineCollection(lines, colors="#9AA1AB", linewidths=0.8, zorder=2))
+        boxes = grid_lines(task, task.box_height, task.box_width)
+        ax.add_collection(LineCollection(boxes, colors="#9AA1AB", linewidths=0.8, zorder=2))
     else:
-        if puzzle is not None and task.name == "maze":
-            shade = np.zeros((task.seq_len, 4))
-            shade[puzzle == task.WALL] = (0.2, 0.22, 0.24, 0.45)
-            ax.imshow(shade.reshape(height, width, 4), zorder=1.5)
-        if label is not None and task.name == "maze":
-            way = np.flatnonzero(label == task.PATH)
-            ax.plot(way % width, way // width, ".", color="black", ms=2.5, mew=0, zorder=3)
-    near = next(iter(task.neighbours.values()))[query]
-    if task.name != "sudoku":
         near = near | (np.arange(task.seq_len) == query)
+    if task.name == "maze" and puzzle is not None:
+        shade = np.zeros((task.seq_len, 4))
+        shade[puzzle == task.WALL] = (0.2, 0.22, 0.24, 0.45)
+        ax.imshow(shade.reshape(height, width, 4), zorder=1.5)
+    if task.name == "maze" and label is not None:
+        way = np.flatnonzero(label == task.PATH)
+        ax.plot(way % width, way // width, ".", color="black", ms=2.5, mew=0, zorder=3)
     ax.add_collection(LineCollection(_outline(near, width), colors=STATE_COLOURS["l"], linewidths=1.6, zorder=4))
     wrong = np.flatnonzero(faults)
-    inches = ax.get_position().width * ax.figure.get_size_inches()[0]
-    cell = 72 * inches / (width if radius is None else 2 * radius + 1)
+    cell = 72 * ax.get_position().width * ax.figure.get_size_inches()[0] / width
     ax.plot(wrong % width, wrong // width, "x", color="#CC0000", ms=0.3 * cell, mew=max(0.5, 0.05 * cell), zorder=5)
-    ax.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="none", edgecolor=INK, lw=2.4, zorder=6))
+    corner = query % width - 0.5, query // width - 0.5
+    ax.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=INK, lw=2.4, zorder=6))
     ax.tick_params(length=0, labelsize=8, colors=MUTED)
-    if radius is None:
-        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    else:
-        left, upper = max(0, min(c - radius, width - 2 * radius - 1)), max(0, min(r - radius, height - 2 * radius - 1))
-        ax.set(xlim=(left - 0.5, min(width, left + 2 * radius + 1) - 0.5))
-        ax.set(ylim=(min(height, upper + 2 * radius + 1) - 0.5, upper - 0.5))
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(_integer_ticks(width if radius is None else 2 * radius + 1))
+        axis.set_major_locator(MultipleLocator(1 if width <= 16 else 5))
         axis.set_major_formatter(lambda value, _: f"{int(value) + 1}")
     return image
 
 
-def _integer_ticks(count: int) -> Any:
-    from matplotlib.ticker import MultipleLocator
-
-    return MultipleLocator(1 if count <= 16 else 5)
-
-
-def _attention_legend(task: GridTask, labelled: bool) -> list[Any]:
-    near = "row, column and box" if task.name == "sudoku" else "4-neighbourhood"
-    handles = [
+def _attention_legend(figure: Figure, task: GridTask, labelled: bool, **where: Any) -> None:
+    sudoku = task.name == "sudoku"
+    near, fault = ("row, column and box", "breaks a rule") if sudoku else ("4-neighbourhood", "is wrong")
+    handles: list[Any] = [
         Patch(facecolor="none", edgecolor=INK, lw=2, label="query cell"),
         Patch(facecolor="none", edgecolor=STATE_COLOURS["l"], lw=1.6, label=near),
-        Line2D([], [], marker="x", ls="", color="#CC0000", mew=1.4,
-               label="$z_H$ breaks a rule" if task.name == "sudoku" else "$z_H$ is wrong"),
-    ]  # fmt: skip
+        Line2D([], [], marker="x", ls="", color="#CC0000", mew=1.4, label=f"$z_H$ {fault}"),
+    ]
     if task.name == "maze":
         handles.append(Patch(facecolor="#9A9DA1", label="wall"))
         if labelled:
             handles.append(Line2D([], [], marker=".", ls="", color="black", label="right path"))
-    return handles
-
-
-def attention_faults(task: GridTask, decoded: Any, label: Any = None) -> np.ndarray:
-    """(..., S) bool: V, cells at fault in decoded z_H."""
-    return task.conflicts(np.asarray(decoded), label)
-
-
-def attention_example(
-    l_map: np.ndarray,
-    h_map: np.ndarray,
-    decoded: np.ndarray,
-    query: int,
-    task: GridTask,
-    path: str | Path,
-    *,
-    puzzle: np.ndarray | None = None,
-    label: np.ndarray | None = None,
-    title: str | None = None,
-    radius: int | None = None,
-    dpi: int = DPI,
-) -> Path:
-    """One query cell: where the L-update and the H-update look, side by side on one colour scale.
-
-    Args:
-        l_map, h_map: (S, S) attention of one head, or the query's rows (S,).
-        decoded: (S,) z_H after the H-update; its faults are crossed. query: cell number.
-        radius: show only this many cells around the query; default the whole grid.
-    """
-    rows = [_query_row(m, query, task) for m in (l_map, h_map)]
-    faults = attention_faults(task, np.asarray(decoded).reshape(-1), label)
-    figure = new_figure(9.2, 5.0)
-    axes = figure.subplots(1, 2)
-    near = next(iter(task.neighbours.values()))[query]
-    for ax, row, level in zip(axes, rows, "lh"):
-        image = _attention_panel(ax, row, task, query, faults, puzzle, label, max(r.max() for r in rows), radius)
-        ax.set_title(f"{level.upper()}-update", fontsize=13, weight="bold", color=STATE_COLOURS[level])
-        ax.set_xlabel(f"mass on the neighbourhood: {row[near].sum():.3f}", fontsize=10, color=MUTED)
-    figure.subplots_adjust(left=0.04, right=0.9, top=0.84, bottom=0.1, wspace=0.1)
-    bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.14, 0.016, 0.66)))
-    bar.set_label("attention weight", fontsize=10, color=MUTED)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=9, colors=MUTED)
-    figure.legend(handles=_attention_legend(task, label is not None), loc="upper center", ncol=5, frameon=False,
-                  fontsize=10, bbox_to_anchor=(0.48, 1.0))  # fmt: skip
-    if title:
-        figure.text(0.48, 0.01, title, ha="center", fontsize=9, color=MUTED)
-    return save(figure, path, dpi)
+    figure.legend(handles=handles, loc="upper center", ncol=5, frameon=False, fontsize=10, **where)
 
 
 def _query_row(values: np.ndarray, query: int, task: GridTask) -> np.ndarray:
@@ -249,52 +210,65 @@ def _query_row(values: np.ndarray, query: int, task: GridTask) -> np.ndarray:
     return row
 
 
+def attention_example(
+    l_map: np.ndarray, h_map: np.ndarray, decoded: np.ndarray, query: int, task: GridTask, path: str | Path, *,
+    puzzle: np.ndarray | None = None, label: np.ndarray | None = None, title: str | None = None,
+) -> Path:  # fmt: skip
+    """One query cell: where the L-update and the H-update look, side by side on one colour scale.
+
+    Args:
+        l_map, h_map: (S, S) attention of one head, or the query's rows (S,).
+        decoded: (S,) z_H after the H-update; its faults are crossed. query: cell number.
+        puzzle, label: (S,) tokens; of a maze they show its walls and right path.
+    """
+    rows = [_query_row(m, query, task) for m in (l_map, h_map)]
+    faults, near = task.conflicts(np.asarray(decoded).reshape(-1), label), _neighbourhood(task, query)
+    figure = new_figure(9.2, 5.0)
+    for ax, row, level in zip(figure.subplots(1, 2), rows, "lh"):
+        image = _attention_panel(ax, row, task, query, faults, puzzle, label, max(r.max() for r in rows))
+        ax.set_title(f"{level.upper()}-update", fontsize=13, weight="bold", color=STATE_COLOURS[level])
+        ax.set_xlabel(f"mass on the neighbourhood: {row[near].sum():.3f}", fontsize=10, color=MUTED)
+    figure.subplots_adjust(left=0.04, right=0.9, top=0.84, bottom=0.1, wspace=0.1)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.14, 0.016, 0.66)))
+    bar.set_label("attention weight", fontsize=10, color=MUTED)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=9, colors=MUTED)
+    _attention_legend(figure, task, label is not None, bbox_to_anchor=(0.48, 1.0))
+    if title:
+        figure.text(0.48, 0.01, title, ha="center", fontsize=9, color=MUTED)
+    return save(figure, path)
+
+
 def attention_evolution(
-    l_maps: np.ndarray,
-    h_maps: np.ndarray,
-    decoded: np.ndarray,
-    steps: Sequence[int],
-    query: int,
-    task: GridTask,
-    path: str | Path,
-    *,
-    puzzle: np.ndarray | None = None,
-    label: np.ndarray | None = None,
-    title: str | None = None,
-    radius: int | None = None,
-    dpi: int = DPI,
-) -> Path:
+    l_maps: np.ndarray, h_maps: np.ndarray, decoded: np.ndarray, steps: Sequence[int], query: int, task: GridTask,
+    path: str | Path, *, puzzle: np.ndarray | None = None, label: np.ndarray | None = None, title: str | None = None,
+) -> Path:  # fmt: skip
     """The example over ACT steps: L above H, a column per step.
 
     Args: as `attention_example`, with a leading axis of ACT steps on l_maps, h_maps and decoded.
     """
-    count = len(steps)
-    figure = new_figure(0.8 + 1.75 * count, 4.7)
-    axes = figure.subplots(2, count, squeeze=False)
-    rows = [[_query_row(m[i], query, task) for i in range(count)] for m in (l_maps, h_maps)]
-    near = next(iter(task.neighbours.values()))[query]
+    figure = new_figure(0.8 + 1.75 * len(steps), 4.7)
+    axes = figure.subplots(2, len(steps), squeeze=False)
+    near = _neighbourhood(task, query)
     for i, step in enumerate(steps):
-        faults = attention_faults(task, np.asarray(decoded[i]).reshape(-1), label)
-        for line, level in enumerate("lh"):
-            ax, row = axes[line][i], rows[line][i]
+        faults = task.conflicts(np.asarray(decoded[i]).reshape(-1), label)
+        rows = [_query_row(m[i], query, task) for m in (l_maps, h_maps)]
+        for ax, row, level in zip(axes[:, i], rows, "lh"):
             # One scale per step: later maps may be much flatter.
-            top = max(rows[0][i].max(), rows[1][i].max())
-            _attention_panel(ax, row, task, query, faults, puzzle, label, top, radius)
+            _attention_panel(ax, row, task, query, faults, puzzle, label, max(r.max() for r in rows))
             ax.set(xticks=[], yticks=[])
             ax.set_xlabel(f"nbr {row[near].sum():.2f}", fontsize=8.5, color=MUTED, labelpad=2)
-            if line == 0:
-                ax.set_title(f"ACT step {step}", fontsize=10, color=INK)
             if i == 0:
                 ax.set_ylabel(f"{level.upper()}-update", fontsize=11, weight="bold", color=STATE_COLOURS[level])
+        axes[0, i].set_title(f"ACT step {step}", fontsize=10, color=INK)
     figure.subplots_adjust(left=0.03, right=0.995, top=0.84, bottom=0.08, wspace=0.06, hspace=0.18)
-    figure.legend(handles=_attention_legend(task, label is not None), loc="upper center", ncol=5, frameon=False,
-                  fontsize=10)  # fmt: skip
+    _attention_legend(figure, task, label is not None)
     if title:
         figure.text(0.5, 0.005, title, ha="center", fontsize=9, color=MUTED)
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def attention_by_step(by_step: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def attention_by_step(by_step: dict[str, Any], path: str | Path) -> Path:
     """Contrasts against the ACT step: a row per metric, a column per layer, a line per class."""
     steps = list(by_step)
     layers = list(by_step[steps[0]])
@@ -303,32 +277,26 @@ def attention_by_step(by_step: dict[str, Any], path: str | Path, *, dpi: int = D
     figure = new_figure(0.8 + 2.4 * len(layers), 0.6 + 1.55 * len(metrics))
     axes = figure.subplots(len(metrics), len(layers), squeeze=False, sharex=True, sharey="row")
     x = np.array([int(s) for s in steps])
-    for r, metric in enumerate(metrics):
-        for c, layer in enumerate(layers):
-            ax = axes[r][c]
-            for name, colour in zip(classes, (PALETTE[6], PALETTE[2])):
-                cells = [by_step[s][layer][name]["metrics"][metric] for s in steps]
-                mean = np.array([np.nan if e["mean"] is None else e["mean"] for e in cells])
-                ci = np.array([np.nan if e["ci95"] is None else e["ci95"] for e in cells])
-                ax.plot(x, mean, "-o", ms=3, color=colour, label=CLASS_LABELS.get(name, name))
-                ax.fill_between(x, mean - ci, mean + ci, color=colour, alpha=0.2, lw=0)
-            ax.axhline(0, color=INK, lw=0.7)
-            ax.set_xticks(x)
-            ax.tick_params(length=0, labelsize=8, colors=MUTED)
-            bare(ax)
-            if r == 0:
-                ax.set_title(f"Layer {layer}", fontsize=11, weight="bold")
-            if c == 0:
-                ax.set_ylabel(METRIC_LABELS.get(metric, metric), fontsize=10)
-            if r == len(metrics) - 1:
-                ax.set_xlabel("ACT step", fontsize=9, color=MUTED)
+    for (r, c), ax in np.ndenumerate(axes):
+        metric, layer = metrics[r], layers[c]
+        for name, colour in zip(classes, (PALETTE[6], PALETTE[2])):
+            cells = [by_step[s][layer][name]["metrics"][metric] for s in steps]
+            stats = {key: np.array([e[key] for e in cells], float) for key in ("mean", "ci95")}  # None becomes NaN
+            _band(ax, x, stats, colour, CLASS_LABELS.get(name, name), style="-o", spread="ci95", ms=3)
+        ax.axhline(0, color=INK, lw=0.7)
+        ax.set_xticks(x)
+        styled(ax, x="ACT step" if r == len(metrics) - 1 else "")
+        if r == 0:
+            ax.set_title(f"Layer {layer}", fontsize=11, weight="bold")
+        if c == 0:
+            ax.set_ylabel(METRIC_LABELS.get(metric, metric), fontsize=10)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncol=2, frameon=False, fontsize=10)
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def attention_heads(per_head: dict[str, Any], name: str, path: str | Path, *, dpi: int = DPI) -> Path:
+def attention_heads(per_head: dict[str, Any], name: str, path: str | Path) -> Path:
     """Contrasts of every head (columns) and layer (rows) of one class as a coloured table, a panel per metric."""
     layers = list(per_head)
     heads = list(per_head[layers[0]][name])
@@ -337,7 +305,7 @@ def attention_heads(per_head: dict[str, Any], name: str, path: str | Path, *, dp
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for ax, metric in zip(axes, metrics):
         cells = [[per_head[l][name][h][metric]["mean"] for h in heads] for l in layers]  # noqa: E741
-        values = np.array([[np.nan if v is None else v for v in row] for row in cells], float)
+        values = np.array(cells, float)  # None becomes NaN
         top = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
         ax.imshow(values, cmap="PuOr_r", vmin=-top or -1, vmax=top or 1, aspect="auto")
         for (r, c), value in np.ndenumerate(values):
@@ -351,7 +319,7 @@ def attention_heads(per_head: dict[str, Any], name: str, path: str | Path, *, dp
         ax.tick_params(length=0)
     axes[0].set_ylabel("layer", fontsize=9, color=MUTED)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
 # ---- freeze --------------------------------------------------------------------------------------------------------
@@ -359,7 +327,7 @@ def attention_heads(per_head: dict[str, Any], name: str, path: str | Path, *, dp
 RUN_LABELS = {"normal": "normal", "freeze_z_H": "$z_H$ frozen", "freeze_z_L": "$z_L$ frozen"}
 
 
-def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str | None = None, dpi: int = DPI) -> Path:
+def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str | None = None) -> Path:
     """Mask flips, content changes and exact accuracy of each state, normal and with the other state frozen.
 
     Args:
@@ -375,91 +343,78 @@ def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str | None = 
     axes = figure.subplots(1, len(measures))
     for ax, (measure, label) in zip(axes, measures):
         scale = 100 if measure == "exact_accuracy" else 1
+        ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
         for x, (run, state) in enumerate(bars):
             entry = table.get(f"{run}.{state}", {}).get(measure)
             if entry is None:
                 continue
-            colour = STATE_COLOURS[state[-1].lower()]
-            ax.bar(x, scale * entry["mean"], 0.72, color=colour if run == "normal" else tint(colour, 0.35),
-                   edgecolor=colour, lw=1.2, zorder=3)  # fmt: skip
-            ax.errorbar(x, scale * entry["mean"], yerr=scale * entry["std"], color=INK, capsize=3, lw=1.1, zorder=4)
+            colour, mean = STATE_COLOURS[_level(state)], scale * entry["mean"]
+            fill = colour if run == "normal" else tint(colour, 0.35)
+            ax.bar(x, mean, 0.72, color=fill, edgecolor=colour, lw=1.2, zorder=3)
+            ax.errorbar(x, mean, yerr=scale * entry["std"], color=INK, capsize=3, lw=1.1, zorder=4)
             for i, value in enumerate(entry.get("runs", [])):
                 ax.plot(x + 0.05 * (i - 2), scale * value, "o", ms=3, mfc="white", mec=INK, mew=0.8, zorder=5)
-        ax.set_xticks(
-            range(4), ["$z_L$\nnormal", "$z_L$\n$z_H$ frozen", "$z_H$\nnormal", "$z_H$\n$z_L$ frozen"], fontsize=9
-        )
+        names = [f"{STATE_NAMES[_level(state)]}\n{RUN_LABELS[run]}" for run, state in bars]
+        ax.set_xticks(range(len(bars)), names, fontsize=9)
         ax.set_title(label, fontsize=11, color=INK)
-        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if ax.get_ylim()[0] < 0 else 0)
-        ax.grid(axis="y", color="#EDEFF2", lw=0.8, zorder=0)
-        ax.tick_params(length=0, labelsize=9, colors=MUTED)
-        bare(ax)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        styled(ax, size=9)
     if title:
         figure.text(0.5, 0.01, title, ha="center", fontsize=9, color=MUTED)
     figure.tight_layout(rect=(0, 0.05 if title else 0, 1, 1))
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def freeze_series(series: dict[str, Any], updates: Sequence[str], path: str | Path, *, dpi: int = DPI) -> Path:
+def freeze_series(series: dict[str, Any], path: str | Path) -> Path:
     """Mask flips and content changes after every update, mean ± SEM over puzzles, normal against frozen."""
     figure = new_figure(10.5, 5.2)
     axes = figure.subplots(2, 2, sharex=True)
-    for column, (state, frozen) in enumerate((("z_L", "freeze_z_H"), ("z_H", "freeze_z_L"))):
-        for row, (measure, label) in enumerate((("mask_flips", "mask flips"), ("content_changes", "content changes"))):
-            ax = axes[row][column]
+    for column, (state, frozen) in zip(axes.T, (("z_L", "freeze_z_H"), ("z_H", "freeze_z_L"))):
+        level = _level(state)
+        for ax, measure in zip(column, ("mask_flips", "content_changes")):
             for run, style in (("normal", "-"), (frozen, "--")):
                 entry = series[f"{run}.{state}"][measure]
-                mean, sem = np.asarray(entry["mean"]), np.asarray(entry["sem"])
-                x = np.arange(1, len(mean) + 1)
-                colour = STATE_COLOURS[state[-1].lower()]
-                ax.plot(x, mean, style, color=colour, lw=1.5, label=RUN_LABELS[run])
-                ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
-            if row == 0:
-                ax.set_title(f"{STATE_NAMES[state[-1].lower()]}", fontsize=13, color=STATE_COLOURS[state[-1].lower()])
-                ax.legend(frameon=False, fontsize=9)
-            else:
-                ax.set_xlabel("update", fontsize=9, color=MUTED)
-            ax.set_ylabel(label, fontsize=9, color=MUTED)
+                x = np.arange(1, len(entry["mean"]) + 1)
+                _band(ax, x, entry, STATE_COLOURS[level], RUN_LABELS[run], style=style)
             ax.set_ylim(bottom=0)
-            ax.tick_params(length=0, labelsize=9, colors=MUTED)
-            bare(ax)
+            styled(ax, y=measure.replace("_", " "), size=9)
+        column[0].set_title(STATE_NAMES[level], fontsize=13, color=STATE_COLOURS[level])
+        column[0].legend(frameon=False, fontsize=9)
+        column[1].set_xlabel("update", fontsize=9, color=MUTED)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path, *, dpi: int = DPI) -> Path:
+def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path) -> Path:
     """Exact accuracy of z_H (share, standard error) under each intervention."""
     figure = new_figure(7.5, 0.9 + 0.36 * len(rows))
-    ax = figure.subplots()
+    ax, colour = figure.subplots(), STATE_COLOURS["h"]
     for y, (_, mean, error) in enumerate(rows):
-        ax.barh(y, 100 * mean, 0.65, color=STATE_COLOURS["h"] if y == 0 else tint(STATE_COLOURS["h"], 0.45), zorder=3)
+        ax.barh(y, 100 * mean, 0.65, color=colour if y == 0 else tint(colour, 0.45), zorder=3)
         ax.errorbar(100 * mean, y, xerr=100 * error, color=INK, capsize=3, lw=1, zorder=4)
-    ax.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=9)
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel("exact accuracy of $z_H$, %", fontsize=10, color=MUTED)
     ax.set_xlim(0, max(5.0, ax.get_xlim()[1]))
-    ax.grid(axis="x", color="#EDEFF2", lw=0.8, zorder=0)
-    ax.tick_params(length=0, labelsize=9)
-    bare(ax)
+    ax.grid(axis="x", color=GRID, lw=0.8, zorder=0)
+    styled(ax, size=9)
+    ax.tick_params(colors="black")
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
 
 
 def state_curves(
-    curves: dict[str, dict[str, Any]],
-    measures: Sequence[tuple[str, str, float]],
-    path: str | Path,
-    *,
-    per_step: int,
-    dpi: int = DPI,
+    curves: dict[str, dict[str, Any]], measures: Sequence[tuple[str, str, float]], path: str | Path, per_step: int
 ) -> Path:
     """Mean ± SEM of both states after every update, a panel per measure.
 
     Args:
         curves: {"z_H": {measure: {"mean" (U,), "sem" (U,)}}, "z_L": ...}.
         measures: (name, label, factor) of each panel; those that are missing are left out.
+        per_step: updates of an ACT step.
     """
     present = [m for m in measures if any(m[0] in by for by in curves.values())]
     columns = min(3, len(present))
@@ -469,69 +424,41 @@ def state_curves(
     for ax in axes[len(present) :]:
         ax.set_visible(False)
     for ax, (name, label, factor) in zip(axes, present):
-        for state in curves:
-            if name not in curves[state]:
-                continue
-            mean = factor * np.asarray(curves[state][name]["mean"], float)
-            sem = factor * np.asarray(curves[state][name]["sem"], float)
-            x = (np.arange(len(mean)) + 1) / per_step
-            level = state[-1].lower() if state.startswith("z_") else ""
-            colour = STATE_COLOURS.get(level, INK)
-            ax.plot(x, mean, color=colour, lw=1.5, label=STATE_NAMES.get(level, state))
-            ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
+        for state, by in curves.items():
+            if name in by:
+                level = _level(state) if state.startswith("z_") else ""
+                x = (np.arange(len(by[name]["mean"])) + 1) / per_step
+                _band(ax, x, by[name], STATE_COLOURS.get(level, INK), STATE_NAMES.get(level, state), factor)
         if factor == 100 and ax.get_ylim()[1] < 5:
             ax.set_ylim(min(0.0, ax.get_ylim()[0]), 5)  # no drama out of shares near 0
-        ax.set_title(label, fontsize=10, color=INK, loc="left")
-        ax.set_xlabel("ACT step", fontsize=9, color=MUTED)
-        ax.tick_params(length=0, labelsize=8, colors=MUTED)
-        ax.spines["left"].set_color(FAINT)
-        bare(ax)
+        styled(ax, label, "ACT step")
     axes[0].legend(frameon=False, fontsize=10)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------------
 
 
-def _styled(ax: Axes, title: str, x: str | None = None, y: str | None = None) -> None:
-    ax.set_title(title, fontsize=10, color=INK, loc="left")
-    if x:
-        ax.set_xlabel(x, fontsize=9, color=MUTED)
-    if y:
-        ax.set_ylabel(y, fontsize=9, color=MUTED)
-    ax.tick_params(length=0, labelsize=8, colors=MUTED)
-    bare(ax)
-
-
-def _band(ax: Axes, stats: dict[str, Any], colour: str, label: str, factor: float = 1.0, style: str = "-") -> None:
-    """Mean ± SEM against the ACT step."""
-    if stats["mean"] is None:
-        return
-    mean, sem = factor * np.asarray(stats["mean"], float), factor * np.asarray(stats["sem"], float)
-    x = np.arange(len(mean))
-    ax.plot(x, mean, style, color=colour, lw=1.6, label=label)
-    ax.fill_between(x, mean - sem, mean + sem, color=colour, alpha=0.2, lw=0)
-
-
-def convergence_curves(convergence: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def convergence_curves(convergence: dict[str, Any], path: str | Path) -> Path:
     """How far each state moves over an ACT step, and the share of puzzles whose decode is final."""
     figure = new_figure(9.0, 3.2)
     axes = figure.subplots(1, 2)
     for name, entry in convergence.items():
-        level = name[-1].lower()
-        _band(axes[0], entry["relative_change"], STATE_COLOURS[level], STATE_NAMES[level])
-        _band(axes[1], entry["decode_final"], STATE_COLOURS[level], STATE_NAMES[level], 100)
+        level = _level(name)
+        for ax, key, factor in ((axes[0], "relative_change", 1), (axes[1], "decode_final", 100)):
+            x = np.arange(len(entry[key]["mean"]))
+            _band(ax, x, entry[key], STATE_COLOURS[level], STATE_NAMES[level], factor, lw=1.6)
     axes[0].set_yscale("log")
-    _styled(axes[0], "relative change of the state over the ACT step", "ACT step")
-    _styled(axes[1], "puzzles whose decode is final, %", "after ACT step")
+    styled(axes[0], "relative change of the state over the ACT step", "ACT step")
+    styled(axes[1], "puzzles whose decode is final, %", "after ACT step")
     axes[1].set_ylim(-3, 103)
     axes[0].legend(frameon=False, fontsize=10)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def halting_figure(halting: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def halting_figure(halting: dict[str, Any], path: str | Path) -> Path:
     """Reliability of the halting probability, and when puzzles are first solved against when the model would stop."""
     figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
@@ -542,17 +469,17 @@ def halting_figure(halting: dict[str, Any], path: str | Path, *, dpi: int = DPI)
                  s=[20 + 300 * b["n"] / total for b in bins], edgecolor=INK, lw=0.6)  # fmt: skip
     left.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     error = 100 * halting["calibration"]["expected_calibration_error"]
-    _styled(left, f"calibration (error {error:.1f} points; area: how often)", "sigmoid(q_halt)", "share solved")
+    styled(left, f"calibration (error {error:.1f} points; area: how often)", "sigmoid(q_halt)", "share solved")
     steps = np.arange(len(halting["stops_at"]))
     right.bar(steps - 0.2, halting["first_solved_at"], 0.38, color=PALETTE[2], label="first solved")
     right.bar(steps + 0.2, halting["stops_at"], 0.38, color=STATE_COLOURS["h"], label="would stop")
-    _styled(right, "puzzles by ACT step", "ACT step")
+    styled(right, "puzzles by ACT step", "ACT step")
     right.legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def failures_figure(failures: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
     """Cells right over the ACT steps in solved and failed puzzles, and what became of the failed ones' wrong cells."""
     figure = new_figure(9.0, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
@@ -561,20 +488,21 @@ def failures_figure(failures: dict[str, Any], path: str | Path, *, dpi: int = DP
         ("right_solved", PALETTE[2], f"solved in the end ($n$ = {solved})"),
         ("right_failed", PALETTE[6], f"failed ($n$ = {failures['n_failed']})"),
     ):
-        _band(left, failures[key], colour, label, 100)
-    _styled(left, "cells of $z_H$ that are right, %", "after ACT step")
+        if failures[key]["mean"] is not None:
+            _band(left, np.arange(len(failures[key]["mean"])), failures[key], colour, label, 100, lw=1.6)
+    styled(left, "cells of $z_H$ that are right, %", "after ACT step")
     left.legend(frameon=False, fontsize=9)
     names = ("never_right", "lost")
-    values = [100 * failures[name]["mean"] if failures[name]["mean"] is not None else 0 for name in names]
+    values = [100 * (failures[name]["mean"] or 0) for name in names]
     right.bar([0, 1], values, 0.6, color=[PALETTE[6], PALETTE[0]])
     right.set_xticks([0, 1], ["never right", "right, then lost"], fontsize=9)
     right.set_ylim(0, 100)
-    _styled(right, "wrong cells of failed puzzles, %")
+    styled(right, "wrong cells of failed puzzles, %")
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def trajectories_figure(trajectories: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def trajectories_figure(trajectories: dict[str, Any], path: str | Path) -> Path:
     """Each puzzle's mean state after every ACT step on two principal axes; solved green, failed purple."""
     figure = new_figure(9.0, 4.2)
     axes = figure.subplots(1, 2)
@@ -585,8 +513,8 @@ def trajectories_figure(trajectories: dict[str, Any], path: str | Path, *, dpi: 
             colour = MUTED if solved is None else PALETTE[2] if solved[i] else PALETTE[6]
             ax.plot(*path_of_one.T, color=colour, lw=0.6, alpha=0.45)
             ax.plot(*path_of_one[-1], "o", color=colour, ms=3)
-        level = name[-1].lower()
-        _styled(ax, "", f"axis 1 ({100 * explained[0]:.0f} %)", f"axis 2 ({100 * explained[1]:.0f} %)")
+        level = _level(name)
+        styled(ax, x=f"axis 1 ({100 * explained[0]:.0f} %)", y=f"axis 2 ({100 * explained[1]:.0f} %)")
         ax.set_title(STATE_NAMES[level], color=STATE_COLOURS[level], fontsize=14)
     if solved is not None:
         handles = [
@@ -594,10 +522,10 @@ def trajectories_figure(trajectories: dict[str, Any], path: str | Path, *, dpi: 
         ]
         axes[0].legend(handles=handles, frameon=False, fontsize=9)
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)
 
 
-def probes_figure(probes: dict[str, Any], path: str | Path, *, dpi: int = DPI) -> Path:
+def probes_figure(probes: dict[str, Any], path: str | Path) -> Path:
     """AUC of linear probes on each state (and on the puzzle's cell alone) after some ACT steps."""
     figure = new_figure(5.6, 3.3)
     ax = figure.subplots()
@@ -606,13 +534,13 @@ def probes_figure(probes: dict[str, Any], path: str | Path, *, dpi: int = DPI) -
     width = 0.8 / max(1, len(names))
     for i, name in enumerate(names):
         x = np.arange(len(probes["steps"])) + (i - (len(names) - 1) / 2) * width
-        label = {"input": "puzzle's cell alone"}.get(name, STATE_NAMES.get(name[-1].lower(), name))
+        label = {"input": "puzzle's cell alone"}.get(name, STATE_NAMES.get(_level(name), name))
         bars = ax.bar(x, probes["auc"][name], width * 0.92, color=colours.get(name, PALETTE[i]), label=label)
         ax.bar_label(bars, fmt="%.2f", fontsize=7.5, color=MUTED, padding=1)
     ax.set_xticks(range(len(probes["steps"])), [str(s) for s in probes["steps"]], fontsize=9)
     ax.axhline(0.5, color=INK, lw=0.8, ls=":")
     ax.set_ylim(0.4, 1.08)
-    _styled(ax, f"linear probe: {probes['what']} (AUC)", "after ACT step")
+    styled(ax, f"linear probe: {probes['what']} (AUC)", "after ACT step")
     ax.legend(frameon=False, fontsize=9, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
-    return save(figure, path, dpi)
+    return save(figure, path)

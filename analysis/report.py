@@ -11,30 +11,35 @@ from markdown_it import MarkdownIt
 
 from air_model.records import write_text
 
-FIGURES = {
-    "rollout": ("rollout_curves", "rollout_*_strip", "rollout_[0-9]*"),
-    "freeze": ("freeze", "freeze_series", "interventions"),
-    "attention": ("attention_pooled", "attention_per_puzzle", "attention_per_puzzle_mean_heads", "attention_example",
-                  "attention_evolution", "attention_by_step", "attention_heads_*"),
-    "geometry": ("geometry", "convergence", "trajectories", "halting", "failures", "probes"),
-}  # fmt: skip
-CAPTIONS = {
-    "rollout_curves": "Both states after every update, mean ± SEM over puzzles.",
-    "freeze": "What moves when the other state is frozen.",
-    "freeze_series": "Mask flips and content changes after every update, mean ± SEM over puzzles.",
-    "interventions": "Exact accuracy of the last z_H under each intervention, ± SEM.",
-    "attention_pooled": "Contrasts per layer and class: heads averaged, rows pooled.",
-    "attention_per_puzzle": "The same, best head of each row, averaged per puzzle (as the published Sudoku figures).",
-    "attention_per_puzzle_mean_heads": "The same, heads averaged, averaged per puzzle.",
-    "attention_example": "The most telling query: neighbourhood and violation shift plus half the entropy shift.",
-    "attention_evolution": "The same query over the ACT steps.",
-    "attention_by_step": "Contrasts against the ACT step, with 95 % intervals.",
-    "geometry": "Size, movement and angle of the states, mean ± SEM over puzzles.",
-    "convergence": "How far the states move over an ACT step, and when decodes are final.",
-    "trajectories": "Mean state of each puzzle after every ACT step on its two principal axes.",
-    "halting": "Calibration of the wish to halt, and its timing.",
-    "failures": "Where failures are decided.",
-    "probes": "What a linear probe reads off single cells.",
+STUDIES = {  # study: its figures in reading order (as glob patterns), and what each shows
+    "rollout": {
+        "rollout_curves": "Both states after every update, mean ± SEM over puzzles.",
+        "rollout_*_strip": "Both states at several ACT steps.",
+        "rollout_[0-9]*.gif": "Both states through the roll-out; cells that just changed are marked.",
+        "rollout_[0-9]*": "Both states after the last update.",
+    },
+    "freeze": {
+        "freeze": "What moves when the other state is frozen.",
+        "freeze_series": "Mask flips and content changes after every update, mean ± SEM over puzzles.",
+        "interventions": "Exact accuracy of the last z_H under each intervention, ± SEM.",
+    },
+    "attention": {
+        "attention_pooled": "Contrasts per layer and class: heads averaged, rows pooled.",
+        "attention_per_puzzle": "The same, best head of each row, averaged per puzzle (as the paper's for Sudokus).",
+        "attention_per_puzzle_mean_heads": "The same, heads averaged, averaged per puzzle.",
+        "attention_example": "The most telling query: neighbourhood and violation shift plus half the entropy shift.",
+        "attention_evolution": "The same query over the ACT steps.",
+        "attention_by_step": "Contrasts against the ACT step, with 95 % intervals.",
+        "attention_heads_*": "Contrasts of every head, {} queries.",
+    },
+    "geometry": {
+        "geometry": "Size, movement and angle of the states, mean ± SEM over puzzles.",
+        "convergence": "How far the states move over an ACT step, and when decodes are final.",
+        "trajectories": "Mean state of each puzzle after every ACT step on its two principal axes.",
+        "halting": "Calibration of the wish to halt, and its timing.",
+        "failures": "Where failures are decided.",
+        "probes": "What a linear probe reads off single cells.",
+    },
 }
 
 
@@ -48,26 +53,14 @@ class Entry:
     sections: dict[str, list[str]]
 
 
-def figures_of(folder: Path, study: str) -> list[Path]:
-    """The figures of one study in reading order."""
-    found: list[Path] = []
-    for pattern in FIGURES[study]:
-        for path in sorted((folder / "figures").glob(f"{pattern}.*")):
-            if path.suffix in (".png", ".gif") and path not in found:
-                found.append(path)
+def figures_of(folder: Path, study: str) -> dict[Path, str]:
+    """The figures of one study in reading order, each with its caption."""
+    found: dict[Path, str] = {}
+    for pattern, caption in STUDIES[study].items():
+        for path in sorted((folder / "figures").glob(pattern if "." in pattern else f"{pattern}.*")):
+            if path.suffix in (".png", ".gif"):
+                found.setdefault(path, caption.format(path.stem.removeprefix("attention_heads_")))
     return found
-
-
-def caption(path: Path) -> str:
-    if path.stem in CAPTIONS:
-        return CAPTIONS[path.stem]
-    if path.stem.startswith("attention_heads_"):
-        return f"Contrasts of every head, {path.stem.removeprefix('attention_heads_')} queries."
-    if path.suffix == ".gif":
-        return "Both states through the roll-out; cells that just changed are marked."
-    return (
-        "Both states at several ACT steps." if path.stem.endswith("_strip") else "Both states after the last update."
-    )
 
 
 def write(output_dir: Path, entries: list[Entry], overall: str = "") -> tuple[Path, Path]:
@@ -85,16 +78,16 @@ def write(output_dir: Path, entries: list[Entry], overall: str = "") -> tuple[Pa
         add(f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description)
         for study, sections in entry.sections.items():
             add("\n".join(sections))
-            for path in figures_of(entry.folder, study):
-                markdown.append(f"![{caption(path)}]({path.relative_to(output_dir).as_posix()})\n")
-                body.append(_figure(path))
+            for path, caption in figures_of(entry.folder, study).items():
+                markdown.append(f"![{caption}]({path.relative_to(output_dir).as_posix()})\n")
+                body.append(_figure(path, caption))
     page = _PAGE.format(title=html.escape(title), body="\n".join(body))
     return write_text(output_dir / "report.md", "\n".join(markdown)), write_text(output_dir / "report.html", page)
 
 
-def _figure(path: Path) -> str:
+def _figure(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    kind, text = path.suffix[1:], html.escape(caption(path))
+    kind, text = path.suffix[1:], html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 

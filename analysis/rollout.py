@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from air_model.analysis.common import Study, in_chunks, mean_std_sem
+from air_model.analysis.common import Study, in_chunks, long_table, mean_std_sem
 from air_model.analysis.freeze import STATES
-from air_model.analysis.interventions import Intervention, run_with
+from air_model.analysis.interventions import run_with
 from air_model.processing_air import PAD
 from air_model.solving_air import AirUpdate
 
@@ -46,80 +46,57 @@ class RolloutResult:
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{"z_H": {measure: {"n", "mean" (U,), "sem" (U,)}}}."""
-        out: dict[str, dict[str, dict[str, Any]]] = {}
-        for state, name in STATES.items():
-            out[name] = {}
-            for measure, values in self.values[state].items():
-                stats = mean_std_sem(values)
-                out[name][measure] = {key: stats[key] for key in ("n", "mean", "sem")}
-        return out
+        stats = {name: {m: mean_std_sem(v) for m, v in self.values[state].items()} for state, name in STATES.items()}
+        return {name: {m: {key: found[key] for key in ("n", "mean", "sem")} for m, found in by.items()}
+                for name, by in stats.items()}  # fmt: skip
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per puzzle, update and state, for parquet."""
         n, updates = self.values["h"]["blank"].shape
-        columns: dict[str, Any] = {
-            "state": np.repeat(list(STATES.values()), n * updates),
-            "puzzle": np.tile(np.repeat(np.arange(n), updates), 2),
-            "update": np.tile(np.arange(updates), 2 * n),
-            "act_step": np.tile(np.arange(updates) // self.per_step, 2 * n),
-            "updated": np.tile(np.array(self.updates), 2 * n),
-        }
-        for measure in self.values["h"]:
-            columns[measure] = np.concatenate([self.values[state][measure].reshape(-1) for state in STATES])
-        return columns
+        at = long_table({"state": list(STATES.values()), "puzzle": np.arange(n), "update": np.arange(updates)})
+        at |= {"act_step": at["update"] // self.per_step, "updated": np.array(self.updates)[at["update"]]}
+        both = {m: np.stack([self.values[state][m] for state in STATES]) for m in self.values["h"]}
+        return at | {measure: values.reshape(-1) for measure, values in both.items()}
 
 
-class _Meter:
-    """A hook that measures both states after every update."""
-
-    def __init__(self, part: Study):
-        self.part = part
-        self.per_step = len(part.config.schedule)
-        self.labels = None if part.labels is None else part.labels.to(part.device)
-        shape = (len(part), len(part.updates))
-        names = MEASURES if part.labels is not None else MEASURES[2:]
-        self.values = {s: {name: torch.zeros(shape, device=part.device) for name in names} for s in STATES}
-        self.before: dict[str, Tensor] = {}
-
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        at = int(update.steps[0]) * self.per_step + update.index  # all puzzles of a batch are at one step
-        for state, z in (("h", z_h), ("l", z_l)):
-            logits = self.part.model.decode_state(z)
-            top = logits.float().topk(2, dim=-1).values
-            tokens = logits.argmax(-1)
-            before = tokens if at == 0 else self.before[state]  # at update 0 nothing comes before
-            values = {
-                "blank": (tokens == self.part.task.blank_token).float().mean(-1),
-                "pad": (tokens == PAD).float().mean(-1),
-                "margin": (top[..., 0] - top[..., 1]).mean(-1),
-                "changed": (tokens != before).float().mean(-1),
-            }
-            self.before[state] = tokens
-            if self.labels is not None:
-                labels = self.labels[update.rows]
-                right, counted = (tokens == labels) & (labels > 0), labels > 0
-                values["accuracy"] = right.float().sum(-1) / counted.sum(-1).clamp_min(1)
-                values["exact"] = (right | ~counted).all(-1).float()
-            for name, value in values.items():
-                self.values[state][name][update.rows, at] = value
+def measures(grids: np.ndarray, labels: np.ndarray | None, blank: int) -> dict[str, np.ndarray]:
+    """All measures but the margin: decodes (N, U, S) -> (N, U) float32 each."""
+    before = np.concatenate([grids[:, :1], grids[:, :-1]], 1)  # at update 0 nothing comes before
+    shares = {"blank": grids == blank, "pad": grids == PAD, "changed": grids != before}
+    out = {name: cells.mean(-1, dtype=np.float32) for name, cells in shares.items()}
+    if labels is not None:
+        counted = (labels > 0)[:, None]
+        right = (grids == labels[:, None]) & counted
+        out["accuracy"] = right.sum(-1, dtype=np.float32) / np.maximum(counted.sum(-1), 1).astype(np.float32)
+        out["exact"] = (right | ~counted).all(-1).astype(np.float32)
+    return out
 
 
-def rollout_study(study: Study, keep: int = 4, intervention: Intervention | None = None) -> RolloutResult:
+def rollout_study(study: Study, keep: int = 4) -> RolloutResult:
     """Measure the roll-outs of all puzzles and keep the decodes of the first `keep`."""
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
-        meter = _Meter(part)
-        rollout = run_with(part, intervention, first=first, hook=meter).rollout
-        out = {}
+        per_step, shape = len(part.config.schedule), (len(part), len(part.updates))
+        margins = {state: torch.zeros(shape, device=part.device) for state in STATES}
+
+        def measure(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+            at = int(update.steps[0]) * per_step + update.index  # all puzzles of a batch are at one step
+            for state, z in (("h", z_h), ("l", z_l)):
+                top = part.model.decode_state(z).float().topk(2, dim=-1).values
+                margins[state][update.rows, at] = (top[..., 0] - top[..., 1]).mean(-1)
+
+        rollout, out = run_with(part, hook=measure).rollout, {}
+        labels = None if part.labels is None else part.labels.numpy()
         for state in STATES:
-            for name, values in meter.values[state].items():
-                out[f"{state}|{name}"] = values.cpu().numpy()
-            kept = getattr(rollout, f"z_{state}")[: max(0, keep - first)]
-            out[f"{state}|tokens"] = kept.cpu().numpy()
+            grids = getattr(rollout, f"z_{state}").cpu().numpy()
+            values = {**measures(grids, labels, part.task.blank_token), "margin": margins[state].cpu().numpy()}
+            out |= {f"{state}|{name}": values[name] for name in MEASURES if name in values}
+            out[f"{state}|tokens"] = grids[: max(0, keep - first)]
         return out
 
-    parts = list(in_chunks(study, "rollout", compute, keep=keep, intervention=repr(intervention)))
-    names = [key.partition("|")[2] for key in parts[0] if key.startswith("h|") and key != "h|tokens"]
-    values = {s: {name: np.concatenate([part[f"{s}|{name}"] for part in parts]) for name in names} for s in STATES}
-    tokens = {s: np.concatenate([part[f"{s}|tokens"] for part in parts]) for s in STATES}
+    parts = list(in_chunks(study, "rollout", compute, keep=keep))
+    names = [name for name in MEASURES if f"h|{name}" in parts[0]]
+    merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    values = {s: {name: merged[f"{s}|{name}"] for name in names} for s in STATES}
+    tokens = {s: merged[f"{s}|tokens"] for s in STATES}
     return RolloutResult(values, tokens, study.updates, len(study.config.schedule))

@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from air_model.analysis.common import markdown_table, share
+from air_model.analysis.common import markdown_table, share, summary
 from air_model.analysis.figures import new_figure, save
 from air_model.analysis.leaderboard import checkpoints_table, evaluations_table, leaderboard_table, read_checkpoints
 from air_model.configuration_air import VARIANTS, AirConfig
@@ -122,14 +122,6 @@ def is_published_protocol(run: dict[str, Any]) -> bool:
     # 20,000 epochs of 1,000 puzzles are 26,041 steps of 768, of which the public code makes 26,040.
     steps = run.get("steps")
     return plain and steps is not None and steps == run.get("max_steps") and abs(steps - reference["max_steps"]) <= 1
-
-
-def summary(values: list[float]) -> str:
-    """mean ± sample standard deviation; one value stands alone, none is an empty cell."""
-    if not values:
-        return ""
-    mean = share(statistics.mean(values))
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def published_text(entry: dict[str, Any] | None) -> str:

@@ -27,13 +27,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("command", choices=["rollout", "freeze", "attention", "geometry", "search", "report", "published"])
-    add(
-        "--model",
-        dest="models",
-        nargs="+",
-        default=[],
-        help="model folder or Hub id; several are studied one after another",
-    )
+    help_model = "model folder or Hub id; several are studied one after another"
+    add("--model", dest="models", nargs="+", default=[], help=help_model)
     add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer")
     add("--output-dir", type=Path, required=True)
     add("--split", default="test")
@@ -53,7 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from air_model.analysis.commands import Options, analyze, redraw_published
+    from air_model.analysis.commands import analyze, redraw_published
 
     try:
         if args.command == "published":
@@ -61,10 +56,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if not args.models:
             raise ValueError("Which model? Give --model with a folder or a Hub id.")
+        for name in ("limit", "batch_size"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}.")
         if args.command == "search":
             return search(args)
-        command = args.__dict__.pop("command")
-        folder = analyze(command, Options(**vars(args)))
+        folder = analyze(args.command, args)
     except (ValueError, OSError) as error:
         print(f"analyze: {error}", file=sys.stderr)
         return 1

@@ -33,7 +33,7 @@ from torch import Tensor
 
 import air_model
 from air_model.analysis.attention import attention_rows
-from air_model.analysis.interventions import Freeze
+from air_model.analysis.interventions import Intervention
 from air_model.answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import NODES, solve_puzzles
 from air_model.configuration_air import VARIANTS, AirConfig
@@ -768,7 +768,7 @@ def faults(task: GridTask, answer: np.ndarray) -> list[int]:
 
 def what_if(model: AirModel, job: Job) -> Hook | None:
     """The hook of a job's what-if switch."""
-    return None if job.freeze == "none" else Freeze(job.freeze, job.freeze_from).hook(model)
+    return None if job.freeze == "none" else Intervention("freeze", job.freeze, job.freeze_from).hook(model)
 
 
 def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:

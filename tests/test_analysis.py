@@ -13,16 +13,7 @@ from air_model.analysis import common
 from air_model.analysis.attention import Geometry, attention_maps, attention_rows, attention_study, checked_steps
 from air_model.analysis.common import Study
 from air_model.analysis.freeze import across_runs, count_changes, freeze_study, from_published
-from air_model.analysis.interventions import (
-    Freeze,
-    Intervention,
-    Perturb,
-    Reset,
-    Swap,
-    Through,
-    parse_intervention,
-    run_with,
-)
+from air_model.analysis.interventions import Intervention, parse_intervention, run_with
 from air_model.analysis.rollout import rollout_study
 from air_model.processing_air import make_task, task_from_config
 
@@ -102,14 +93,16 @@ def test_skipping_updates_of_a_frozen_state_gives_what_solve_gives(variant):
     study = study_of(lively(variant))
     for state in ("z_h", "z_l"):
         expected = study.solve(return_rollout=True, freeze=state)
-        ours = run_with(study, Freeze(state))
+        ours = run_with(study, Intervention("freeze", state))
         assert torch.equal(ours.rollout.z_h, expected.rollout.z_h)
         assert torch.equal(ours.rollout.z_l, expected.rollout.z_l)
         assert torch.equal(ours.q_halt_logits, expected.q_halt_logits)
 
 
 @pytest.mark.parametrize(
-    "nothing", [None, Intervention(), Freeze("z_l", 2, 2), Perturb("z_h", 0.0), Freeze("z_h", 0, 0)], ids=repr
+    "nothing",
+    [None, *(Intervention(*one) for one in ((), ("freeze", "z_l", 2, 2), ("perturb",), ("freeze", "z_h", 0, 0)))],
+    ids=repr,
 )
 def test_interventions_that_do_nothing_give_the_normal_run_bit_for_bit(nothing):
     study = study_of(lively("L2x_H2x_prepend"))
@@ -150,17 +143,17 @@ def test_a_frozen_window_holds_the_state_and_a_reset_and_a_swap_move_it():
         )
         return {(step, index): (h, z) for step, index, h, z in kept}
 
-    frozen, normal = states(Freeze("z_l", 1, 3)), states(None)
+    frozen, normal = states(Intervention("freeze", "z_l", 1, 3)), states(None)
     assert all(torch.equal(frozen[step, i][1], normal[0, 5][1]) for step in (1, 2) for i in range(6))
     assert not torch.equal(frozen[3, 0][1], normal[0, 5][1])
-    assert torch.equal(states(Reset("z_h", 2))[2, 5][0], study.model.initial_carry(5).z_h)
-    swapped = states(Swap(1))
+    assert torch.equal(states(Intervention("reset", "z_h", 2))[2, 5][0], study.model.initial_carry(5).z_h)
+    swapped = states(Intervention("swap", start=1))
     assert torch.equal(swapped[1, 5][0], normal[1, 5][1]) and torch.equal(swapped[1, 5][1], normal[1, 5][0])
 
 
 def test_decoding_through_the_others_statistics_takes_its_mean_and_spread():
     z_h, z_l = torch.randn(2, 9, 4) * 3 + 1, torch.randn(2, 9, 4)
-    same, moved = Through("z_l").view(z_h, z_l)
+    same, moved = Intervention("through", "z_l").view(z_h, z_l)
     assert same is z_h
     assert torch.allclose(moved.mean(1), z_h.mean(1), atol=1e-5) and torch.allclose(
         moved.std(1), z_h.std(1), atol=1e-5
@@ -370,7 +363,7 @@ def test_steps_beyond_the_model_no_attention_and_missing_labels_are_said():
         attention_study(study)
     assert freeze_study(study).records()[0]["normal.z_H"]["exact"] is None
     with pytest.raises(ValueError, match="lies beyond the run"):
-        freeze_study(study_of(lively()), [Freeze("z_h", 9)])
+        freeze_study(study_of(lively()), [Intervention("freeze", "z_h", 9)])
     with pytest.raises(ValueError, match="Cannot read the intervention"):
         parse_intervention("melt:z_h")
 
@@ -434,7 +427,8 @@ def test_variant_names_are_recognised_by_their_rule():
 @pytest.mark.parametrize("fields", [{}, MAZE])
 def test_studies_on_a_gpu_agree_with_those_on_the_cpu(fields):
     slow, fast = (study_of(lively(**fields).to(device), dtype=torch.float32) for device in ("cpu", "cuda"))
-    here, there = (run_with(study, Freeze("z_h", 1, 2)).rollout.z_l[:, :12].cpu() for study in (slow, fast))
+    held = Intervention("freeze", "z_h", 1, 2)
+    here, there = (run_with(study, held).rollout.z_l[:, :12].cpu() for study in (slow, fast))
     assert (here == there).float().mean() > 0.99  # rounding may decide a tie
     here, there = (attention_study(study, steps=(0,)) for study in (slow, fast))
     assert np.array_equal(here.query, there.query) and np.allclose(here.mean, there.mean, atol=1e-4)

@@ -29,19 +29,21 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("fields", GRIDS, ids=str)
-def test_a_board_a_strip_and_an_animation_are_drawn_for_every_kind_of_grid(fields, tmp_path):
+def test_a_board_a_strip_and_an_animation_are_drawn_for_every_kind_of_grid(fields, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 40)
+    monkeypatch.setattr(figures, "ANIMATION_DPI", 40)
     model = lively(**fields, halt_max_steps=2)
     study, task = study_of(model, 2), task_from_config(model.config)
     rollout, per_step = run_with(study).rollout, len(model.config.schedule)
     puzzle, label = study.inputs[1].numpy(), study.labels[1].numpy()
     for name, given in (("with.png", label), ("without.png", None)):
-        figures.draw_rollout(rollout, puzzle, task, tmp_path / name, label=given, row=1, dpi=40)
-    figures.draw_film_strip(rollout, puzzle, task, tmp_path / "strip.png", row=1, dpi=40)
+        figures.draw_rollout(rollout, puzzle, task, tmp_path / name, label=given, row=1)
+    figures.draw_film_strip(rollout, puzzle, task, tmp_path / "strip.png", row=1)
     animation = figures.animate_rollout(
-        rollout, puzzle, task, tmp_path / "film.gif", label=label, row=1, per_step=per_step, updates=range(4), dpi=40
+        rollout, puzzle, task, tmp_path / "film.gif", label=label, row=1, per_step=per_step
     )
     with Image.open(animation) as image:
-        assert 1 < image.n_frames <= 4
+        assert 1 < image.n_frames <= len(rollout.updates)
     assert {p.name for p in tmp_path.iterdir()} == {"with.png", "without.png", "strip.png", "film.gif"}
 
 
@@ -87,15 +89,16 @@ def test_the_papers_rollouts_are_drawn_by_the_same_function(name, tmp_path):
     grids = {key: np.array([t[key] for t in traces]).reshape(len(traces), 81) for key in ("pred_H", "pred_L")}
     rollout = SimpleNamespace(z_h=grids["pred_H"], z_l=grids["pred_L"], updates=[t["stage"].lower() for t in traces])
     puzzle, label = np.array(stored["input"]).ravel(), np.array(stored["solution"]).ravel()
-    film = figures._Film(rollout, puzzle, make_task("sudoku"), label, 0, None)
+    film = figures._Film(rollout, puzzle, make_task("sudoku"), label)
     ends = [film.per_step * step - 1 for step in range(1, 5)]
     right = [(film.states["h"][at] == label).sum() for at in ends]
     assert right == {"asymmetric": [60, 79, 81, 81], "symmetric": [59, 70, 77, 81]}[name]
-    assert figures.draw_rollout(rollout, puzzle, make_task("sudoku"), tmp_path / "a.png", label=label, dpi=40).exists()
+    assert figures.draw_rollout(rollout, puzzle, make_task("sudoku"), tmp_path / "a.png", label=label).exists()
 
 
 @needs_published
-def test_the_papers_figures_are_drawn_from_its_own_numbers_by_the_same_functions(tmp_path):
+def test_the_papers_figures_are_drawn_from_its_own_numbers_by_the_same_functions(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 30)
     folder = SHARED / "published"
     file = json.loads((folder / "attention_bars.json").read_text())
     for name, entropy in (("sudoku", 0.182), ("maze", 0.401)):
@@ -104,7 +107,7 @@ def test_the_papers_figures_are_drawn_from_its_own_numbers_by_the_same_functions
     stored, near = np.load(folder / "attention_sudoku_example.npz"), make_task("sudoku").neighbours["units"][14]
     rows = [plots._query_row(stored[key], 14, make_task("sudoku")) for key in ("l_map", "h_map")]
     assert [row[near].sum() for row in rows] == pytest.approx([0.797, 0.232], abs=1e-3)
-    written = redraw_published(folder, tmp_path, dpi=30)
+    written = redraw_published(folder, tmp_path)
     assert len(written) == 10 and all(path.stat().st_size > 0 for path in written)
 
 
@@ -118,9 +121,9 @@ def test_an_empty_class_leaves_its_place_in_the_bars_free(tmp_path):
     result.beside_fault[:] = True
     tables = result.tables()
     assert tables["0"]["control"]["n_queries"] == 0
-    plots.attention_bars(tables, tmp_path / "bars.png", dpi=40)
-    plots.attention_by_step(result.by_step(), tmp_path / "steps.png", dpi=40)
-    plots.attention_heads(result.per_head(), "control", tmp_path / "heads.png", dpi=40)
+    plots.attention_bars(tables, tmp_path / "bars.png")
+    plots.attention_by_step(result.by_step(), tmp_path / "steps.png")
+    plots.attention_heads(result.per_head(), "control", tmp_path / "heads.png")
     assert len(list(tmp_path.iterdir())) == 3
 
 
