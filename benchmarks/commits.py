@@ -18,14 +18,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = (
-    "maze-float32",
-    "maze-bfloat16",
-    "sudoku-float32",
-    "sudoku-bfloat16",
-    "train-maze_small",
-    "train-sudoku_9x9_cpu",
-)
+CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9-cpu"}
+ROWS = [f"{task}-{dtype}" for task in CHECKPOINTS for dtype in ("float32", "bfloat16")]
+ROWS += ["train-maze_small", "train-sudoku_9x9_cpu"]
 
 
 def seconds(row: str, checkpoints: str, repeats: int) -> float:
@@ -44,9 +39,8 @@ def seconds(row: str, checkpoints: str, repeats: int) -> float:
     else:
         from air_model import AirModel
 
-        folder = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9-cpu"}[what]
         grid = {"grid_height": 30, "grid_width": 30} if what == "maze" else {}
-        model = AirModel.from_pretrained(Path(checkpoints) / folder, dtype=torch.float32, **grid)
+        model = AirModel.from_pretrained(Path(checkpoints) / CHECKPOINTS[what], dtype=torch.float32, **grid)
         batch, steps = (1, 4) if what == "maze" else (64, 2)
         tokens = torch.randint(1, model.config.vocab_size, (batch, model.config.seq_len))
         units = batch * steps
@@ -76,44 +70,34 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown rows {unknown}. Known: {', '.join(ROWS)}.")
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        old, places = Path(folder) / "old", {}
+        old, paths = Path(folder) / "old", {}
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", str(old), arguments.commit], check=True, capture_output=True)
         try:
             for name, place in (("old", old), ("new", ROOT)):
-                places[name] = Path(folder) / f"path-{name}"
-                places[name].mkdir()
-                (places[name] / "air_model").symlink_to(place, target_is_directory=True)
+                package = Path(folder) / f"path-{name}" / "air_model"
+                package.parent.mkdir()
+                package.symlink_to(place, target_is_directory=True)
+                paths[name] = os.pathsep.join([str(package.parent), str(Path(__file__).parent)])
             for row in rows:
-                best = {name: float("inf") for name in places}
                 call = f"commits.seconds({row!r}, {str(ROOT / 'checkpoints')!r}, {arguments.repeats})"
-                for _ in range(arguments.rounds):
-                    for name, place in places.items():
-                        path = os.pathsep.join([str(place), str(Path(__file__).parent)])
-                        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-                        run = [sys.executable, "-c", f"import commits; print({call})"]
-                        done = subprocess.run(run, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
-                        if done.returncode:
-                            return done.returncode
-                        best[name] = min(best[name], float(done.stdout.split()[-1]))
-                results.append({"row": row, "old_ms": best["old"] * 1e3, "new_ms": best["new"] * 1e3})
-                results[-1]["speedup"] = best["old"] / best["new"]
-                print(
-                    "{row:22} {old_ms:9.1f} ms -> {new_ms:9.1f} ms  {speedup:5.2f} times".format(**results[-1]),
-                    flush=True,
-                )
+                best = dict.fromkeys(paths, float("inf"))
+                for name in [*paths] * arguments.rounds:
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths[name]}
+                    run = [sys.executable, "-c", f"import commits; print({call})"]
+                    done = subprocess.run(run, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+                    if done.returncode:
+                        return done.returncode
+                    best[name] = min(best[name], float(done.stdout.split()[-1]))
+                speedup = best["old"] / best["new"]
+                results.append({"row": row, **{f"{k}_ms": v * 1e3 for k, v in best.items()}, "speedup": speedup})
+                line = "{row:22} {old_ms:9.1f} ms -> {new_ms:9.1f} ms  {speedup:5.2f} times"
+                print(line.format(**results[-1]), flush=True)
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=True)
-    if arguments.output:
-        sys.path.insert(0, str(ROOT / "scripts"))
-        import _checkout  # noqa: F401
-        import torch
+    from bench import save  # not above: it decides whose air_model this process imports
 
-        from air_model.records import environment as facts
-        from air_model.records import write_json
-
-        record = {"command": " ".join(["python", *sys.argv]), "commit": arguments.commit, "rows": results}
-        write_json(arguments.output, record | {"clock": "CPU seconds, one thread"} | facts(torch.device("cpu"), 1))
+    save(arguments.output, results, of=arguments.commit, clock="CPU seconds, one thread")
     return 0
 
 

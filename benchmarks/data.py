@@ -14,58 +14,42 @@ import argparse
 import csv
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
+
+if not __package__:
+    import bench  # noqa: F401
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import _checkout  # noqa: E402, F401  (makes this checkout importable as air_model)
-
-from air_model.datasets_builders import PuzzleSet, load_puzzles  # noqa: E402
-from air_model.datasets_builders.generate_maze import make_mazes  # noqa: E402
-from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for  # noqa: E402
-from air_model.datasets_builders.sudoku_solver import solve  # noqa: E402
-from air_model.processing_air import MazeTask, SudokuTask  # noqa: E402
-from air_model.records import cpu_name, write_json  # noqa: E402
-from air_model.training.batches import PuzzleSampler  # noqa: E402
+from air_model.analysis.geometry import ranks
+from air_model.benchmarks.bench import ROOT, arguments
+from air_model.datasets_builders import PuzzleSet, load_puzzles
+from air_model.datasets_builders.build import BuildConfig, build
+from air_model.datasets_builders.generate_maze import make_mazes
+from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
+from air_model.datasets_builders.sudoku_solver import solve
+from air_model.processing_air import MazeTask, SudokuTask
+from air_model.records import command_line, cpu_name, read_json, source_state, write_json
+from air_model.training.batches import PuzzleSampler
 
 CASES = ("solver", "sudokus", "mazes", "feed", "copies", "memory")
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """(wall seconds, CPU seconds of this process and its children)."""
+def timed(work: Callable[[], object], count: int, unit: str, cores: int = 1) -> dict:
+    """How many a second, by the clock and by the CPU time of this process and its children."""
     usage = lambda: sum(sum(resource.getrusage(who)[:2]) for who in (0, resource.RUSAGE_CHILDREN))  # noqa: E731
     wall, cpu = time.perf_counter(), usage()
     work()
-    return time.perf_counter() - wall, usage() - cpu
-
-
-def figure(count: int, seconds: tuple[float, float], cores: int, unit: str) -> dict:
-    wall, cpu = seconds
-    return {
-        "count": count,
-        "unit": unit,
-        "wall_s": round(wall, 3),
-        "cpu_s": round(cpu, 3),
-        "per_wall_s": round(count / wall, 1),
-        "per_cpu_s": round(count / cpu, 1),
-        "per_s_on_idle_cores": round(count / cpu * cores, 1),
-    }
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    wall, cpu = time.perf_counter() - wall, usage() - cpu
+    figures = {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "per_wall_s": round(count / wall, 1)}
+    each = {"per_cpu_s": round(count / cpu, 1), "per_s_on_idle_cores": round(count / cpu * cores, 1)}
+    return {"count": count, "unit": unit, **figures, **each}
 
 
 # VmHWM, not ru_maxrss: a started process inherits the latter from the one that started it.
@@ -116,95 +100,98 @@ def memory(puzzles: np.ndarray, grids: np.ndarray, folder: Path, few: int) -> di
     return {"peak_MiB_of_a_build": peaks}
 
 
+def solver(rows: np.ndarray, real: PuzzleSet | None, scale: float, cores: int) -> dict:
+    task = SudokuTask()
+    solve(rows[:10], task)
+    many = np.tile(rows, (int(20 * scale), 1))
+    out = timed(lambda: solve(many, task, threads=cores), len(many), "puzzles proved", cores)
+    counts, guesses, _ = solve(rows, task)
+    out |= {"rows": "real" if real else "generated", "one_solution": int((counts == 1).sum())}
+    if real is not None:
+        correlation = np.corrcoef(ranks(guesses), ranks(real.rating))[0, 1]
+        out["rank_correlation_with_real_rating"] = round(float(correlation), 4)
+        out["ratings_equal"] = round(float((guesses == real.rating).mean()), 4)
+    return out
+
+
+def sudokus(count: int, cores: int) -> dict:
+    task, seeds, made = SudokuTask(), seeds_for(1, 0, 0, count), []
+    make_puzzles(task, random_grids(task, seeds[:2]), seeds[:2], "benchmark")
+    work = lambda: made.append(make_puzzles(task, random_grids(task, seeds, cores), seeds, "benchmark", cores))  # noqa: E731
+    out, edges = timed(work, count, "benchmark-like Sudokus", cores), (0, 1, 10, 20, 50, 1 << 30)
+    names = ("0", "1-9", "10-19", "20-49", "50+")
+    shares = np.histogram(made[0].ratings, edges)[0] / count
+    out["rating_shares"] = {name: round(float(share), 3) for name, share in zip(names, shares)}
+    return out | {"mean_clues": round(float((made[0].puzzles > 1).sum(-1).mean()), 2)}
+
+
+def mazes(count: int, cores: int) -> dict:
+    make_mazes(MazeTask(5), seeds_for(0, 0, 0, 2))
+    work = lambda: make_mazes(MazeTask(), seeds_for(0, 0, 0, count), threads=cores)  # noqa: E731
+    return timed(work, count, "30x30 mazes", cores)
+
+
+def feed(puzzles: PuzzleSet, batches: int, **options: float) -> dict:
+    sampler = PuzzleSampler(puzzles, 768, seed=0, **options)
+    work = lambda: [sampler.draw(k + 1) for k in range(batches)]  # noqa: E731
+    return timed(work, batches, "batches of 768 on one thread")
+
+
+def copies(rows: np.ndarray, grids: np.ndarray, cores: int, folder: Path) -> dict:
+    task, source = SudokuTask(), folder / "base.csv"
+    with source.open("w", newline="") as file:
+        pairs = ((task.decode(p), task.decode(g)) for p, g in zip(rows, grids))
+        csv.writer(file).writerows([("question", "answer"), *pairs])
+    config = BuildConfig(dataset="sudoku-extreme", source=str(source), num_aug=1000, num_proc=cores, progress=False)
+    return timed(lambda: build(config, folder / "copies"), 1001 * len(rows), "rows written with their copies")
+
+
 def run(args: argparse.Namespace) -> dict:
-    out, cores, scale = {}, args.threads, 0.1 if args.quick else 1.0
-    sudoku, maze = SudokuTask(), MazeTask()
+    out, cores, scale, task = {}, args.threads, 0.1 if args.quick else 1.0, SudokuTask()
     thousand = int(1000 * scale)
     real = load_puzzles(args.real, "train") if args.real else None
     if real is None:
-        grids = random_grids(sudoku, seeds_for(0, 0, 0, thousand))
-        rows = make_puzzles(sudoku, grids, seeds_for(0, 1, 0, thousand), "benchmark").puzzles
+        grids = random_grids(task, seeds_for(0, 0, 0, thousand))
+        rows = make_puzzles(task, grids, seeds_for(0, 1, 0, thousand), "benchmark").puzzles
     else:
         rows, grids = real.inputs, real.labels
     if "solver" in args.only:
-        solve(rows[:10], sudoku)
-        many = np.tile(rows, (int(20 * scale), 1))
-        out["solver"] = figure(len(many), timed(lambda: solve(many, sudoku, threads=cores)), cores, "puzzles proved")
-        counts, guesses, answers = solve(rows, sudoku)
-        out["solver"] |= {"rows": "real" if real else "generated", "one_solution": int((counts == 1).sum())}
-        if real is not None:
-            correlation = np.corrcoef(ranks(guesses), ranks(real.rating))[0, 1]
-            out["solver"]["rank_correlation_with_real_rating"] = round(float(correlation), 4)
-            out["solver"]["ratings_equal"] = round(float((guesses == real.rating).mean()), 4)
+        out["solver"] = solver(rows, real, scale, cores)
     if "sudokus" in args.only:
-        seeds = seeds_for(1, 0, 0, args.sudokus or thousand)
-        make_puzzles(sudoku, random_grids(sudoku, seeds[:2]), seeds[:2], "benchmark")
-        made = []
-        work = lambda: made.append(make_puzzles(sudoku, random_grids(sudoku, seeds, cores), seeds, "benchmark", cores))  # noqa: E731
-        out["sudokus"] = figure(len(seeds), timed(work), cores, "benchmark-like Sudokus")
-        r = made[0].ratings
-        bounds = {"0": (0, 0), "1-9": (1, 9), "10-19": (10, 19), "20-49": (20, 49), "50+": (50, 1 << 30)}
-        out["sudokus"]["rating_shares"] = {
-            k: round(float(((r >= a) & (r <= b)).mean()), 3) for k, (a, b) in bounds.items()
-        }
-        out["sudokus"]["mean_clues"] = round(float((made[0].puzzles > 1).sum(-1).mean()), 2)
+        out["sudokus"] = sudokus(args.sudokus or thousand, cores)
     if "mazes" in args.only:
-        make_mazes(MazeTask(5), seeds_for(0, 0, 0, 2))
-        work = lambda: make_mazes(maze, seeds_for(0, 0, 0, thousand), threads=cores)  # noqa: E731
-        out["mazes"] = figure(thousand, timed(work), cores, "30x30 mazes")
+        out["mazes"] = mazes(thousand, cores)
     if "feed" in args.only:
-        for name, options in (("symmetries", {}), ("symmetries and easier copies", {"easier_share": 0.5})):
-            sampler = PuzzleSampler(PuzzleSet(rows, grids, sudoku), 768, seed=0, **options)
-            batches = int(2000 * scale)
-            work = lambda: [sampler.draw(k + 1) for k in range(batches)]  # noqa: B023, E731
-            out[f"feed: {name}"] = figure(batches, timed(work), 1, "batches of 768 on one thread")
+        puzzles, batches = PuzzleSet(rows, grids, task), int(2000 * scale)
+        out["feed: symmetries"] = feed(puzzles, batches)
+        out["feed: symmetries and easier copies"] = feed(puzzles, batches, easier_share=0.5)
     with tempfile.TemporaryDirectory() as folder:
         if "copies" in args.only:
-            from air_model.datasets_builders.build import BuildConfig, build
-
-            source = Path(folder) / "base.csv"
-            with source.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["question", "answer"])
-                writer.writerows((sudoku.decode(p), sudoku.decode(g)) for p, g in zip(rows[:thousand], grids))
-            config = BuildConfig(
-                dataset="sudoku-extreme", source=str(source), num_aug=1000, num_proc=cores, progress=False
-            )
-            seconds = timed(lambda: build(config, Path(folder) / "copies"))
-            out["copies"] = figure(1001 * min(thousand, len(rows)), seconds, 1, "rows written with their copies")
+            out["copies"] = copies(rows[:thousand], grids[:thousand], cores, Path(folder))
         if "memory" in args.only:
             out["memory"] = memory(rows, grids, Path(folder), 10_000 if args.quick else 100_000)
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--real", help="CSV of real Sudoku rows")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES), help=",".join(CASES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sudokus", type=int, help="benchmark-like Sudokus to make (default 1,000)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
-    parser.add_argument("--output", type=Path, help="JSON to write; figures of other cases in it are kept")
     args = parser.parse_args(argv)
     if unknown := set(args.only) - set(CASES):
         parser.error(f"unknown cases {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
-    load = os.getloadavg()[0]
+    about = {"load_before": round(os.getloadavg()[0], 2)}
     results = run(args)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    about = {
-        "command": "python benchmarks/data.py " + " ".join(argv if argv is not None else sys.argv[1:]),
-        "commit": git.stdout.strip(),
-        "date": date.today().isoformat(),
-        "hardware": f"{cpu_name()}, {os.cpu_count()} cores visible, {args.threads} threads used",
-        "load_before": round(load, 2),
-        "python": platform.python_version(),
-    }
+    about |= {"command": command_line(), **source_state()}
+    about["hardware"] = f"{cpu_name()}, {os.cpu_count()} cores visible, {args.threads} threads used"
     for name, numbers in results.items():
         print(name, json.dumps(numbers))
-    if args.output:
-        old = json.loads(args.output.read_text()) if args.output.exists() else {}
-        old |= {name: {**numbers, **about} for name, numbers in results.items()}
-        write_json(args.output, old)
+    if args.output:  # figures of other cases in it are kept
+        old = read_json(args.output) if args.output.exists() else {}
+        write_json(args.output, old | {name: {**numbers, **about} for name, numbers in results.items()})
     return 0
 
 

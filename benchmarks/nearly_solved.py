@@ -6,17 +6,18 @@
 Each grid is the solution of a row of the data with 1 to 12 cells left open, drawn with a fixed seed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import _checkout  # noqa: E402,F401
-import numpy as np  # noqa: E402
+if not __package__:
+    import bench  # noqa: F401
 
-from air_model import load_model, solve_puzzles  # noqa: E402
-from air_model.datasets_builders.loading import load_puzzles  # noqa: E402
-from air_model.records import command_line, environment, read_json, write_json  # noqa: E402
+import numpy as np
+
+from air_model import load_model, solve_puzzles
+from air_model.benchmarks.bench import arguments
+from air_model.datasets_builders.loading import load_puzzles
+from air_model.records import command_line, environment, read_json, write_json
 
 
 def nearly_solved(solutions: np.ndarray, blank: int, seed: int = 0) -> np.ndarray:
@@ -27,18 +28,15 @@ def nearly_solved(solutions: np.ndarray, blank: int, seed: int = 0) -> np.ndarra
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, help="as for scripts/evaluate.py")
-    parser.add_argument("--split", default="auto")
+    parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--output", type=Path, help="JSON; results of other models in it are kept")
     args = parser.parse_args(argv)
-    model = load_model(args.model)
-    puzzles = load_puzzles(args.data, args.split)
+    model, puzzles = load_model(args.model), load_puzzles(args.data, args.split)
     solutions = np.asarray(puzzles.labels)[: args.limit]
-    grids = nearly_solved(solutions, puzzles.task.blank_token)
-    found = {}
+    grids, found = nearly_solved(solutions, puzzles.task.blank_token), {}
     for halt in ("max", "q", "rules"):
         answers = solve_puzzles(model, puzzles.task, grids, attempts=1, halt=halt, progress=True)
         right = (answers.tokens == solutions).all(1)
@@ -49,11 +47,10 @@ def main(argv: list[str] | None = None) -> int:
             "mean_act_steps": float(answers.act_steps.mean()),
         }
         print(f"{args.model}, halt={halt}: {found[halt]}", flush=True)
-    if args.output:
+    if args.output:  # results of other models in it are kept
         known = read_json(args.output) if args.output.is_file() else {}
-        setting = {"data": Path(args.data).name, "command": command_line()}
-        known[Path(args.model).name] = {**setting, "results": found, "environment": environment(model.device, 1)}
-        write_json(args.output, known)
+        about = {"data": Path(args.data).name, "command": command_line(), "environment": environment(model.device, 1)}
+        write_json(args.output, {**known, Path(args.model).name: {**about, "results": found}})
     return 0
 
 

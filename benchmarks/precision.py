@@ -8,23 +8,20 @@
 bfloat16 alone does. Seconds are of this process (user and system).
 """
 
-import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
 import torch
 
+from air_model.benchmarks.bench import arguments, save, seconds, table
 from air_model.datasets_builders import load_puzzles
 from air_model.pipeline_air import load_model
-from air_model.records import environment, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,9 +33,9 @@ def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[s
     row: dict[str, Any] = {"model": Path(folder).name, "data": Path(data).name, "n": len(inputs), "halt": halt}
     answers, right = {}, {}
     for name, dtype in DTYPES.items():
-        start = time.process_time()
-        answers[name] = model.solve(inputs, halt=halt, dtype=dtype, return_logits=False).predictions.numpy()
-        row[f"seconds_{name}"] = round(time.process_time() - start, 1)
+        work = lambda dtype=dtype: model.solve(inputs, halt=halt, dtype=dtype, return_logits=False)  # noqa: E731
+        spent, solution = seconds(work, model.device, time.process_time)
+        answers[name], row[f"seconds_{name}"] = solution.predictions.numpy(), round(spent, 1)
         # A maze has many shortest paths: right is what the rules accept.
         right[name] = puzzles.task.verdicts(puzzles.inputs, answers[name]).valid
         row[f"solved_{name}"] = int(right[name].sum())
@@ -49,23 +46,19 @@ def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[s
     return row
 
 
-def table(record: dict[str, Any]) -> str:
+def page(record: dict[str, Any]) -> str:
     """The rows in Markdown, under what made them."""
-    names = list(record["rows"][0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in record["rows"])]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     where = f"{record['hardware']['device']}, commit {record['commit']}, {record['date']}"
-    return f"# float32 and bfloat16 answers on a CPU\n\n`{record['command']}`\n\n{where}\n\n{body}\n"
+    return f"# float32 and bfloat16 answers on a CPU\n\n`{record['command']}`\n\n{where}\n\n{table(record['rows'])}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", nargs="+", required=True, help="folders of models")
     parser.add_argument("--data", nargs="+", required=True, help="CSVs or built folders, one for each model")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--halt", choices=["max", "q"], default="max")
-    parser.add_argument("--output", type=Path, help="a .json; the table goes beside it as .md")
     args = parser.parse_args(argv)
     if len(args.model) != len(args.data):
         parser.error(f"{len(args.model)} models and {len(args.data)} data sets: give one --data for each --model.")
@@ -73,10 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     for model, data in zip(args.model, args.data):
         rows.append(compare(model, data, args.split, args.limit, args.halt))
         print(json.dumps(rows[-1]), flush=True)
-    record = {"command": shlex.join(["python", *sys.argv]), "rows": rows, **environment(torch.device("cpu"), 1)}
-    if args.output:
-        write_json(args.output, record)
-        args.output.with_suffix(".md").write_text(table(record))
+    save(args.output, rows, page=page)
     return 0
 
 

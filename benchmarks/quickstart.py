@@ -11,7 +11,6 @@ changes less than minutes by the clock. Runs that the output holds already are n
 after every run. The environment limits the kernels, not the arithmetic of another maker's.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -22,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
-from air_model.records import write_json
+from air_model.benchmarks.bench import ROOT, arguments, table
+from air_model.records import write_json, write_text
 from air_model.scripts import build_dataset
 from air_model.scripts.quickstart import CONFIRMED, DATA
 
-ROOT = Path(__file__).resolve().parent.parent
 PROCESSORS = {
     "as it is": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "default": {"ATEN_CPU_CAPABILITY": "default"},
 }
 OUTPUT = ROOT / "results" / "quickstart_processors.json"
+SHOWN = ("processor", "environment", "threads", "seed", "precision", "steps", "exact_accuracy", "cpu_seconds")
 
 
 def run(folder: Path, data: Path, processor: str, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -62,25 +61,21 @@ def run(folder: Path, data: Path, processor: str, seed: int, overrides: list[str
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown, each with what made it."""
-    names = ["processor", "environment", "threads", "seed", "precision", "steps", "exact_accuracy", "cpu_seconds"]
     last = rows[-1]
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     reached = sum(row["exact_accuracy"] >= CONFIRMED for row in rows)
     return (
         f"# The quickstart on emulated processors\n\n{reached} of {len(rows)} runs reach {CONFIRMED:.0%} of "
         f"{last['n']} held-out 6x6 Sudokus. `python benchmarks/quickstart.py` on {last['device']}, "
-        f"last run {last['date']}, commit {last['commit']}.\n\n{body}\n"
+        f"last run {last['date']}, commit {last['commit']}.\n\n{table(rows, SHOWN)}"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, OUTPUT)
     parser.add_argument("--processors", default=",".join(PROCESSORS), help=f"of {', '.join(PROCESSORS)}")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="a .json; the table goes beside it as .md")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to train_accelerate.py")
     args = parser.parse_args(argv)
     if unknown := set(args.processors.split(",")) - set(PROCESSORS):
@@ -99,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(run(Path(folder) / f"{processor}-{seed}", data, processor, seed, args.overrides))
                 print(json.dumps(rows[-1]), flush=True)
                 write_json(args.output, {"rows": rows})
-                args.output.with_suffix(".md").write_text(table(rows))
+                write_text(args.output.with_suffix(".md"), page(rows))
     return 0
 
 

@@ -12,33 +12,30 @@ Seconds are of this process, user and system, divided by the puzzles: with sever
 
 import argparse
 import json
-import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
 import numpy as np
 import torch
 
 import air_model.pins_air as pins_air
+from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
+from air_model.benchmarks.bench import arguments, save
 from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.sudoku_solver import solve as solve_classically
 from air_model.pipeline_air import load_model
 from air_model.processing_air import GridTask
-from air_model.records import environment, write_json
 
 WAYS = ("single", "rules", "steps", "views", "uniform", "pins", "classical")
 
 
-def uniform(task: GridTask, grids: torch.Tensor, *unused: object) -> tuple[np.ndarray, np.ndarray]:
+def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndarray, np.ndarray]:
     """`pins_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
-    grids = grids.cpu().numpy()
     digits = np.arange(2, task.vocab_size)
     seen = ((grids[:, None, :, None] == digits) & task.peers[None, :, :, None]).any(2)  # (R, S, n)
     count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
@@ -87,28 +84,28 @@ def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[st
     return row
 
 
-def table(record: dict[str, Any]) -> str:
+def page(record: dict[str, Any]) -> str:
     head = ["way", "n", "exact, %", "accepted, %", "nodes or views", "median", "ACT steps", "s a puzzle", "CPU s"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in record["rows"]:
         most = row.get("attempts") or row.get("max_act_steps")
-        guesses = f"{row['guesses']} guesses" if "guesses" in row else row.get("mean_attempts", "")
+        guesses = f"{row['guesses']} guesses" if "guesses" in row else row.get("mean_attempts")
         lines.append([
             f"{row['way']}{f', at most {most}' if most else ''}", row["n"], f"{100 * row['exact_accuracy']:.1f}",
-            f"{100 * row['valid_accuracy']:.1f}", guesses, row.get("median_attempts", ""),
-            row.get("mean_act_steps", ""), f"{row['seconds_a_puzzle']:.2g}", f"{row['cpu_seconds_a_puzzle']:.2g}",
+            f"{100 * row['valid_accuracy']:.1f}", guesses, row.get("median_attempts"), row.get("mean_act_steps"),
+            f"{row['seconds_a_puzzle']:.2g}", f"{row['cpu_seconds_a_puzzle']:.2g}",
         ])  # fmt: skip
-    body = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
     where = f"{record['hardware']['device']}, {record['threads']} threads, commit {record['commit']}, {record['date']}"
     return (
-        f"# Search by pins, beside other ways to think more\n\n`{record['command']}`\n\n{where}\n\n{body}\n\n"
+        f"# Search by pins, beside other ways to think more\n\n`{record['command']}`\n\n{where}\n\n"
+        f"{markdown_table(head, lines)}\n"
         "A classical solver takes microseconds for each of these puzzles. What the search shows is how far a\n"
         "network's own beliefs carry: they choose every guess, and the rules judge finished answers only.\n"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="test")
@@ -119,18 +116,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--more-steps", type=int, default=256)
     parser.add_argument("--dtype", help="default: bfloat16 for a search where the processor has it, else float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="a .json; the table goes beside it as .md")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     model, puzzles = load_model(args.model), load_puzzles(args.data, args.split, limit=args.limit)
-    record = {"command": shlex.join(["python", *sys.argv]), "threads": args.threads, "rows": []}
-    record |= environment(torch.device("cpu"), 1)
+    rows: list[dict[str, Any]] = []
     for way in args.ways:
-        record["rows"].append(run(way, model, puzzles, args))
-        print(json.dumps(record["rows"][-1]), flush=True)
-        if args.output:
-            write_json(args.output, record)
-            args.output.with_suffix(".md").write_text(table(record))
+        rows.append(run(way, model, puzzles, args))
+        print(json.dumps(rows[-1]), flush=True)
+        save(args.output, rows, page=page, threads=args.threads)
     return 0
 
 

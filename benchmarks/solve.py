@@ -21,7 +21,6 @@ import functools
 import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -30,18 +29,21 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
 import torch
 
 from air_model.attempts_air import solve_puzzles
+from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds
 from air_model.blocks_air import forward_flops
 from air_model.configuration_air import AirConfig
+from air_model.datasets_builders.build import BuildConfig, build
+from air_model.datasets_builders.loading import PuzzleSet, load_puzzles
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.processing_air import GridTask, task_from_config
-from air_model.records import environment, write_json
+from air_model.publishing.export import export_int8, export_onnx, onnx_step, solve_with
+from air_model.training.cost import matmul_tflops
 
 
 class Bench:
@@ -62,31 +64,14 @@ class Bench:
             for stack in self.model.stacks:
                 stack.compile()
         generator = torch.Generator().manual_seed(0)
-        high = self.config.vocab_size
-        self.ids = torch.randint(1, high, (args.puzzles, self.config.seq_len), generator=generator)
+        self.ids = torch.randint(1, self.config.vocab_size, (args.puzzles, self.config.seq_len), generator=generator)
         self.step_flops = forward_flops(self.config) * len(self.config.schedule)
-        self.on_cuda = self.device.type == "cuda"
+        self.dtypes = [getattr(torch, name) for name in args.dtypes.split(",")] if args.dtypes else [None]
 
-    def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        if self.on_cuda:
-            torch.cuda.synchronize()
-        begin = self.clock()
-        result = work()
-        if self.on_cuda:
-            torch.cuda.synchronize()
-        return self.clock() - begin, result
-
-    def matmul(self, seconds: float = 0.5) -> float:
-        """FLOP/s of a large product in the precision of the states: the mean over `seconds`."""
-        n = 8192 if self.on_cuda else 2048
-        dtype = torch.bfloat16 if self.on_cuda else torch.float32
-        a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
-        a @ b
-        count, spent = 0, 0.0
-        while spent < seconds:
-            spent += self.seconds(lambda: a @ b)[0]
-            count += 1
-        return count * 2 * n**3 / spent
+    def matmul(self) -> float:
+        """FLOP/s of a large product in the precision of the states."""
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return 1e12 * matmul_tflops(self.device, dtype, 0.5, self.clock)
 
     def row(self, name: str, puzzles: int, steps: int, dtype: torch.dtype | None, **options: Any) -> dict[str, Any]:
         """`puzzles` puzzles for `steps` steps by the engine."""
@@ -107,55 +92,34 @@ class Bench:
         best: dict[str, Any] = {}
         for _ in range(self.args.rounds):
             before = self.matmul()
-            if self.on_cuda:  # the large product needs memory too
-                torch.cuda.reset_peak_memory_stats()
-            seconds, (spent, stats) = self.seconds(run)
-            peak = self.peak()
+            forget_peak(self.device)  # the large product needs memory too
+            spent_seconds, (spent, stats) = seconds(run, self.device, self.clock)
+            peak = 1024 * peak_gib(self.device)
             time.sleep(0.2)  # ONNX Runtime's threads spin for a while after their work, and would slow the product
             rate = (before + self.matmul()) / 2
-            done = self.step_flops * spent / seconds
+            done = self.step_flops * spent / spent_seconds
             if not best or done / rate > best["share_of_matmul"]:
-                best = {
-                    "what": name,
-                    "dtype": dtype,
-                    "puzzles": puzzles,
-                    **stats,
-                    "act_steps": spent,
-                    "seconds": seconds,
-                    "puzzles_per_second": puzzles / seconds,
-                    "gflops": done / 1e9,
-                    "matmul_gflops": rate / 1e9,
-                    "share_of_matmul": done / rate,
-                    "peak_mib": peak,
-                }
+                best = {"what": name, "dtype": dtype, "puzzles": puzzles, **stats, "act_steps": spent}
+                best |= {"seconds": spent_seconds, "puzzles_per_second": puzzles / spent_seconds}
+                best |= {"gflops": done / 1e9, "matmul_gflops": rate / 1e9, "share_of_matmul": done / rate}
+                best["peak_mib"] = peak
         return best
 
-    def peak(self) -> float:
-        if self.on_cuda:
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-    def batches(self) -> list[dict[str, Any]]:
+    def batches(self) -> Rows:
         rows = []
         default = self.model.default_batch_size()
         sizes = [int(part) for part in self.args.batch_size.split(",")] if self.args.batch_size else [1, 4, 8, default]
-        for dtype in self.dtypes():
-            for size in sorted(set(sizes)):
-                steps = self.args.steps or max(1, 16 // size)
-                rows.append(show(self.row("batch", size, steps, dtype, batch_size=size)))
+        for dtype, size in itertools.product(self.dtypes, sorted(set(sizes))):
+            steps = self.args.steps or max(1, 16 // size)
+            rows.append(show(self.row("batch", size, steps, dtype, batch_size=size)))
         return rows
 
-    def one_puzzle(self) -> list[dict[str, Any]]:
-        rows = []
-        for dtype in self.dtypes():
-            row = self.row("one puzzle", 1, self.config.halt_max_steps, dtype)
-            rows.append(show(_against_products(row)))
-        return rows
+    def one_puzzle(self) -> Rows:
+        steps = self.config.halt_max_steps
+        return [show(_against_products(self.row("one puzzle", 1, steps, dtype))) for dtype in self.dtypes]
 
-    def exported(self) -> list[dict[str, Any]]:
+    def exported(self) -> Rows:
         """One puzzle by publishing/export.py's graphs in ONNX Runtime."""
-        from air_model.publishing.export import export_int8, export_onnx, onnx_step, solve_with
-
         rows, ids, steps = [], self.ids[:1].numpy(), self.config.halt_max_steps
         model = self.model.float().cpu().requires_grad_(False)
         with tempfile.TemporaryDirectory() as folder:
@@ -172,10 +136,7 @@ class Bench:
                 rows.append(show(_against_products(self.best_of("one, ONNX", dtype, 1, run))))
         return rows
 
-    def dtypes(self) -> list[torch.dtype | None]:
-        return [getattr(torch, name) for name in self.args.dtypes.split(",")] if self.args.dtypes else [None]
-
-    def halting(self) -> list[dict[str, Any]]:
+    def halting(self) -> Rows:
         """halt=q (and halt=rules) against halt=max: time against the share of steps that are left."""
         args, model, task = self.args, self.model, task_from_config(self.config)
         labels = None
@@ -190,21 +151,21 @@ class Bench:
         best: dict[tuple, tuple] = {}
         solve_puzzles(model, task, ids[:64], halt="q", batch_size=size, check=False)  # warm up
         for _ in range(args.rounds):  # in turns, as other work on the machine comes and goes
-            for key in itertools.product(self.dtypes(), halts):
+            for key in itertools.product(self.dtypes, halts):
                 work = functools.partial(solve_puzzles, model, task, ids, batch_size=size, check=False)
-                run = self.seconds(lambda work=work, key=key: work(dtype=key[0], halt=key[1]))
+                run = seconds(functools.partial(work, dtype=key[0], halt=key[1]), self.device, self.clock)
                 if key not in best or run[0] < best[key][0]:
                     best[key] = run
         rows = []
-        for (dtype, halt), (seconds, answers) in best.items():
+        for (dtype, halt), (spent, answers) in best.items():
             row = {"what": f"halt={halt}", "dtype": str(dtype or "default").removeprefix("torch.")}
-            row |= {"puzzles": len(ids), "seconds": seconds, **answers.stats}
+            row |= {"puzzles": len(ids), "seconds": spent, **answers.stats}
             row["mean_act_steps"] = float(answers.act_steps.mean())
             if labels is not None:
                 row["exact_accuracy"] = float((answers.tokens == labels).all(1).mean())
                 row["valid_accuracy"] = float(answers.verdict.valid.mean())
             if rows:
-                row["speedup"] = rows[0]["seconds"] / seconds
+                row["speedup"] = rows[0]["seconds"] / spent
                 row["ideal_speedup"] = rows[0]["mean_act_steps"] / row["mean_act_steps"]
                 row["share_of_ideal"] = row["speedup"] / row["ideal_speedup"]
             if rows and labels is not None:
@@ -217,11 +178,8 @@ class Bench:
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
         return rows
 
-    def unseen(self, task: GridTask) -> Any:
+    def unseen(self, task: GridTask) -> PuzzleSet:
         """Puzzles for a trained model: --data, or generated ones, of grids that build_dataset.py holds out."""
-        from air_model.datasets_builders.build import BuildConfig, build
-        from air_model.datasets_builders.loading import load_puzzles
-
         if self.args.data:
             return load_puzzles(self.args.data, self.args.split, task=task, limit=self.args.puzzles)
         name = {"sudoku": "sudoku-extreme", "maze": "maze-hard"}[task.name]
@@ -255,7 +213,7 @@ def show(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="AirConfig fields, without --model")
     add("--model", help="folder or Hub id; default: random weights")
@@ -273,23 +231,18 @@ def main(argv: list[str] | None = None) -> int:
     add("--onnx", action="store_true", help="also one puzzle by the exported graphs in ONNX Runtime (CPU)")
     add("--device")
     add("--cpu-time", action="store_true", help="measure CPU seconds of this process, not the wall clock")
-    add("--output", type=Path)
     args = parser.parse_intermixed_args(argv)
     if word := next((word for word in args.overrides if "=" not in word), None):
         parser.error(f"{word!r} is no key=value.")
     try:
-        bench = Bench(args)
+        timing = Bench(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    rows = bench.halting() if args.halting else bench.batches() + bench.one_puzzle()
+    rows = timing.halting() if args.halting else timing.batches() + timing.one_puzzle()
     if args.onnx:
-        rows += bench.exported()
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": " ".join(["python", *sys.argv]), "rows": rows, **environment(bench.device, 1)}
-        record["clock"] = "CPU seconds of the process" if args.cpu_time else "wall clock"
-        record["load_average"] = os.getloadavg()[0]
-        write_json(args.output, record)
+        rows += timing.exported()
+    clock = "CPU seconds of the process" if args.cpu_time else "wall clock"
+    save(args.output, rows, timing.device, clock=clock, load_average=os.getloadavg()[0])
     return 0
 
 

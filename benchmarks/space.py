@@ -10,7 +10,7 @@ two taking turns; memory of the server while it solves different puzzles one aft
 clicked on one page, whose own memory is read too.
 """
 
-import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -19,39 +19,50 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import _checkout  # noqa: F401
+if not __package__:
+    import bench  # noqa: F401
+
 import numpy as np
 import torch
 
 from air_model import AirConfig, AirModel
+from air_model.benchmarks.bench import CPU, ROOT, arguments
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
-from air_model.records import cpu_name, write_json
+from air_model.records import environment, read_json, write_json
 from air_model.spaces_demo.examples import levels, new_puzzle
 
-ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium")
 
 
-def start(model: Path, port: int) -> tuple[subprocess.Popen, float]:
-    """The Space as a process of its own, and the seconds until it answered."""
+@contextlib.contextmanager
+def space(model: Path, port: int) -> Iterator[tuple[int, float]]:
+    """The Space as a process of its own: its number, and the seconds until it answered."""
     environment = {**os.environ, "AIR_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "spaces_demo" / "app.py")], env=environment, stdout=subprocess.DEVNULL
-    )
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-            return process, time.perf_counter() - began
-        except OSError:
+    command = [sys.executable, str(ROOT / "spaces_demo" / "app.py")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        while not _answers(port):
             if process.poll() is not None or time.perf_counter() - began > 300:
-                raise RuntimeError("The Space did not start.") from None
+                raise RuntimeError("The Space did not start.")
             time.sleep(0.05)
+        yield process.pid, time.perf_counter() - began
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+        return True
+    return False
 
 
 def resident_megabytes(pid: int) -> float:
@@ -67,87 +78,80 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def in_browser(port: int, clicks: int) -> dict[str, Any] | None:
-    """Seconds from the click on Solve to the first update on screen, and to the verdict, when all have been played."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        return None
+@contextlib.contextmanager
+def open_page(port: int, *flags: str) -> Iterator[Any]:
+    """The Space's page in Chromium, told to run all ACT steps."""
     from playwright.sync_api import sync_playwright
 
-    # Timed inside the page, so that the driver's own delays do not count.
-    script = """() => new Promise((done) => {
-        const began = performance.now(), times = {};
-        const look = () => {
-            if (!times.first && AIR.S.at >= 0) times.first = performance.now() - began;
-            if (document.querySelector("[data-view=verdict] .verdict")) {
-                times.verdict = performance.now() - began;
-                times.server = AIR.S.run.end.seconds;
-                done(times);
-            } else setTimeout(look, 20); // asking in every frame would make the browser draw every frame
-        };
-        document.querySelector("#air-solve").click();
-        look();
-    })"""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        flags = ("--no-sandbox", "--disable-gpu", *flags)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(flags))
         page = browser.new_page()
+        page.set_default_timeout(300_000)
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector("html[data-air=ready]")
         page.uncheck("#air-halt")
-        times = []
-        for _ in range(clicks):
-            before = page.evaluate("AIR.S.boards.editor.text")
-            page.click("#air-new")
-            page.wait_for_function("text => AIR.S.boards.editor.text !== text", arg=before)
-            page.wait_for_timeout(300)
-            times.append(page.evaluate(script))
+        yield page
         browser.close()
-    return {
-        "clicks": clicks,
-        "first_update_s": [round(t["first"] / 1000, 3) for t in times],
-        "verdict_s": [round(t["verdict"] / 1000, 3) for t in times],
-        "server_s": [t["server"] for t in times],
-    }
+
+
+def new_on(page: Any) -> None:
+    """Another puzzle on the page."""
+    before = page.evaluate("AIR.S.boards.editor.text")
+    page.click("#air-new")
+    page.wait_for_function("text => AIR.S.boards.editor.text !== text", arg=before)
+
+
+# Timed inside the page, so that the driver's own delays do not count.
+TIMED_CLICK = """() => new Promise((done) => {
+    const began = performance.now(), times = {};
+    const look = () => {
+        if (!times.first && AIR.S.at >= 0) times.first = performance.now() - began;
+        if (document.querySelector("[data-view=verdict] .verdict")) {
+            times.verdict = performance.now() - began;
+            times.server = AIR.S.run.end.seconds;
+            done(times);
+        } else setTimeout(look, 20); // asking in every frame would make the browser draw every frame
+    };
+    document.querySelector("#air-solve").click();
+    look();
+})"""
+
+
+def timed_clicks(port: int, clicks: int) -> dict[str, Any]:
+    """Seconds from the click on Solve to the first update on screen, and to the verdict, when all have been played."""
+    times = []
+    with open_page(port) as page:
+        for _ in range(clicks):
+            new_on(page)
+            page.wait_for_timeout(300)
+            times.append(page.evaluate(TIMED_CLICK))
+    in_seconds = {f"{name}_s": [round(t[key] / 1000, 3) for t in times]
+                  for name, key in (("first_update", "first"), ("verdict", "verdict"))}  # fmt: skip
+    return {"clicks": clicks, **in_seconds, "server_s": [t["server"] for t in times]}
 
 
 def circumstances() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpus": os.cpu_count(),
-        "processor": cpu_name(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "nice": os.nice(0),
-    }
+    return {**environment(CPU, 1), "load_average": round(os.getloadavg()[0], 2), "nice": os.nice(0)}
 
 
 def latency(folder: Path, port: int, clicks: int) -> dict[str, Any]:
     """Start-up, the page, and plain `solve` of the same model."""
-    process, seconds = start(folder, port)
-    result: dict[str, Any] = {
-        "model": folder.name,
-        "start_up_s": round(seconds, 2),
-        "start_up_cpu_s": round(cpu_seconds(process.pid), 2),
-    }
-    try:
-        model = load_model(folder)
-        task = task_from_config(model.config)
-        plain = []
-        rng = np.random.default_rng(0)
-        page = in_browser(port, clicks)
+    model = load_model(folder)
+    task, rng, plain = task_from_config(model.config), np.random.default_rng(0), []
+    with space(folder, port) as (pid, seconds):
+        result: dict[str, Any] = {"model": folder.name, "start_up_s": round(seconds, 2)}
+        result["start_up_cpu_s"] = round(cpu_seconds(pid), 2)
+        if CHROMIUM:
+            result["page"] = timed_clicks(port, clicks)
         for _ in range(clicks):
-            puzzle = new_puzzle(task, levels(task)[0], rng).astype(np.int64)
+            puzzle = torch.from_numpy(new_puzzle(task, levels(task)[0], rng).astype(np.int64))[None]
             began = time.perf_counter()
-            model.solve(torch.from_numpy(puzzle)[None])
+            model.solve(puzzle)
             plain.append(round(time.perf_counter() - began, 3))
-        result["plain_solve_s"] = plain
-        if page is not None:
-            result["page"] = page
-            result["page_over_plain"] = round(median(page["verdict_s"]) / median(plain), 3)
-    finally:
-        stop(process)
+    result["plain_solve_s"] = plain
+    if CHROMIUM:
+        result["page_over_plain"] = round(median(result["page"]["verdict_s"]) / median(plain), 3)
     return result
 
 
@@ -156,19 +160,12 @@ def memory(folder: Path, port: int, solves: int) -> dict[str, Any]:
 
     First `solves` roll-outs over the API, then as many clicked on one page.
     """
-    process, _ = start(folder, port)
     every = max(1, solves // 10)
-    try:
-        result: dict[str, Any] = {
-            "model": folder.name,
-            "at_start_mb": round(resident_megabytes(process.pid), 1),
-            "over_api": api_memory(process.pid, port, folder, solves, every),
-        }
-        page = page_memory(process.pid, port, solves, every)
-        if page is not None:
-            result["on_page"] = page
-    finally:
-        stop(process)
+    with space(folder, port) as (pid, _):
+        result: dict[str, Any] = {"model": folder.name, "at_start_mb": round(resident_megabytes(pid), 1)}
+        result["over_api"] = api_memory(pid, port, folder, solves, every)
+        if CHROMIUM:
+            result["on_page"] = page_memory(pid, port, solves, every)
     for part in (result["over_api"], result.get("on_page", {"server_mb": []})):
         curve = part["server_mb"]
         if len(curve) >= 4:  # warming up is over after a fifth
@@ -191,63 +188,38 @@ def api_memory(pid: int, port: int, folder: Path, solves: int, every: int) -> di
     return {"solves": solves, "server_mb": curve}
 
 
-def page_memory(pid: int, port: int, solves: int, every: int) -> dict[str, Any] | None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        return None
-    from playwright.sync_api import sync_playwright
-
+def page_memory(pid: int, port: int, solves: int, every: int) -> dict[str, Any]:
     curve, script = [], []
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--js-flags=--expose-gc", "--enable-precise-memory-info"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        page = browser.new_page()
-        page.set_default_timeout(300_000)
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_selector("html[data-air=ready]")
-        page.uncheck("#air-halt")
+    with open_page(port, "--js-flags=--expose-gc", "--enable-precise-memory-info") as page:
         for i in range(solves):
-            before = page.evaluate("AIR.S.boards.editor.text")
-            page.click("#air-new")
-            page.wait_for_function("text => AIR.S.boards.editor.text !== text", arg=before)
+            new_on(page)
             page.click("#air-solve")
             page.wait_for_selector("[data-view=verdict] .verdict")
             if (i + 1) % every == 0:
                 curve.append(round(resident_megabytes(pid), 1))
                 script.append(round(page.evaluate("gc(), performance.memory.usedJSHeapSize / 2 ** 20"), 1))
-        browser.close()
     return {"solves": solves, "server_mb": curve, "script_mb": script}
 
 
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    process.wait(30)
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, ROOT / "results" / "space.json")
     parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
     parser.add_argument("--only", choices=["latency", "memory"], help="default: both")
     parser.add_argument("--solves", type=int, default=500, help="puzzles for the memory curve, default 500")
     parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
     parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
     parser.add_argument("--port", type=int, default=7950)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "space.json")
     args = parser.parse_args(argv)
 
-    result: dict[str, Any] = {}
-    if args.only and args.output.exists():
-        result = json.loads(args.output.read_text())
+    result = read_json(args.output) if args.only and args.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        timed, small = Path(folder) / "full-size-random", Path(folder) / "small-random"
-        if args.model is None:
-            save_release(AirModel(AirConfig()), timed)
-        if args.memory_model is None:
+        timed, small = args.model, args.memory_model
+        if timed is None:
+            save_release(AirModel(AirConfig()), timed := Path(folder) / "full-size-random")
+        if small is None:
             config = AirConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
-            save_release(AirModel(config), small)
-        timed, small = args.model or timed, args.memory_model or small
-
+            save_release(AirModel(config), small := Path(folder) / "small-random")
         if args.only != "memory":
             result["latency"] = {**circumstances(), **latency(timed, args.port, args.clicks)}
         if args.only != "latency":

@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
 import numpy as np
 import torch
 
+from air_model.analysis.figures import new_figure
+from air_model.analysis.figures import save as save_figure
+from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds
 from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.processing_air import make_task
-from air_model.records import environment, portable, write_json
 from air_model.training.cost import matmul_tflops, onednn_linear, slow_products, training_flops
 from air_model.training.recipe import Recipe, read_recipe
 from air_model.training.trainer import Trainer
@@ -53,30 +54,13 @@ def puzzles_for(recipe: Recipe, n: int = 1000) -> PuzzleSet:
     return PuzzleSet(*make_mazes(task, np.arange(n, dtype=np.uint64), min_path=1), task)
 
 
-def build(arguments: argparse.Namespace, batch_size: int, **more: Any) -> Trainer:
+def build(options: argparse.Namespace, batch_size: int, **more: Any) -> Trainer:
     torch._dynamo.reset()  # or the graphs of earlier sizes count towards the limit, after which nothing is compiled
-    values = {**dict(text.partition("=")[::2] for text in arguments.overrides), **more, "batch_size": batch_size}
+    values = {**dict(text.partition("=")[::2] for text in options.overrides), **more, "batch_size": batch_size}
     recipe = read_recipe(
-        arguments.recipe, [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items()]
+        options.recipe, [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items()]
     )
     return Trainer(recipe, Path("unused"), puzzles_for(recipe), None)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(
-    step: Callable[[], Any], device: torch.device, repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Seconds of one call: on a GPU the mean of `repeats` calls that do not wait for each other."""
-    synchronize(device)
-    start = clock()
-    for _ in range(repeats):
-        step()
-    synchronize(device)
-    return (clock() - start) / repeats
 
 
 def busy_seconds(step: Callable[[], Any], repeats: int = 3) -> float:
@@ -140,48 +124,40 @@ def public_step(folder: Path, trainer: Trainer, compiled: bool) -> Callable[[], 
     return step
 
 
-def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict[str, Any]:
+def measure(options: argparse.Namespace, batch_size: int, **more: Any) -> dict[str, Any]:
     """One row: step time and rate at one batch size, in turn with the public code and with the large product."""
     begin = time.perf_counter()
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    clock = time.process_time if options.cpu_time else time.perf_counter
     try:
-        trainer = build(arguments, batch_size, **more)
+        trainer = build(options, batch_size, **more)
         device = trainer.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        trainer.train_step()
-        synchronize(device)
+        forget_peak(device)
+        seconds(trainer.train_step, device)
         first = time.perf_counter() - begin
         trainer.train_step()
-        # Before the public code and the large product, which need memory of their own.
-        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+        memory = peak_gib(device)  # before the public code and the large product, which need memory of their own
         steps = {"ours": trainer.train_step}
-        if arguments.public:
-            steps["public, eager"] = public_step(arguments.public, trainer, compiled=False)
-            if not arguments.no_public_compile:
-                steps["public, compiled"] = public_step(arguments.public, trainer, compiled=True)
+        if options.public:
+            steps["public, eager"] = public_step(options.public, trainer, compiled=False)
+            if not options.no_public_compile:
+                steps["public, compiled"] = public_step(options.public, trainer, compiled=True)
         for step in steps.values():
-            seconds(step, device, arguments.warmup)
+            seconds(step, device, repeats=options.warmup)
         times: dict[str, list[float]] = {name: [] for name in steps}
         products = []
         dtype = torch.bfloat16 if trainer.bf16 else torch.float32
-        for _ in range(arguments.rounds):
+        for _ in range(options.rounds):
             products.append(matmul_tflops(device, dtype, clock=clock))
             for name, step in steps.items():
-                times[name].append(seconds(step, device, arguments.steps, clock))
+                times[name].append(seconds(step, device, clock, options.steps)[0])
         busy = busy_seconds(trainer.train_step) if device.type == "cuda" else None
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"batch_size": batch_size, "out_of_memory": True}
     flop = training_flops(trainer.config, batch_size)
     product = statistics.median(products)
-    row: dict[str, Any] = {
-        "batch_size": batch_size,
-        **more,
-        "teraflop_per_step": flop / 1e12,
-        "seconds_to_first_step": first,
-    }
-    row["matmul_tflops"] = product
+    row: dict[str, Any] = {"batch_size": batch_size, **more, "teraflop_per_step": flop / 1e12}
+    row |= {"seconds_to_first_step": first, "matmul_tflops": product, "peak_memory_gib": memory}
     if device.type == "cpu" and not trainer.bf16 and slow_products():
         row["onednn_tflops"] = matmul_tflops(device, dtype, clock=clock, product=onednn_linear)
     for name, values in times.items():
@@ -191,26 +167,13 @@ def measure(arguments: argparse.Namespace, batch_size: int, **more: Any) -> dict
             "share_of_matmul": flop / best / 1e12 / product, "puzzle_steps_per_second": batch_size / best,
         }  # fmt: skip
     if busy is not None:
-        row["gpu_busy_ms"] = busy * 1e3
-        row["host_overhead"] = row["ours"]["ms"] / (busy * 1e3) - 1
-        row["peak_memory_gib"] = memory / 2**30
-    else:
-        row["peak_memory_gib"] = peak_of_process()
+        row |= {"gpu_busy_ms": busy * 1e3, "host_overhead": row["ours"]["ms"] / (busy * 1e3) - 1}
     return row
 
 
-def peak_of_process() -> float | None:
-    """GiB that this process held at most since it started."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
-def saved_bytes(arguments: argparse.Namespace, batch_size: int, h_cycles: int, l_cycles: int) -> int:
+def saved_bytes(options: argparse.Namespace, batch_size: int, h_cycles: int, l_cycles: int) -> int:
     """Bytes that autograd keeps for one backward pass: what decides the peak memory of a step."""
-    trainer = build(arguments, batch_size, h_cycles=h_cycles, l_cycles=l_cycles)
+    trainer = build(options, batch_size, h_cycles=h_cycles, l_cycles=l_cycles)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -246,76 +209,59 @@ def show(row: dict[str, Any]) -> None:
     print(line)
 
 
-def plot(rows: list[dict[str, Any]], target: Path) -> None:
+def plot(rows: Rows, target: Path) -> None:
     """Step time against cells and against layers, one panel each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for axis, key, label in zip(axes, ("grid_height", "num_hidden_layers"), ("cells of the grid", "layers")):
-        points = sorted(
-            (r[key] ** 2 if key == "grid_height" else r[key], r["ours"]["ms"]) for r in rows if r["swept"] == key
-        )
-        axis.plot(*zip(*points), marker="o", color="#0072B2")
+    figure = new_figure(8, 3.2)
+    panels = (("grid_height", 2, "cells of the grid"), ("num_hidden_layers", 1, "layers"))
+    for axis, (key, power, label) in zip(figure.subplots(1, 2), panels):
+        swept = [(row[key] ** power, row["ours"]["ms"]) for row in rows if row["swept"] == key]
+        axis.plot(*zip(*sorted(swept)), marker="o", color="#0072B2")
         axis.set(xlabel=label, ylabel="ms a step", ylim=(0, None), xlim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, dpi=150)
-    plt.close(figure)
+    figure.set_layout_engine("constrained")
+    save_figure(figure, target)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="sudoku_extreme")
-    parser.add_argument("--batch-size", help="one or several, joined by commas; default: 16 on a CPU, 768 on a GPU")
-    parser.add_argument("--steps", type=int, help="steps timed together; default 1 on a CPU, 20 on a GPU")
-    parser.add_argument("--rounds", type=int, default=3, help="the median of so many rounds counts")
-    parser.add_argument("--warmup", type=int, help="steps before timing; default 1 on a CPU, 10 on a GPU")
-    parser.add_argument("--public", type=Path, help="a checkout of the public AIR code, to time in turn with ours")
-    parser.add_argument("--no-public-compile", action="store_true", help="time the public code uncompiled only")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count this process's CPU seconds: fair on a busy CPU, with one thread"
-    )
-    parser.add_argument("--sweep", action="store_true", help="grid sizes and layers at a fixed width, and a plot")
-    parser.add_argument("--cycles", action="store_true", help="memory kept for the backward pass against cycles")
-    parser.add_argument("--output", type=Path, help="JSON file; the plot of --sweep goes beside it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
-    arguments = parser.parse_intermixed_args(argv)
     on_gpu = torch.cuda.is_available()
-    arguments.steps = arguments.steps or (20 if on_gpu else 1)
-    arguments.warmup = arguments.warmup or (10 if on_gpu else 1)
-    batches = [int(part) for part in (arguments.batch_size or ("768" if on_gpu else "16")).split(",")]
-    rows = []
-    if arguments.cycles:
+    parser = arguments(__doc__)
+    add = parser.add_argument
+    add("--recipe", default="sudoku_extreme")
+    add("--batch-size", default="768" if on_gpu else "16", help="one or several, joined by commas")
+    add("--steps", type=int, default=20 if on_gpu else 1, help="steps timed together")
+    add("--rounds", type=int, default=3, help="the median of so many rounds counts")
+    add("--warmup", type=int, default=10 if on_gpu else 1, help="steps before timing")
+    add("--public", type=Path, help="a checkout of the public AIR code, to time in turn with ours")
+    add("--no-public-compile", action="store_true", help="time the public code uncompiled only")
+    add("--cpu-time", action="store_true", help="this process's CPU seconds: fair on a busy CPU, with one thread")
+    add("--sweep", action="store_true", help="grid sizes and layers at a fixed width, and a plot beside --output")
+    add("--cycles", action="store_true", help="memory kept for the backward pass against cycles")
+    add("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    options = parser.parse_intermixed_args(argv)
+    batches = [int(part) for part in options.batch_size.split(",")]
+    rows: Rows = []
+    if options.cycles:
         for batch_size, (h_cycles, l_cycles) in itertools.product(batches, ((1, 1), (2, 2), (3, 6), (8, 8))):
-            size = saved_bytes(arguments, batch_size, h_cycles, l_cycles)
-            row = {"batch_size": batch_size, "h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": size / 2**20}
-            rows.append(row)
-            print(
-                ", ".join(f"{k} {v}" for k, v in list(row.items())[:3]),
-                f"{size / 2**20:9.1f} MiB for the backward pass",
-            )
-    elif arguments.sweep:
+            mib = saved_bytes(options, batch_size, h_cycles, l_cycles) / 2**20
+            rows.append({"batch_size": batch_size, "h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": mib})
+            print(f"batch {batch_size}, {h_cycles} x {l_cycles} cycles: {mib:9.1f} MiB for the backward pass")
+    elif options.sweep:
         grids = [{"grid_height": n, "num_hidden_layers": 4} for n in (4, 6, 9, 12, 16)]
         layers = [{"grid_height": 9, "num_hidden_layers": n} for n in (1, 2, 4, 8)]
         for swept, points in (("grid_height", grids), ("num_hidden_layers", layers)):
             for point in points:
-                rows.append({"swept": swept, **measure(arguments, batches[0], **point)})
+                rows.append({"swept": swept, **measure(options, batches[0], **point)})
                 show(rows[-1])
     else:
         for batch_size in batches:
-            rows.append(measure(arguments, batch_size))
+            rows.append(measure(options, batch_size))
             show(rows[-1])
-    if arguments.output:
-        device = torch.device("cuda" if on_gpu else "cpu")
-        record = {"command": " ".join(map(portable, sys.argv)), "rows": rows, **environment(device, 1)}
-        record["recipe"], record["overrides"] = arguments.recipe, arguments.overrides
-        record["clock"] = "CPU seconds of the process" if arguments.cpu_time else "wall clock"
-        record["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
-        write_json(arguments.output, record)
-        if arguments.sweep:
-            plot(rows, arguments.output.with_suffix(".png"))
+    about = {"recipe": options.recipe, "overrides": options.overrides}
+    about["clock"] = "CPU seconds of the process" if options.cpu_time else "wall clock"
+    about["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
+    save(options.output, rows, torch.device("cuda" if on_gpu else "cpu"), **about)
+    if options.output and options.sweep:
+        plot(rows, options.output.with_suffix(".png"))
     return 0
 
 
