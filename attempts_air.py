@@ -62,10 +62,8 @@ def solve_puzzles(
     """Solve N puzzles, trying again where the rules refuse the answer.
 
     Attempt 1 is the puzzle as given; further ones are nodes of a search by pins, or symmetric views of the puzzle,
-    whose answers are mapped back. A puzzle's next attempt starts when the one before has ended without an accepted
-    answer, and joins the batch of all the others, so nothing is spent on solved puzzles and no answer depends on its
-    neighbours (but for rounding, where torch's products depend on the size of a batch). An answer's givens are the
-    puzzle's own, whatever the model said there.
+    whose answers are mapped back. The next one starts when the one before has ended without an accepted answer, in
+    the batch of all puzzles: no answer depends on its neighbours but for rounding. Givens are the puzzle's own.
 
     Args:
         model: one model, or several checkpoints: each then makes up to `attempts` attempts at what is still unsolved.
@@ -78,14 +76,12 @@ def solve_puzzles(
             the first.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
             multiply it in hardware: the rules judge what comes out.
-        halt: "q" (default) and "max" as there; "rules" stops an attempt at the first step whose answer the rules
-            accept, which costs a check per step and never stops at a wrong answer.
+        halt: "q" and "max" as there; "rules" stops at the first step whose answer the rules accept.
         noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
             attempt on; a function of puzzle, attempt and seed alone.
         selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
-            q_halt, then the most frequent answer (mazes: the shortest path that joins S and G, then the most
-            frequent). "q" and "vote" run all attempts and do not ask the rules;
-            a vote suits Sudokus, with one solution each: other views of a maze bring other shortest paths.
+            q_halt, then the most frequent answer (mazes: the shortest path that joins S and G before these). "q" and
+            "vote" run all attempts and do not ask the rules; a vote suits Sudokus, which have one solution each.
         symmetries: False repeats the puzzle as given (with noise, or for several models).
         puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
         return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
@@ -93,9 +89,8 @@ def solve_puzzles(
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
             are node * N + puzzle, nodes by the order in which they were made.
         on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
-        on_nodes: called by a search with (index of a puzzle, its tree so far) whenever nodes of it were judged; with
-            `interruptible` it may raise KeyboardInterrupt, as Ctrl-C does.
-        interruptible: Ctrl-C ends the work, and the best answers so far are returned (else it is raised as ever).
+        on_nodes: called by a search with (index of a puzzle, its tree so far) whenever nodes of it were judged.
+        interruptible: Ctrl-C, or KeyboardInterrupt in a callback, ends the work: the best answers so far are returned.
 
     Raises:
         ValueError: ill-formed puzzles or settings.
@@ -105,35 +100,22 @@ def solve_puzzles(
     attempts = default_attempts(task) if attempts is None else attempts
     whole = {"attempts": attempts, "max_act_steps": max_act_steps, "batch_size": batch_size}
     _check_settings(task, whole, halt, noise, selection, seed)
-    retry = retry_of(task, retry, noise, selection, symmetries)
-    by_pins = retry == "pins" and attempts > 1
+    by_pins = retry_of(task, retry, noise, selection, symmetries) == "pins" and attempts > 1
     _check_models(models, task, max_act_steps, return_rollout)
     views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed)
     tokens = encode_puzzles(task, puzzles, check)
-    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
-    if ids is not None and ids.shape != (len(tokens),):
-        raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
-    options = {
-        "max_act_steps": max_act_steps,
-        "halt": halt,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "return_rollout": return_rollout,
-        "progress": progress,
-    }
+    options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
+    options |= {"return_rollout": return_rollout, "progress": progress}
     _add_defaults(options, models[0], len(tokens), by_pins)
 
-    def attempt(rows: slice) -> Answers:
-        work, at = Work(models, task, tokens[rows], None if ids is None else ids[rows]), rows.start
-        tell = None if on_answers is None else lambda done, answers: on_answers(done + at, answers)
+    def attempt(work: Work, first: int) -> Answers:
+        tell = _counted_from(first, on_answers)
         if by_pins:
-            show = None if on_nodes is None else lambda i, nodes: on_nodes(at + i, nodes)
-            return Search(work, attempts, show).run(hook, options, tell, interruptible)
+            return Search(work, attempts, _counted_from(first, on_nodes)).run(hook, options, tell, interruptible)
         return _Views(work, views, selection).run(noise, seed, hook, options, tell, interruptible)
 
-    size = max(1, ROWS_AT_ONCE // len(views.cells))
-    parts = [attempt(slice(at, at + size)) for at in range(0, max(len(tokens), 1), size)]
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    work = Work(models, task, tokens, _ids(puzzle_ids, len(tokens)))
+    return _in_parts(work, max(1, ROWS_AT_ONCE // len(views.cells)), attempt)
 
 
 def _add_defaults(options: dict[str, Any], model: AirModel, count: int, by_pins: bool) -> None:
@@ -141,6 +123,27 @@ def _add_defaults(options: dict[str, Any], model: AirModel, count: int, by_pins:
         options["dtype"] = torch.bfloat16
     if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
         options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))
+
+
+def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
+    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
+    if ids is not None and ids.shape != (count,):
+        raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
+    return ids
+
+
+def _counted_from(first: int, call: Callable | None) -> Callable | None:
+    """A callback whose puzzles are counted from `first` on."""
+    return None if call is None else lambda puzzles, found: call(first + puzzles, found)
+
+
+def _in_parts(work: Work, size: int, attempt: Callable[[Work, int], Answers]) -> Answers:
+    parts = []
+    for at in range(0, max(len(work.puzzles), 1), size):
+        rows = slice(at, at + size)
+        ids = None if work.puzzle_ids is None else work.puzzle_ids[rows]
+        parts.append(attempt(work._replace(puzzles=work.puzzles[rows], puzzle_ids=ids), at))
+    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
