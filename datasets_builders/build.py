@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.cards import card, features
-from air_model.datasets_builders.files import CHUNK, ENDINGS, read_rows
+from air_model.datasets_builders.files import CHUNK, read_rows
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.datasets_builders.generate_sudoku import BENCHMARK_BUCKETS, make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.loading import (
@@ -31,6 +31,7 @@ from air_model.datasets_builders.loading import (
     hub_folder,
     pair_faults,
     parse_ratings,
+    tables_in,
     task_for,
     task_to_meta,
 )
@@ -176,7 +177,7 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
             f"There is no file or folder {config.source!r}. --source is hub, generate, or the path of a CSV or folder."
         )
     found: dict[str, Path] = {}
-    files = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS) and p.name != META)
+    files = tables_in(path)
     for file in [p for p in files if p.name.endswith((".csv", ".csv.gz"))] or files:
         split = re.match(r"[A-Za-z]*", file.name)[0].lower()
         if split in found:

@@ -94,20 +94,10 @@ def make_mazes(
     if not 1 <= min_path < size:
         raise ValueError(f"The shortest path must take from 1 to {size - 1} moves in {task}, got {min_path}.")
     fewest, most = round(FEWEST_WALLS * size), min(round(MOST_WALLS * size), size - 2)
+    kind = (task.height, task.width, min(fewest, most), most, min_path, max(1, round(MANY_FAR * size)), MAX_TRIES)
     mazes, tries = np.zeros((len(seeds), size), np.uint8), np.zeros(len(seeds), np.int64)
     in_threads(
-        lambda rows: _make_mazes(
-            seeds[rows],
-            task.height,
-            task.width,
-            min(fewest, most),
-            most,
-            min_path,
-            max(1, round(MANY_FAR * size)),
-            MAX_TRIES,
-            mazes[rows],
-            tries[rows],
-        ),
+        lambda rows: _make_mazes(seeds[rows], *kind, mazes[rows], tries[rows]),
         len(seeds),
         threads,
         block=8,

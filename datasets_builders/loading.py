@@ -112,10 +112,14 @@ def load_puzzles(
     return _load_rows([find_csv(path, split)], task, limit, values)
 
 
+def tables_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files of puzzles in a folder; what build_dataset.py says of its own is none."""
+    return sorted(p for p in folder.glob(pattern) if p.name.endswith(ENDINGS) and p.name != META)
+
+
 def find_csv(folder: Path, split: str) -> Path:
     """The table of a split in a folder; FileNotFoundError naming what is there."""
-    # The card of a data set may bring its JSON, what build_dataset.py wrote another.
-    files = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and p.name != META)
+    files = tables_in(folder)
     found = [p for p in files if p.name.startswith(split)]
     if not found:
         have = ", ".join(p.name for p in files) or "no table at all"
@@ -150,7 +154,7 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
             f" stand-in with `python scripts/build_dataset.py {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'}"
             " --source generate --output-dir DIR` and pass DIR instead."
         ) from error
-    if not folder.is_dir() or not any(p.name.endswith(ENDINGS) and p.name != META for p in folder.rglob("*")):
+    if not tables_in(folder, "**/*"):
         what = "no CSV, JSON or parquet file" + ("" if split is None else f" of the split {split!r}")
         raise FileNotFoundError(f"The Hub data set {repo_id!r} has {what}.")
     return folder

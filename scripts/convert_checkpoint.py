@@ -38,16 +38,22 @@ ARCHITECTURES = {
 }
 # Names under which training scripts keep the weights among other things in one file.
 CONTAINERS = ("model_state_dict", "state_dict", "model")
-# Fields of the public `arch` that only training reads, or that the code never reads.
+# Fields of the public `arch` -> ours; the second ones may be missing, and then have the public code's own value.
+FIELDS = {
+    "hidden_size": "hidden_size", "num_heads": "num_attention_heads", "expansion": "expansion", "L_cycles": "l_cycles",
+    "H_cycles": "h_cycles", "L_layers": "num_hidden_layers", "halt_max_steps": "halt_max_steps",
+    "pos_encodings": "position_embedding",
+}  # fmt: skip
+DEFAULTS = {
+    "rms_norm_eps": ("rms_norm_eps", 1e-5), "rope_theta": ("rope_theta", 10000.0),
+    "forward_dtype": ("activation_dtype", "bfloat16"), "puzzle_emb_ndim": ("puzzle_embedding_size", 0),
+}  # fmt: skip
+# Fields that only training reads, or that the code never reads; and those of TRM alone.
 IGNORED_FIELDS = {
-    "batch_size",
-    "halt_exploration_prob",
-    "name",
-    "loss",
-    "vocab_size",
-    "seq_len",
-    "num_puzzle_identifiers",
-}
+    "batch_size", "halt_exploration_prob", "name", "loss", "vocab_size", "seq_len", "num_puzzle_identifiers",
+    "H_layers",
+}  # fmt: skip
+TRM_FIELDS = {"mlp_t", "puzzle_emb_len", "no_ACT_continue"}
 
 
 def variant_of(arch: dict[str, Any]) -> str:
@@ -65,56 +71,33 @@ def config_of(settings: dict[str, Any], state: dict[str, Tensor], seq_len: int, 
     arch = settings.get("arch")
     if not isinstance(arch, dict):
         raise ValueError("all_config.yaml has no `arch` section: is it the file that the training run wrote?")
-    variant = variant_of(arch)
-
-    def need(key: str) -> Any:
-        if key not in arch:
-            raise ValueError(f"all_config.yaml lacks arch.{key}, which {arch['name']} needs.")
-        return arch[key]
-
+    variant, trm = variant_of(arch), ARCHITECTURES[str(arch["name"]).split("@")[0]] == "TRM"
+    needed = [*FIELDS, *(["H_layers"] if variant == "HRM" else [])]
+    if missing := [key for key in needed if key not in arch]:
+        raise ValueError(f"all_config.yaml lacks arch.{missing[0]}, which {arch['name']} needs.")
+    if unknown := sorted(set(arch) - {*FIELDS, *DEFAULTS, *IGNORED_FIELDS, *(TRM_FIELDS if trm else ())}):
+        raise ValueError(f"all_config.yaml has arch fields that this converter does not know: {unknown}.")
     vocab_size = need_tensor(state, "embed_tokens.embedding_weight").shape[0]
     side = int(seq_len**0.5)
-    square = side * side == seq_len
+    height = side if side * side == seq_len else 1
     if task is None:
-        data = str(settings.get("data_path") or "")
-        if square and vocab_size == side + 2 and "maze" not in data:
-            task = "sudoku"
-        else:
-            task = "maze" if vocab_size == 6 else "grid"
-    height = side if square else 1
-    fields: dict[str, Any] = {
-        "task": task,
-        "grid_height": height,
-        "grid_width": seq_len // height,
-        "vocab_size": vocab_size,
-        "hidden_size": need("hidden_size"),
-        "num_attention_heads": need("num_heads"),
-        "expansion": need("expansion"),
-        "l_cycles": need("L_cycles"),
-        "h_cycles": need("H_cycles"),
-        "num_hidden_layers": need("L_layers"),
-        "halt_max_steps": need("halt_max_steps"),
-        "rms_norm_eps": float(arch.get("rms_norm_eps", 1e-5)),
-        "rope_theta": float(arch.get("rope_theta", 10000.0)),
-        "activation_dtype": arch.get("forward_dtype", "bfloat16"),
-        "puzzle_embedding_size": arch.get("puzzle_emb_ndim", 0),
-        "loss_type": (arch.get("loss") or {}).get("loss_type", "stablemax_cross_entropy"),
-    }
-    position = need("pos_encodings")
-    fields["position_embedding"] = {"rope": "rope", "learned": "learned", "none": "none"}.get(position)
-    if fields["position_embedding"] is None:
+        digits = height == side and vocab_size == side + 2 and "maze" not in str(settings.get("data_path") or "")
+        task = "sudoku" if digits else "maze" if vocab_size == 6 else "grid"
+    fields = {ours: arch[public] for public, ours in FIELDS.items()}
+    fields |= {ours: arch.get(public, default) for public, (ours, default) in DEFAULTS.items()}
+    fields |= {"task": task, "grid_height": height, "grid_width": seq_len // height, "vocab_size": vocab_size}
+    fields["loss_type"] = (arch.get("loss") or {}).get("loss_type", "stablemax_cross_entropy")
+    for name in ("rms_norm_eps", "rope_theta"):
+        fields[name] = float(fields[name])  # YAML reads 1e-5 as text
+    if fields["position_embedding"] not in ("rope", "learned", "none"):
+        position = fields["position_embedding"]
         raise ValueError(f"Unknown pos_encodings {position!r} in all_config.yaml. Known: rope, learned, none.")
-    known = {"hidden_size", "num_heads", "expansion", "L_cycles", "H_cycles", "L_layers", "H_layers", "halt_max_steps"}
-    known |= {"rms_norm_eps", "rope_theta", "forward_dtype", "puzzle_emb_ndim", "pos_encodings"}
     if variant == "HRM":
-        fields |= {"l_layers": need("L_layers"), "h_layers": need("H_layers")}
-    if variant in ("TRM", "TRM_mlp"):
-        known |= {"mlp_t", "puzzle_emb_len", "no_ACT_continue"}
+        fields |= {"l_layers": arch["L_layers"], "h_layers": arch["H_layers"]}
+    if trm:
         fields["q_continue"] = not arch.get("no_ACT_continue", True)
         # 0 means "as long as the puzzle embedding needs", as in the other architectures.
         fields["prefix_length"] = arch.get("puzzle_emb_len", 16) or None
-    if unknown := sorted(set(arch) - known - IGNORED_FIELDS):
-        raise ValueError(f"all_config.yaml has arch fields that this converter does not know: {unknown}.")
     if fields["puzzle_embedding_size"]:
         fields["num_puzzle_identifiers"] = need_tensor(state, "puzzle_emb.weights").shape[0]
     return AirConfig.from_variant(variant, **fields)

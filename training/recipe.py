@@ -18,6 +18,17 @@ from air_model.optim_air import OPTIMIZERS, SCHEDULES
 RECIPES = Path(__file__).parent.parent / "recipes"
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # keys, what holds for each, in words
+    ("batch_size accumulation log_every save_every total_limit train_size", lambda v: v >= 1, "1 or more"),
+    ("max_steps epochs", lambda v: v > 0, "above 0"),
+    ("easier_share easier_most nearly_share halt_exploration_prob", lambda v: 0 <= v <= 1, "between 0 and 1"),
+    ("lr_min_ratio tail_share", lambda v: 0 <= v <= 1, "between 0 and 1"),
+    ("beta1 beta2", lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    ("lr muon_lr puzzle_lr weight_decay muon_weight_decay puzzle_weight_decay", lambda v: v >= 0, "0 or more"),
+    ("atan2_scale warmup_steps grad_clip ema max_minutes seed data_seed", lambda v: v >= 0, "0 or more"),
+    ("eval_every eval_limit final_eval_limit eval_batch_size", lambda v: v >= 0, "0 or more"),
+)
+
 
 @dataclass
 class TrainConfig:
@@ -99,42 +110,18 @@ class TrainConfig:
             raise ValueError(
                 f"Give the budget once: max_steps={self.max_steps}, epochs={self.epochs}. Set exactly one of them."
             )
-        for name in ("batch_size", "accumulation", "log_every", "save_every", "total_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
-        for name in ("max_steps", "epochs"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
-        for name in (
-            "easier_share",
-            "easier_most",
-            "nearly_share",
-            "halt_exploration_prob",
-            "lr_min_ratio",
-            "tail_share",
-        ):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in (
-            "lr", "muon_lr", "puzzle_lr", "weight_decay", "warmup_steps", "eval_every", "eval_limit", "ema",
-            "grad_clip", "max_minutes", "final_eval_limit", "eval_batch_size", "puzzle_weight_decay",
-            "muon_weight_decay", "atan2_scale", "seed", "data_seed",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be a number of 0 or more.")
+        for names, holds, what in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and holds(value)):
+                    raise ValueError(f"{name}={value} must be a number, {what} and finite.")
         if self.start_step and not (self.init_from and 0 < self.start_step < (self.max_steps or math.inf)):
             raise ValueError(
                 f"start_step={self.start_step} must lie between 0 and max_steps={self.max_steps}, and needs "
                 "init_from: the weights that have come so far."
             )
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
         if self.run_name in (".", "..") or set(self.run_name) & set("/\\"):
             raise ValueError(f"run_name={self.run_name!r} names a folder of logs: leave / and \\ out.")
-        if self.train_size is not None and self.train_size < 1:
-            raise ValueError(f"train_size={self.train_size} must be 1 or more, or null for all puzzles.")
         if self.cycles is not None:
             self.cycles = _curriculum(
                 "cycles", self.cycles, _pair, "[l_cycles, h_cycles]", "{0: [1, 1], 5000: [2, 2]}"

@@ -90,7 +90,10 @@ def score(
         result["valid_accuracy"] = float(valid.mean()) if n else 0.0
         result["valid_accuracy_ci95"] = wilson(int(valid.sum()), n)
     if rating is not None:
-        result["by_rating"] = by_bucket(_numbers("rating", rating, n)[labelled], exact[labelled], edges)
+        rating = _column("rating", rating, n)
+        if rating.dtype.kind not in "biuf" or not np.isfinite(rating).all():
+            raise ValueError(f"rating must be finite numbers, one per puzzle; got {rating.dtype}, {rating[:3]} ...")
+        result["by_rating"] = by_bucket(rating[labelled], exact[labelled], edges)
     return result
 
 
@@ -98,13 +101,6 @@ def _column(name: str, values: Any, n: int) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (n,):
         raise ValueError(f"{name} must be ({n},), one value per puzzle; got {values.shape}.")
-    return values
-
-
-def _numbers(name: str, values: Any, n: int) -> np.ndarray:
-    values = _column(name, values, n)
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite numbers, one per puzzle; got {values.dtype} with {values[:3]} ...")
     return values
 
 
@@ -119,19 +115,16 @@ def by_bucket(rating: np.ndarray, exact: np.ndarray, edges: Sequence[int]) -> li
 
     Puzzles with the rating -1 have none: they come last, as "unrated".
     """
-    rows, unrated = [], rating == -1
-    for low, high in zip(edges, [*edges[1:], None]):
-        inside = (rating >= low) if high is None else (rating >= low) & (rating < high)
-        if low == edges[0]:
-            inside |= rating < low
-        inside &= ~unrated
+    unrated = rating == -1
+    buckets = {}
+    for low, high in zip(edges, [*edges[1:], np.inf]):
+        label = f"{low}+" if high == np.inf else str(low) if high == low + 1 else f"{low}-{high - 1}"
+        buckets[label] = (rating < high) & ((rating >= low) | (low == edges[0])) & ~unrated
+    rows = []
+    for label, inside in {**buckets, "unrated": unrated}.items():
         if n := int(inside.sum()):
-            label = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}-{high - 1}"
             hits = int(exact[inside].sum())
             rows.append({"rating": label, "n": n, "exact_accuracy": hits / n, "ci95": wilson(hits, n)})
-    if n := int(unrated.sum()):
-        hits = int(exact[unrated].sum())
-        rows.append({"rating": "unrated", "n": n, "exact_accuracy": hits / n, "ci95": wilson(hits, n)})
     return rows
 
 
@@ -153,16 +146,8 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
         if count := int(inside.sum()):
             mean, hits = float(confidence[inside].mean()), int(correct[inside].sum())
             error += count / n * abs(hits / count - mean)
-            rows.append(
-                {
-                    "low": b / bins,
-                    "high": (b + 1) / bins,
-                    "n": count,
-                    "confidence": mean,
-                    "accuracy": hits / count,
-                    "ci95": wilson(hits, count),
-                }
-            )
+            row = {"low": b / bins, "high": (b + 1) / bins, "n": count, "confidence": mean}
+            rows.append({**row, "accuracy": hits / count, "ci95": wilson(hits, count)})
     claimed = confidence > 0.5
     return {
         "bins": rows,
