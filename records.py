@@ -90,6 +90,10 @@ def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
+def write_lines(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> Path:
+    return write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
 def run_record(model: str | os.PathLike) -> dict[str, Any] | None:
     """run.json of the run that made a model: in its folder, or beside it where training left it (`runs/x/model`)."""
     for folder in (Path(model), Path(model).parent):

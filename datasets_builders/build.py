@@ -38,7 +38,7 @@ from air_model.datasets_builders.loading import (
 from air_model.datasets_builders.maze_kernels import label
 from air_model.datasets_builders.sudoku_solver import solve
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
-from air_model.records import whole_folder
+from air_model.records import read_json, whole_folder
 
 HUB = {
     # repository, pinned revision (the commit that the published numbers were measured on)
@@ -553,7 +553,7 @@ def build(config: BuildConfig, output_dir: str | Path, *, force: bool = False) -
     output = Path(output_dir)
     key = content_hash(config)
     if (output / META).exists():
-        meta = json.loads((output / META).read_text())
+        meta = read_json(output / META)
         if not force and meta.get("content_hash") == key and _complete(output, meta):
             return meta
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):

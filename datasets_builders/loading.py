@@ -8,7 +8,6 @@ puzzles = load_puzzles("sapientinc/sudoku-extreme", "test", limit=1000)
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy as np
 from air_model.datasets_builders.files import ENDINGS, read_rows
 from air_model.processing_air import PAD, GridTask, make_task
 from air_model.reading_air import as_array, as_text
+from air_model.records import read_json
 
 UNRATED = -1  # a row without a rating among rated ones; the metric knows the number as well
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
@@ -101,15 +101,26 @@ def load_puzzles(
         BadRows: a ValueError that lists every unusable row.
     """
     path = Path(data)
-    if path.is_file():
-        return _load_file(path, task, limit, values)
     if not path.exists():
         path = hub_folder(str(data), split, revision)
-    if (path / META).exists():
-        return _load_built(path, split, task, limit, config)
-    if any(path.rglob("*.parquet")):
-        return _load_parquet(path, split, task, limit, config, values)
-    return _load_rows([find_csv(path, split)], task, limit, values)
+    meta = read_json(path / META) if (path / META).exists() else None
+    if path.is_file():
+        files = [path]
+    elif meta is None and not any(path.rglob("*.parquet")):
+        files = [find_csv(path, split)]
+    else:
+        config = config or (meta["default_config"] if meta else None)
+        files = _parquet_files(path, split, config)
+    if meta is None and not _holds_tokens(files[0]):
+        return _load_rows(files, task, limit, values)
+    name, fingerprint = path.name, ""
+    if meta is not None:
+        built = task_from_meta(meta)
+        if task not in (None, built, built.name):
+            raise ValueError(f"{path} holds {built}, not {task}.")
+        task, name = built, f"{path.name}/{config}"
+        fingerprint = meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else ""
+    return _from_tokens(files, name, task, limit, fingerprint)
 
 
 def tables_in(folder: Path, pattern: str = "*") -> list[Path]:
@@ -263,12 +274,6 @@ def pair_faults(task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: di
     return faults
 
 
-def _load_file(path: Path, task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
-    with open(path, "rb") as file:
-        parquet = file.read(4) == b"PAR1"
-    return _load_tables([path], path.name, task, limit, values) if parquet else _load_rows([path], task, limit, values)
-
-
 def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
     bad: list[tuple[int, int, str]] = []
     inputs, labels, ratings = [], [], []
@@ -308,7 +313,7 @@ def task_for(question: Any, name: str | None, where: str) -> GridTask:
     return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
 
 
-# ---- folders that build_dataset.py wrote
+# ---- tokens in parquet files
 
 
 def task_from_meta(meta: dict) -> GridTask:
@@ -317,81 +322,54 @@ def task_from_meta(meta: dict) -> GridTask:
 
 
 def task_to_meta(task: GridTask) -> dict:
-    return {
-        "name": task.name,
-        "height": task.height,
-        "width": task.width,
-        "box_height": task.box_height,
-        "box_width": task.box_width,
-        "vocab_size": task.vocab_size,
-    }
+    names = ("name", "height", "width", "box_height", "box_width", "vocab_size")
+    return {name: getattr(task, name) for name in names}
 
 
-def _load_built(
-    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None
-) -> PuzzleSet:
-    meta = json.loads((path / META).read_text())
-    config = config or meta["default_config"]
-    if config not in meta["configs"]:
-        raise ValueError(f"{path} has no configuration {config!r}; it has: {', '.join(meta['configs'])}.")
-    files = sorted((path / config).glob(f"{split}-*.parquet"))
-    if not files:
-        have = ", ".join(meta["configs"][config]["splits"])
-        raise FileNotFoundError(f"{path} has no split {split!r} in its configuration {config!r}; it has: {have}.")
-    built = task_from_meta(meta)
-    if isinstance(task, GridTask) and task != built or isinstance(task, str) and task != built.name:
-        raise ValueError(f"{path} holds {built}, not {task}.")
-    table = read_parquet(files, limit)
-    fingerprint = meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else ""
-    return _from_table(table, built, f"{path.name}/{config}", fingerprint)
-
-
-def _load_parquet(
-    path: Path, split: str, task: str | GridTask | None, limit: int | None, config: str | None, values: str | None
-) -> PuzzleSet:
-    """Parquet files without air_dataset.json, as DatasetDict.push_to_hub writes them: CONFIG/split-*.parquet."""
-    files = sorted(path.rglob(f"{split}-*.parquet"))
-    folders = sorted({str(f.parent.relative_to(path)) for f in files})
-    if not files:
-        have = sorted({f.name.split("-")[0] for f in path.rglob("*.parquet")})
-        raise FileNotFoundError(f"{path} has no split {split!r}; it has: {', '.join(have)}.")
-    if config is None and len(folders) > 1:
-        raise ValueError(f"{path} has several configurations, name one of them: {', '.join(folders)}.")
-    files = [f for f in files if config is None or f.parent.relative_to(path).parts[:1] == (config,)]
-    if not files:
+def _parquet_files(path: Path, split: str, config: str | None) -> list[Path]:
+    """The shards of a split, as build_dataset.py and DatasetDict.push_to_hub write them: CONFIG/split-*.parquet."""
+    every = sorted(path.rglob("*.parquet"))
+    folders = sorted({str(file.parent.relative_to(path)) for file in every})
+    of_config = [f for f in every if config is None or f.parent.relative_to(path).parts[:1] == (config,)]
+    if not of_config:
         raise ValueError(f"{path} has no configuration {config!r}; it has: {', '.join(folders)}.")
-    return _load_tables(files, path.name, task, limit, values)
+    files = [file for file in of_config if file.name.startswith(f"{split}-")]
+    if not files:
+        have = ", ".join(sorted({file.name.split("-")[0] for file in of_config}))
+        where = "" if config is None else f" in its configuration {config!r}"
+        raise FileNotFoundError(f"{path} has no split {split!r}{where}; it has: {have}.")
+    if config is None and len({file.parent for file in files}) > 1:
+        raise ValueError(f"{path} has several configurations, name one of them: {', '.join(folders)}.")
+    return files
 
 
-def _load_tables(
-    files: list[Path], name: str, task: str | GridTask | None, limit: int | None, values: str | None
-) -> PuzzleSet:
-    """Parquet files with token columns inputs and labels, or else with columns of puzzles and answers as text."""
+def _holds_tokens(file: Path) -> bool:
+    """Whether a parquet file has token columns inputs and labels; else it may have puzzles and answers as text."""
     import pyarrow.parquet as pq
 
-    if not {"inputs", "labels"} <= set(pq.read_schema(files[0]).names):
-        return _load_rows(files, task, limit, values)
+    with open(file, "rb") as opened:
+        return opened.read(4) == b"PAR1" and {"inputs", "labels"} <= set(pq.read_schema(file).names)
+
+
+def _from_tokens(
+    files: list[Path], name: str, task: str | GridTask | None, limit: int | None, fingerprint: str
+) -> PuzzleSet:
     table = read_parquet(files, limit)
-    inputs = table.get("inputs")
-    if inputs is None or "labels" not in table or inputs.ndim != 2:
+    inputs, labels = (table.get(column, np.zeros(0)) for column in ("inputs", "labels"))
+    if inputs.ndim != 2 or labels.shape != inputs.shape:
         raise ValueError(f"{name}: the columns inputs and labels hold no lists of tokens.")
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
             raise ValueError(f"{name}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
         ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
-        guess = "maze" if ends.all() and table["labels"].max() <= 5 and (inputs == 1).any() else "sudoku"
+        guess = "maze" if ends.all() and labels.max() <= 5 and (inputs == 1).any() else "sudoku"
         task = make_task(task or guess, side, side)
-    return _from_table(table, task, name, "")
-
-
-def _from_table(table: dict[str, np.ndarray], task: GridTask, source: str, fingerprint: str) -> PuzzleSet:
-    inputs, labels = table["inputs"].astype(np.uint8), table["labels"].astype(np.uint8)
+    inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)
     if inputs.shape[1:] != (task.seq_len,) or (inputs == PAD).any() or inputs.max() >= task.vocab_size:
-        raise ValueError(f"{source}: the inputs are not puzzles of {task}; build the folder again.")
-    return PuzzleSet(
-        inputs, labels, task, table.get("rating"), table.get("puzzle_id"), table.get("group"), source, fingerprint
-    )
+        raise ValueError(f"{name}: the inputs are not puzzles of {task}; build the folder again.")
+    rest = (table.get(column) for column in ("rating", "puzzle_id", "group"))
+    return PuzzleSet(inputs, labels, task, *rest, name, fingerprint)
 
 
 def read_parquet(files: list[Path], limit: int | None = None) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ Right, Up rule. Both: no puzzle twice in a split (groups of copies aside), none 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from air_model.datasets_builders.canonical import canonical, canonical_mazes, se
 from air_model.datasets_builders.files import CHUNK
 from air_model.datasets_builders.loading import META, load_puzzles, task_from_meta
 from air_model.processing_air import GridTask, MazeTask
-from air_model.records import whole, write_json, write_text
+from air_model.records import read_json, whole, write_json, write_text
 
 LISTED = 100  # faults written out per split; the number of all is given too
 
@@ -118,7 +117,7 @@ def verify(
     folder = Path(folder)
     if not (folder / META).exists():
         raise FileNotFoundError(f"{folder} was not written by build_dataset.py ({META} is missing).")
-    meta = json.loads((folder / META).read_text())
+    meta = read_json(folder / META)
     task, config = task_from_meta(meta), meta["default_config"]
     expected = {split: info["rows"] for split, info in meta["configs"][config]["splits"].items()}
     found = {}

@@ -27,31 +27,12 @@ with tempfile.TemporaryDirectory() as folder:
     AirModel.from_pretrained(folder)
 print(air_model.__version__, len(VARIANTS))
 """
-NEEDED = [
-    "air_model/LICENSE",
-    "air_model/model_card.md",
-    "air_model/modeling_air.py",
-    "air_model/attempts_air.py",
-    "air_model/pipeline_air.py",
-    "air_model/recipes/quickstart.yaml",
-    "air_model/recipes/sudoku_extreme.yaml",
-    "air_model/recipes/accelerate/8_gpus.yaml",
-    "air_model/scripts/push_to_hub.py",
-    "air_model/spaces_demo/README.md",
-    "air_model/spaces_demo/app.py",
-    "air_model/spaces_demo/requirements.txt",
-]
+NEEDED = """LICENSE model_card.md modeling_air.py attempts_air.py pipeline_air.py recipes/quickstart.yaml
+recipes/sudoku_extreme.yaml recipes/accelerate/8_gpus.yaml datasets_builders/data_card.md scripts/push_to_hub.py
+spaces_demo/README.md spaces_demo/app.py spaces_demo/requirements.txt""".split()
 UNWANTED = (
-    "tests/",
-    "checkpoints/",
-    "results/",
-    "benchmarks/",
-    ".ci/",
-    "setup.py",
-    ".pyc",
-    ".safetensors",
-    "conftest",
-)
+    "tests/", "checkpoints/", "results/", "benchmarks/", ".ci/", "setup.py", ".pyc", ".safetensors", "conftest",
+)  # fmt: skip
 
 
 def check_contents(dist: Path) -> Path:
@@ -67,9 +48,7 @@ def check_contents(dist: Path) -> Path:
         in_wheel = archive.namelist()
     with tarfile.open(archives[0]) as archive:
         in_sdist = [name.partition("/")[2] for name in archive.getnames()]
-    missing = [name for name in NEEDED if name not in in_wheel]
-    missing += [name for name in (n.removeprefix("air_model/") for n in NEEDED) if name not in in_sdist]
-    if missing:
+    if missing := [name for name in NEEDED if f"air_model/{name}" not in in_wheel or name not in in_sdist]:
         raise ValueError(f"Missing in wheel or sdist: {', '.join(missing)}. See package_data in setup.py.")
     paths = [name.partition("/")[2] for name in in_wheel] + [name for name in in_sdist if name != "setup.py"]
     if unwanted := [path for path in paths if path.startswith(UNWANTED) or path.endswith(UNWANTED)]:

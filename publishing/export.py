@@ -24,7 +24,7 @@ from air_model.records import write_json
 
 INPUTS = ("input_ids", "puzzle_ids", "z_h", "z_l")
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "next_z_h", "next_z_l")
-FORMATS = ("onnx", "int8")
+FORMATS = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
 
 
 class OneStep(nn.Module):
@@ -198,19 +198,17 @@ def export(source: str, folder: Path, formats: list[str], check: str | None = No
         puzzle = task.as_tokens(check)[None].astype(np.int64)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": source, "inputs": list(INPUTS), "outputs": list(OUTPUTS), "files": {}}
-    steps: dict[str, Callable[..., list[np.ndarray]]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         place = Path(temporary)
-        export_onnx(model, place / "model.onnx")
-        steps["model.onnx"] = onnx_step(place / "model.onnx")
+        export_onnx(model, place / FORMATS["onnx"])
         if "int8" in formats:
-            export_int8(place / "model.onnx", place / "model_int8.onnx")
-            steps["model_int8.onnx"] = onnx_step(place / "model_int8.onnx")
-            if "onnx" not in formats:
-                del steps["model.onnx"]  # only made on the way
+            export_int8(place / FORMATS["onnx"], place / FORMATS["int8"])
+        if "onnx" not in formats:  # only made on the way
+            (place / FORMATS["onnx"]).unlink()
         carry = model.initial_carry(1)
         np.savez(place / "start.npz", z_h=carry.z_h[0].numpy(), z_l=carry.z_l[0].numpy())
-        for name, step in steps.items():
+        for name in (name for kind, name in FORMATS.items() if kind in formats):
+            step = onnx_step(place / name)
             entry = {"bytes": (place / name).stat().st_size, "largest_difference": compare(model, step)}
             if puzzle is not None:
                 begin = time.perf_counter()
@@ -225,6 +223,5 @@ def export(source: str, folder: Path, formats: list[str], check: str | None = No
             report["model_answer"] = task.decode(found[0])
         write_json(place / "export.json", report)
         for path in sorted(place.iterdir()):
-            if path.name != "model.onnx" or "onnx" in formats:
-                os.replace(path, folder / path.name)
+            os.replace(path, folder / path.name)
     return report

@@ -11,7 +11,6 @@ is for a run that did not get there.
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -70,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     from air_model.attempts_air import solve_puzzles
     from air_model.datasets_builders import load_puzzles
     from air_model.pipeline_air import load_model
+    from air_model.records import read_json
     from air_model.scripts import build_dataset, evaluate, solve
     from air_model.solving_air import AirRollout
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     say(3, "Evaluation: held-out puzzles of mixed difficulty, 16 ACT steps each")
     arguments = ["--model", str(model_dir), "--data", str(data), "--split", "test", "--halt", "max"]
     run("scripts/evaluate.py", evaluate.main, [*arguments, "--output", str(out / "evaluation.json")])
-    result = json.loads((out / "evaluation.json").read_text())
+    result = read_json(out / "evaluation.json")
 
     say(4, "One of them, solved on screen")
     puzzles = load_puzzles(str(data), "test")

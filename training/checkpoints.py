@@ -24,7 +24,7 @@ from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import save_release
 from air_model.processing_air import AirProcessor
-from air_model.records import whole_folder
+from air_model.records import read_json, whole_folder
 from air_model.training.launch import RunError
 from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, TrainConfig, recipe_differences
 
@@ -130,7 +130,7 @@ class CheckpointStore:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    return json.loads((path / "state.json").read_text())
+    return read_json(path / "state.json")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

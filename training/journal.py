@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from air_model.records import read_lines, whole, write_text
+from air_model.records import read_lines, whole, write_lines
 from air_model.training.launch import RunError, say
 
 
@@ -120,7 +120,7 @@ class Journal:
             if row.get("step", step + 1) <= step
             and not (row["step"] in again and any(key.startswith("eval/") for key in row))
         ]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(self.path, rows)
 
     def close(self) -> None:
         for tracker in self.trackers:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from air_model.processing_air import make_task
+from air_model.records import write_text
 
 SIZE = {
     "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "halt_max_steps": 4, "l_layers": None,
@@ -37,7 +38,6 @@ def miniature_data(task_name: str, folder: Path) -> Path:
     """4 x 4 Sudokus or 6 x 6 mazes as train.csv and test.csv; made once, the same every time."""
     if (folder / "test.csv").is_file():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, n) in enumerate((("train", 64), ("test", 32))):
         rng = np.random.default_rng(seed)
         if task_name == "sudoku":
@@ -54,7 +54,5 @@ def miniature_data(task_name: str, folder: Path) -> Path:
             inputs = np.stack(rows)
             labels = task.label(inputs)
         lines = [f"{task.decode(a)},{task.decode(b)}" for a, b in zip(inputs, labels)]
-        temporary = folder / f".{split}.tmp"
-        temporary.write_text("\n".join(["question,answer", *lines]) + "\n")
-        os.replace(temporary, folder / f"{split}.csv")
+        write_text(folder / f"{split}.csv", "\n".join(["question,answer", *lines]) + "\n")
     return folder

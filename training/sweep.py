@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.records import append_runs_to, read_lines, read_run, write_text
+from air_model.records import append_runs_to, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences, split_word
@@ -467,5 +466,5 @@ def write_curves(runs: list[Run], target: Path) -> int:
             "date": report["date"][:10],
             "exact": {row["step"]: round(row["eval/exact_accuracy"], 5) for row in evaluations},
         }
-    write_text(target, "".join(json.dumps(row) + "\n" for row in rows.values()))
+    write_lines(target, rows.values())
     return len(done)

@@ -16,6 +16,7 @@ counts on from its step; the optimizer, which a parcel has no room for, starts a
 import argparse
 import datetime
 import difflib
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
     import _checkout  # noqa: F401
+
+import yaml
 
 from air_model.records import append_runs_to, read_json, read_run, write_json, write_text
 
@@ -50,60 +53,24 @@ class Item:
     curve: tuple[str, ...] | None = None
 
 
-PUBLISHED = {"max-16": ("--halt", "max"), "halt-q": ("--halt", "q")}
-SEARCHED = ("--max-act-steps", "128", "--attempts", "32")
-GAP = ("max_steps=4000", "batch_size=384", "warmup_steps=500", "eval_every=2000")
-GAP_VARIANTS = ("Lx_H", "Lx_Hx", "L_Hx", "L2x_H2x", "L2x_H2x_prepend", "HRM")
+def read_queue() -> dict[str, Item]:
+    """The rows of queue.yaml; one with variants and seeds is a row for each."""
+    queue = {}
+    for name, values in yaml.safe_load(Path(__file__).with_name("queue.yaml").read_text()).items():
+        variants, seeds = values.pop("variants", []), values.pop("seeds", [])
+        for key in ("overrides", "curve"):
+            values |= {key: tuple(values[key].split())} if key in values else {}
+        values["evaluations"] = {label: tuple(words.split()) for label, words in values["evaluations"].items()}
+        if not variants:
+            queue[name] = Item(**values)
+        for seed, variant in itertools.product(seeds, variants):
+            own = {"recipe": "hrm_sudoku"} if variant == "HRM" else {}
+            own["overrides"] = (f"variant={variant}", f"seed={seed}", *values["overrides"])
+            queue[f"{name}-{variant}-{seed}"] = Item(**values | own)
+    return queue
 
-QUEUE: dict[str, Item] = {
-    "sudoku-published": Item(
-        "60 % exact or more at 16 ACT steps; then accuracy against steps and attempts, 90 % or more",
-        "sudoku_extreme",
-        "sudoku_extreme",
-        32,
-        checkpoint="air-sudoku-extreme",
-        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", *SEARCHED)},
-        curve=SEARCHED,
-    ),
-    "sudoku-best": Item(
-        "90 % or more in one pass, 99 % with checked attempts, within 30 minutes",
-        "sudoku_best",
-        "sudoku_extreme",
-        30,
-        checkpoint="air-sudoku-extreme-best",
-        evaluations={**PUBLISHED, "attempts-32": ("--halt", "q", *SEARCHED)},
-        curve=SEARCHED,
-    ),
-    "maze": Item(
-        "the best that fits, exact and valid-optimal (augmented, re-labelled by the benchmark's rule)",
-        "maze_hard",
-        "maze_hard",
-        30,
-        # qk_norm: measured on Sudoku alone (recipes/sudoku_best.yaml); nothing in it knows of the puzzle.
-        overrides=(
-            "batch_size=96",
-            "max_steps=13000",
-            "augment=symmetries",
-            "qk_norm=true",
-            "ema=0.999",
-            "eval_limit=200",
-        ),
-        checkpoint="air-maze-hard",
-        evaluations=PUBLISHED,
-    ),
-    **{
-        f"gap-{variant}-{seed}": Item(
-            "the asymmetry gap at a reduced, equal budget",
-            "hrm_sudoku" if variant == "HRM" else "sudoku_extreme",
-            "sudoku_extreme",
-            3,
-            overrides=(f"variant={variant}", f"seed={seed}", *GAP),
-            evaluations={"max-16": ("--halt", "max")},
-        )
-        for seed in range(3)
-        for variant in GAP_VARIANTS
-    },
-}
+
+QUEUE = read_queue()
 
 
 def state_of(name: str) -> str:
@@ -395,7 +362,7 @@ def use_code_of_checkout(folder: Path) -> None:
     for name in TRAVELLING_FILES:
         (folder / name).unlink()
     for name in ("config.json", "processor_config.json"):
-        contents = json.loads((folder / name).read_text())
+        contents = read_json(folder / name)
         for classes in (contents["auto_map"], *contents.get("custom_pipelines", {}).values()):
             for key in classes.keys() & {"AutoConfig", "AutoModel", "AutoProcessor", "impl"}:
                 classes[key] = f".--{classes[key]}"
