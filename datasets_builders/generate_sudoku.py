@@ -176,14 +176,13 @@ def _add_clues(puzzle: np.ndarray, grid: np.ndarray, count: int, state: np.ndarr
 
 @nb.njit(cache=True)
 def _make(
-    lowest: int, highest: int, extra: int, steps: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray,
-    units: np.ndarray, units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray,
-    used: np.ndarray,
+    lowest: int, highest: int, extra: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray, units: np.ndarray,
+    units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray, used: np.ndarray,
 ) -> int:  # fmt: skip
     """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
 
-    extra: clues added to a minimal puzzle. steps: longest walk. The rating is below the range where a proof of the one
-    solution takes so many guesses that symmetric copies will fit, and outside when the walk found nothing.
+    extra: clues added to a minimal puzzle. The rating is below the range where a proof of the one solution takes so
+    many guesses that symmetric copies will fit, and outside when the walk found nothing.
     """
     order = np.empty(len(puzzle), np.int64)
     scratch, trial, best = np.empty_like(puzzle), np.empty_like(puzzle), np.empty_like(puzzle)
@@ -193,7 +192,7 @@ def _make(
     # and dig again, so that other clues leave. It climbs by the guesses of the whole proof, because those until the
     # solution are a matter of luck. A step down is taken with a chance of the ratio of the guesses cubed, because most
     # hills are low; after RESTART steps a new walk starts.
-    for step in range(steps + 1):
+    for step in range(STEPS + 1):
         if lowest <= rating <= highest or rating < lowest and proof >= ENOUGH * lowest:
             return rating
         start = step % RESTART == 0
@@ -224,24 +223,27 @@ def _make(
 
 @nb.njit(cache=True, nogil=True)
 def _make_many(
-    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, steps: int,
-    boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, given: bool,
-    puzzles: np.ndarray, ratings: np.ndarray,
+    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, boards: np.ndarray | None,
+    units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, puzzles: np.ndarray, ratings: np.ndarray,
 ) -> None:  # fmt: skip
     size = puzzles.shape[1]
     cells = np.zeros((size + 2, size + 1), np.int64)
     used = np.zeros((size + 2, len(units)), np.int64)
-    state = np.empty(1, np.uint64)
     others = np.zeros((OTHERS + 1, 2), np.int64)
     for i in range(len(seeds)):
-        state[0] = seeds[i]
-        if not given:
-            _random_grid(units, units_of, cells, used, state, grids[i])
-        if extra[i] > -2:
-            ratings[i] = _make(
-                lowest[i], highest[i], extra[i], steps, state, puzzles[i], grids[i], units, units_of, boards,
-                others, cells, used,
-            )  # fmt: skip
+        ratings[i] = _make(
+            lowest[i], highest[i], extra[i], seeds[i : i + 1].copy(), puzzles[i], grids[i], units, units_of, boards,
+            others, cells, used,
+        )  # fmt: skip
+
+
+@nb.njit(cache=True, nogil=True)
+def _random_grids(seeds: np.ndarray, units: np.ndarray, units_of: np.ndarray, grids: np.ndarray) -> None:
+    size = grids.shape[1]
+    cells = np.zeros((size + 2, size + 1), np.int64)
+    used = np.zeros((size + 2, len(units)), np.int64)
+    for i in range(len(seeds)):
+        _random_grid(units, units_of, cells, used, seeds[i : i + 1].copy(), grids[i])
 
 
 @dataclass
@@ -253,37 +255,13 @@ class Batch:
     ratings: np.ndarray
 
 
-def _run(
-    task: SudokuTask,
-    seeds: np.ndarray,
-    lowest: np.ndarray,
-    highest: np.ndarray,
-    extra: np.ndarray,
-    steps: int,
-    grids: np.ndarray | None = None,
-    threads: int | None = None,
-    progress: str | None = None,
-) -> Batch:
-    count, given = len(seeds), grids is not None
-    grids = np.array(grids, np.uint8) if given else np.zeros((count, task.seq_len), np.uint8)
-    puzzles, ratings = np.zeros((count, task.seq_len), np.uint8), np.zeros(count, np.int32)
-    in_threads(
-        lambda rows: _make_many(
-            seeds[rows], lowest[rows], highest[rows], extra[rows], steps,
-            boards_for(task), task.units, task.units_of, grids[rows], given, puzzles[rows], ratings[rows],
-        ),
-        count,
-        threads,
-        block=16,
-        progress=progress,
-    )  # fmt: skip
-    return Batch(puzzles, grids, ratings)
-
-
 def random_grids(task: SudokuTask, seeds: np.ndarray, threads: int | None = None) -> np.ndarray:
     """Solved grids uint8 (N, S), one per seed (N,) uint64."""
-    zeros = np.zeros(len(seeds), np.int64)
-    return _run(task, seeds, zeros, zeros, zeros - 2, 0, threads=threads).grids
+    grids = np.zeros((len(seeds), task.seq_len), np.uint8)
+    in_threads(
+        lambda rows: _random_grids(seeds[rows], task.units, task.units_of, grids[rows]), len(seeds), threads, block=16
+    )
+    return grids
 
 
 def seeds_for(seed: int, stream: int, first: int, count: int) -> np.ndarray:
@@ -331,7 +309,17 @@ def make_puzzles(
         extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
-    batch = _run(task, seeds, lowest, highest, extra, STEPS, grids, threads, progress)
+    batch = Batch(np.zeros((count, task.seq_len), np.uint8), np.array(grids, np.uint8), np.zeros(count, np.int32))
+    in_threads(
+        lambda rows: _make_many(
+            seeds[rows], lowest[rows], highest[rows], extra[rows], boards_for(task), task.units, task.units_of,
+            batch.grids[rows], batch.puzzles[rows], batch.ratings[rows],
+        ),
+        count,
+        threads,
+        block=16,
+        progress=progress,
+    )  # fmt: skip
     # The rating is the guesses until the solution, so it depends on where the search begins: what the walk left too
     # easy is turned into the symmetric copy that fits, if one of COPIES does, else into the one rated highest.
     for i in np.flatnonzero(batch.ratings < lowest):

@@ -76,7 +76,7 @@ def stage(arguments: argparse.Namespace, folder: Path) -> Staged:
         staged = stage_dataset(source, folder, repo_id=repo_id)
     else:
         source = arguments.space
-        staged = stage_space(source, folder, repo_id=repo_id, model=arguments.model)
+        staged = stage_space(source, folder, model=arguments.model)
     refuse_unsafe(folder, source)
     return staged
 

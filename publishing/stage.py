@@ -253,7 +253,7 @@ def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:
     return staged.finish(source)
 
 
-def stage_space(source: Path, folder: Path, *, repo_id: str, model: str | None = None) -> Staged:
+def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Staged:
     """Fill `folder` with the Space: app, front matter, requirements, and this package, from which the app imports.
 
     Args:

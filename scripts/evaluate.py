@@ -109,17 +109,10 @@ def evaluate(args: argparse.Namespace) -> int:
                 stack.compile()
     if args.curve is not None:
         return curve(args, models, puzzles) if rank == 0 else 0
-    options: dict[str, Any] = {
-        "halt": args.halt,
-        "max_act_steps": models[0].config.halt_max_steps if args.max_act_steps is None else args.max_act_steps,
-        "attempts": args.attempts,
-        "retry": retry_of(puzzles.task, args.retry, args.noise, args.selection) if args.attempts > 1 else None,
-        "noise": args.noise,
-        "selection": args.selection,
-        "seed": args.seed,
-        "dtype": args.dtype,
-        "batch_size": args.batch_size,
-    }
+    names = ("halt", "max_act_steps", "attempts", "retry", "noise", "selection", "seed", "dtype", "batch_size")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    options["max_act_steps"] = args.max_act_steps or models[0].config.halt_max_steps
+    options["retry"] = retry_of(puzzles.task, args.retry, args.noise, args.selection) if args.attempts > 1 else None
     searches_in_bf16 = options["retry"] == "pins" and bf16_is_fast()  # what `solve_puzzles` then takes by itself
     output = args.output or Path(tempfile.gettempdir()) / f"air-evaluate-{os.getpid()}.json"
     parts = output.with_name(f"{output.name}.parts")
@@ -133,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> int:
         result.pop("by_rating", None)
     elif "by_rating" not in result:
         print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
-    stats = evaluation.stats if hasattr(evaluation, "stats") else {}
+    stats = getattr(evaluation, "stats", {})
     result["settings"] = {
         "model": args.model,
         "variant": models[0].config.variant,

@@ -22,6 +22,17 @@ class FolderTaken(ValueError):
 TAKEN = 75  # EX_TEMPFAIL of sysexits.h
 
 
+def already_there(folder: Path) -> RunError:
+    return RunError(
+        f"{folder} already holds a run. Add --resume to go on with it, --overwrite to delete it, or choose another "
+        "--output-dir."
+    )
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep a second run out of a folder: both would sweep away each other's half-written checkpoints.

@@ -369,6 +369,11 @@ def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfi
     return AirConfig.from_variant(variant, **values)
 
 
+def has_finished(report: dict[str, Any], flat: dict[str, Any]) -> bool:
+    """Whether run.json tells of a finished run of this recipe; the same folder with other values is another run."""
+    return report.get("status") == "finished" and not recipe_differences(report["config"], flat, FREE_ON_RESUME)
+
+
 def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[str] = frozenset()) -> list[str]:
     """'key: old -> new' for every key in which two flat recipes differ, those of `allowed` left out."""
     missing = object()

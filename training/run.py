@@ -17,7 +17,15 @@ from air_model.processing_air import make_task
 from air_model.records import append_runs_to, read_run, write_json
 from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
 from air_model.training.journal import leave_curve, make_trackers
-from air_model.training.launch import RunError, Signals, alone_in, end_with_launcher, refuse_lonely_process
+from air_model.training.launch import (
+    RunError,
+    Signals,
+    alone_in,
+    already_there,
+    end_with_launcher,
+    is_first_process,
+    refuse_lonely_process,
+)
 from air_model.training.recipe import Recipe
 from air_model.training.trainer import BadLoss, Trainer
 
@@ -28,7 +36,7 @@ FILES = (
 )  # fmt: skip
 
 
-def load_data(recipe: Recipe, smoke: bool = False) -> tuple[Any, Any | None]:
+def load_data(recipe: Recipe) -> tuple[Any, Any | None]:
     """(training set, evaluation set or None), cut to the sizes that the recipe asks for."""
     from air_model.datasets_builders import load_puzzles
 
@@ -74,29 +82,24 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     append_runs: Path | None = None,
-    data: tuple[Any, Any | None] | None = None,
 ) -> dict[str, Any]:
     """A whole run: data, training, checkpoints, evaluation, files. Returns the contents of run.json.
 
     Args:
         resume: go on from the newest complete checkpoint under output_dir, or start where there is none.
         overwrite: delete an earlier run in output_dir. append_runs: a .jsonl to which run.json is appended at the end.
-        data: (training, evaluation) PuzzleSets instead of those that the recipe names.
     """
     start = time.perf_counter()
     output_dir = Path(output_dir)
     refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
-    first_process = os.environ.get("RANK", "0") == "0"
+    first_process = is_first_process()
     if append_runs is not None and first_process:
         Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
     with alone_in(output_dir) if first_process else contextlib.nullcontext(), Signals() as signals:
-        if (output_dir / "run.json").exists() and not resume and not overwrite:
-            raise RunError(
-                f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or "
-                "choose another --output-dir."
-            )
+        if (output_dir / "run.json").exists() and not (resume or overwrite):
+            raise already_there(output_dir)
         earlier = read_run(output_dir)
-        trainer = Trainer(recipe, output_dir, *(data or load_data(recipe)))
+        trainer = Trainer(recipe, output_dir, *load_data(recipe))
         trainer.clock.setting_up = start
         if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
             earlier = {}

@@ -22,8 +22,8 @@ import torch
 from air_model.modeling_air import AirModel
 from air_model.records import append_runs_to, command_line, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
-from air_model.training.launch import RunError, say
-from air_model.training.recipe import FREE_ON_RESUME, Recipe, make_recipe, override, recipe_differences, recipe_values
+from air_model.training.launch import already_there, is_first_process, say
+from air_model.training.recipe import Recipe, has_finished, make_recipe, override, recipe_values
 from air_model.training.run import load_data, run_training
 from air_model.training.trainer import evaluate_model
 
@@ -87,13 +87,10 @@ def run_stages(
     Raises:
         RunError: the folder holds a run already.
     """
-    output_dir, first_process = Path(os.path.abspath(output_dir)), os.environ.get("RANK", "0") == "0"
+    output_dir, first_process = Path(os.path.abspath(output_dir)), is_first_process()
     folders = [output_dir / f"stage_{number}" for number in range(1, len(stages) + 1)]
-    if not resume and any(path.exists() for path in (output_dir / "run.json", *folders)) and not overwrite:
-        raise RunError(
-            f"{output_dir} already holds a run. Add --resume to go on with it, --overwrite to delete it, or choose "
-            "another --output-dir."
-        )
+    if not (resume or overwrite) and any(path.exists() for path in (output_dir / "run.json", *folders)):
+        raise already_there(output_dir)
     if overwrite and not resume and first_process:
         for path in (output_dir / "model", *output_dir.glob("stage_*")):
             shutil.rmtree(path, ignore_errors=True)
@@ -135,7 +132,7 @@ def _with_start(stage: Stage, before: Stage, folder: Path) -> Recipe:
 
 def _run_stage(recipe: Recipe, folder: Path) -> dict[str, Any]:
     report = read_run(folder)
-    if report.get("status") == "finished" and not recipe_differences(report["config"], recipe.flat(), FREE_ON_RESUME):
+    if has_finished(report, recipe.flat()):
         return report
     torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
     return run_training(recipe, folder, resume=folder.exists())

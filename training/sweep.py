@@ -20,7 +20,7 @@ from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.records import append_runs_to, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
-from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe, recipe_differences, split_word
+from air_model.training.recipe import as_words, has_finished, read_recipe, split_word
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,11 +87,7 @@ class Run:
         return read_run(self.folder)
 
     def finished(self) -> bool:
-        """Whether run.json says so, for this recipe: the same folder with other values is another run."""
-        report = self.report()
-        return report.get("status") == "finished" and not recipe_differences(
-            report["config"], self.expected(), FREE_ON_RESUME
-        )
+        return has_finished(self.report(), self.expected())
 
     def words(self) -> list[str]:
         """The overrides as the command line has them."""
@@ -397,7 +393,7 @@ def run_grid(
             print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
             launcher.stop(running)
         raise
-    table.draw(states, last=True)
+    table.draw(states)
     return states
 
 
@@ -409,7 +405,7 @@ class Table:
         self.before: dict[str, str] = {}
         self.lines = 0
 
-    def draw(self, states: dict[str, str], last: bool = False) -> None:
+    def draw(self, states: dict[str, str]) -> None:
         if not self.show:
             return
         if not self.live:

@@ -14,6 +14,7 @@ counts on from its step; the optimizer, which a parcel has no room for, starts a
 """  # noqa: E501
 
 import argparse
+import contextlib
 import datetime
 import difflib
 import itertools
@@ -160,14 +161,8 @@ def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
         )
     if status_of(work / "run") == "finished" or alive(work / "pid"):
         return
-    command = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", item.recipe, "--resume"]
-    command += [
-        "--output-dir",
-        str(work / "run"),
-        f"data={args.data_root / item.data}",
-        f"run_name={name}",
-        *overrides,
-    ]
+    command = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", item.recipe, "--resume", "--output-dir"]
+    command += [str(work / "run"), f"data={args.data_root / item.data}", f"run_name={name}", *overrides]
     log = (work / "train.log").open("w")  # what an earlier try said is no answer to why this one stopped
     process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     (work / "pid").write_text(str(process.pid))
@@ -190,10 +185,8 @@ def wait(work: Path, seconds: float) -> None:
         if time.monotonic() - printed > 30:
             printed = time.monotonic()
             print(last_words(work / "train.log"), flush=True)
-        try:  # our own child becomes a zombie, which kill(0) still finds
+        with contextlib.suppress(ValueError, OSError):  # our own child becomes a zombie, which kill(0) still finds
             os.waitpid(int((work / "pid").read_text()), os.WNOHANG)
-        except (ChildProcessError, ValueError, OSError):
-            pass
 
 
 def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: float, brought: Callable) -> bool:
@@ -201,6 +194,8 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
 
     One that is cut off goes on at the next call, from the rows that it has answered.
     """
+    import torch
+
     item, data = QUEUE[name], str(args.data_root / QUEUE[name].data)
     small = ["--limit", "2"] if args.rehearse else []
     common = ["--model", str(work / "run" / "model"), "--data", data, "--split", "dev", *small]
@@ -218,7 +213,7 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
         output.parent.mkdir(exist_ok=True)
         command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *common, *options, "--output", str(output)]
         # Blocks that are not compiled write every small stage to the GPU's memory: about twice the time (PERF.md).
-        tries = [[*command, "--compile"], command] if has_gpu() and not args.rehearse else [command]
+        tries = [[*command, "--compile"], command] if torch.cuda.is_available() and not args.rehearse else [command]
         for line in tries:
             try:
                 status = subprocess.run(line, timeout=deadline - time.monotonic()).returncode
@@ -232,18 +227,14 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
     return True
 
 
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def newest_weights(run: Path) -> Path | None:
     """The model folder, or the newest checkpoint's weights while training goes on."""
+    from air_model.training.checkpoints import CheckpointStore
+
     if status_of(run) == "finished" and (run / "model" / "config.json").is_file():
         return run / "model"
-    found = sorted((run / "checkpoints").glob("checkpoint_*"), key=lambda p: int(p.name.rsplit("_", 1)[1]))
-    return found[-1] if found else None
+    found = CheckpointStore(run / "checkpoints").found()
+    return found[-1][1] if found else None
 
 
 def read_record(path: Path) -> dict:
