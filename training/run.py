@@ -27,7 +27,7 @@ from air_model.training.launch import (
     refuse_lonely_process,
 )
 from air_model.training.recipe import Recipe
-from air_model.training.trainer import BadLoss, Trainer
+from air_model.training.trainer import NEVER, BadLoss, Trainer
 
 # What a run leaves in its folder.
 FILES = (
@@ -215,7 +215,7 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
 def keep_last_good(trainer: Trainer) -> str:
     """After a bad loss: keep the weights in memory if they are still good, and say what there is to go on from."""
     good = trainer.world == 1 and trainer.weights_are_finite()
-    if good and trainer.device.type == "cpu" and trainer.step and not int(trainer.first_bad):
+    if good and trainer.device.type == "cpu" and trainer.step and trainer.first_bad == NEVER:
         save_checkpoint(trainer)
     newest = trainer.store.found()
     return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."

@@ -52,6 +52,8 @@ from air_model.training.launch import (
 from air_model.training.recipe import Recipe, model_config
 from air_model.training.start import start_from
 
+NEVER = torch.iinfo(torch.long).max  # a step that no run reaches
+
 
 class BadLoss(RunError):
     """The loss stopped being a number."""
@@ -95,7 +97,7 @@ class Trainer:
         self.signals: Signals | None = None
         self.step = self.since_log = 0
         self.totals = torch.zeros(1 + len(HALTED_METRICS) + len(LOSSES), device=self.device)
-        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)  # first step whose loss is no number
+        self.first_bad = torch.full((), NEVER, device=self.device)  # first step whose loss is no number
         self.best: dict[str, Any] = {}
         self.last_metrics: dict[str, Any] = {}
         self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
@@ -259,7 +261,7 @@ class Trainer:
         if self.device.type == "cpu" and self.world == 1 and bad:  # costs nothing here, and keeps the weights clean
             self.optimizers.zero_grad()
             raise BadLoss(f"The loss of optimizer step {step} is {losses[0].item()}.")
-        self.first_bad = torch.where(bad & (self.first_bad == 0), step, self.first_bad)
+        self.first_bad = torch.where(bad, self.first_bad.clamp(max=step), self.first_bad)
         self._update_weights(step)
         self._advance_slots(step, pieces, losses)
         self.step = step
@@ -422,10 +424,8 @@ class Trainer:
         """Read the device's note of the first bad loss; raises BadLoss on every process alike."""
         first = self.first_bad.clone()
         if self.world > 1:
-            first = torch.where(first == 0, torch.iinfo(torch.long).max, first)
             dist.all_reduce(first, op=dist.ReduceOp.MIN)
-            first = torch.where(first == torch.iinfo(torch.long).max, 0, first)
-        if int(first):
+        if first < NEVER:
             raise BadLoss(f"The loss of optimizer step {int(first)} is not a finite number.")
 
     def weights_are_finite(self) -> bool:
