@@ -26,6 +26,8 @@ BLANKS = ".0-_*?xX·"  # how people leave a cell of a Sudoku open; a letter that
 BOX_DRAWING = "".join(map(chr, range(0x2500, 0x2580)))
 FRAME = "+-|=" + BOX_DRAWING  # what a frame around a maze is drawn with
 UPRIGHT = "│┃║┆┇┊┋╎╏"
+WALLS = str.maketrans(dict.fromkeys(FRAME, "#"))  # lines drawn inside a maze; blocks are walls everywhere
+BLOCKS = str.maketrans(dict.fromkeys("█▓▒■⬛", "#"))
 LINES = re.compile(rf"[|+=:'\"`\[\](){{}}{BOX_DRAWING}]")  # between the cells of a Sudoku
 ASIDE = ("state", "pencil", "solution", "solved", "answer")  # sections that are not the puzzle
 
@@ -300,24 +302,30 @@ def _spaced(lines: list[str], size: int) -> str | None:
 
 
 def maze_lines(text: str, letters: Collection[str]) -> list[str]:
-    """The lines of a maze's text that are not empty; tabs before and after a drawing as spaces."""
-    lines = [line for line in body(text, letters, comments=False) if line]
+    """The lines of a maze's text that are not empty; tabs before and after a drawing as spaces.
+
+    Cells may be parted by commas or semicolons, and walls be drawn as blocks.
+    """
+    lines = [line.translate(BLOCKS) for line in body(text, letters, comments=False) if line]
+    fields = [re.split("[,;]", re.sub(r"[,;]\s*$", "", line)) for line in lines]
+    if lines and all(len(row) > 1 and all(len(cell.strip()) < 2 for cell in row) for row in fields):
+        lines = ["".join(cell.strip() or " " for cell in row) for row in fields]
     return [re.sub(r"^[ \t]+|[ \t]+$", lambda found: found[0].expandtabs(4), line) for line in lines]
 
 
 def maze_cells(text: str, task: Any) -> str:
     """The cells of a maze's text, without line breaks, a drawn frame and a margin; every line must then be one row.
 
-    Nothing else is guessed.
+    A line drawn inside is a wall. Nothing else is guessed.
     """
     lines = maze_lines(text, task.letters)
     if len(lines) > 1:
         width = task.width + 2 * (len(lines) == task.height + 2)
         if any(len(line) != width for line in lines):
             lines = without_margin(lines, width)
-        lines = _without_frame(lines, task.height, task.width)
+        lines = [line.translate(WALLS) for line in _without_frame(lines, task.height, task.width)]
         for row, line in enumerate(lines, start=1):
-            if foreign := set(line) - task.letters - set("." + FRAME):
+            if foreign := set(line) - task.letters - {"."}:
                 letter = next(c for c in line if c in foreign)
                 raise task.foreign(letter, f"row {row}, column {line.index(letter) + 1}")
         if len(lines) != task.height:
@@ -342,9 +350,14 @@ def maze_cells(text: str, task: Any) -> str:
 def _without_frame(lines: list[str], height: int, width: int) -> list[str]:
     """Strip one surrounding frame where the text is exactly one cell larger on each side and the frame is uniform:
     walls all around, or a drawing of + - | = or box-drawing characters."""
-    if len(lines) != height + 2 or any(len(line) != width + 2 for line in lines):
-        return lines
     rim = set(lines[0] + lines[-1] + "".join(line[0] + line[-1] for line in lines))
+    if len(lines) != height + 2 or any(len(line) != width + 2 for line in lines):
+        if len(lines) == height and rim <= set(FRAME):
+            raise ValueError(
+                f"The maze text is a drawn frame around {height - 2} rows of {width - 2} cells, {height} of {width}"
+                " expected."
+            )
+        return lines
     if rim == {"#"} or rim <= set(FRAME):
         return [line[1:-1] for line in lines[1:-1]]
     raise ValueError(

@@ -36,6 +36,7 @@ import threading
 import time
 import traceback
 import urllib.parse
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -54,29 +55,10 @@ from air_model.spaces_demo.turns import Turns
 FIRST_PACE, PACE = 0.05, 0.25
 TITLE = "AIR: watch two states think"
 
-
-class Meter:
-    """How long the job at the model may still take, by the updates that it has done of those that it may do."""
-
-    def __init__(self) -> None:
-        self.begin(0)
-
-    def begin(self, updates: int) -> None:
-        self.started, self.updates, self.done = time.monotonic(), updates, 0
-
-    def waiting(self, place: int) -> dict[str, Any]:
-        """What is told to a job at a place in line; the seconds are those of the job at the model alone."""
-        event: dict[str, Any] = {"t": "wait", "place": place}
-        if self.done:
-            spent = time.monotonic() - self.started
-            event["seconds"] = round(spent * max(self.updates - self.done, 0) / self.done, 1)
-        return event
-
-
 ENGINE: Engine
 TURNS = Turns()
-METER = Meter()
-LESSONS: dict[str, str] = {}  # a prepared run per checkpoint, which the page opens with, as lines of JSON
+SLICES: deque[float] = deque([0.1], maxlen=20)  # seconds that the last turns at the model took
+LESSONS: dict[str, list[dict[str, Any]]] = {}  # a prepared run per checkpoint, which the page opens with
 LESSON_SEED = 7
 
 
@@ -98,13 +80,16 @@ def attention_here(job: Job, step: Any, cell: Any) -> dict[str, Any]:
 # ---- the model, one job at a time -----------------------------------------------------------------------------------
 
 
+def waiting(place: int) -> dict[str, Any]:
+    """What is told to a job at a place in line, and in how many seconds its turn may come."""
+    return {"t": "wait", "place": place, "seconds": round(place * sum(SLICES) / len(SLICES), 1)}
+
+
 async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterator[list[dict[str, Any]]]:
-    """Wait for a turn, then run a job; yields lists of events (and {"t": "wait", "place": n} before)."""
+    """Wait for a turn, then run a job; yields lists of events; {"t": "wait", ...} while others are at work."""
     async with aclosing(TURNS.wait(visitor)) as places:
         async for place in places:
-            yield [METER.waiting(place)]
-    config = ENGINE.checkpoint(job.checkpoint).config
-    METER.begin((job.max_act_steps or config.halt_max_steps) * len(config.schedule) * job.attempts)
+            yield [waiting(place)]
     stop, lock, go = threading.Event(), threading.Lock(), threading.Semaphore(0)
     # With ZeroGPU the work happens in another process, which no event reaches; it ends by itself.
     stream = run(ENGINE, job, frames, stop, go) if spaces is None else run_here(job, frames)
@@ -121,27 +106,28 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
             if ours:
                 TURNS.release()
 
-    start = told = time.monotonic()
+    start = began = time.monotonic()
+    told = 0.0
     ours, held = True, []  # the turn; events that wait to travel together
     try:
         while (events := await asyncio.to_thread(more)) is not None:
             held += [event for event in events if event["t"] != "pause"]
-            METER.done += sum(event["t"] == "f" for event in events)
-            if events[-1]["t"] == "pause":  # a search: the others come first, and then it goes on
+            now = time.monotonic()
+            if events[-1]["t"] == "pause":  # others come first, and then it goes on
+                SLICES.append(now - began)
                 ours = False
                 async with aclosing(TURNS.step_aside(visitor)) as places:
                     async for place in places:
-                        yield [*held, METER.waiting(place)]
+                        yield [*held, waiting(place)]
                         held = []
-                ours = True
-                METER.begin(0)
+                ours, began = True, time.monotonic()
                 go.release()
-                if time.monotonic() - told < PACE:
-                    continue
+            if held and held[-1]["t"] != "attempt" and now - told > (FIRST_PACE if now - start < PACE else PACE):
+                yield held
+                held, told = [], time.monotonic()
+        SLICES.append(time.monotonic() - began)
+        if held:
             yield held
-            held, told = [], time.monotonic()
-            if frames and not job.nodes:
-                await asyncio.sleep(FIRST_PACE if time.monotonic() - start < PACE else PACE)
     finally:
         stop.set()
         asyncio.get_running_loop().run_in_executor(None, finish)
@@ -154,24 +140,6 @@ def visitor_of(request: gr.Request | None) -> str:
     return str(getattr(request, "session_hash", None) or getattr(request.client, "host", "unknown"))
 
 
-# ---- what the page asks (lines of JSON) -----------------------------------------------------------------------------
-
-
-class Lines:
-    """An answer that grows: the first line carries the question's id, so that the page knows its own."""
-
-    def __init__(self, data: dict[str, Any]) -> None:
-        self.text = ""
-        self.add({"t": "start", "id": str(data.get("id"))[:40]})
-
-    def add(self, *events: dict[str, Any]) -> str:
-        self.text += "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
-        return self.text
-
-    def error(self, error: Exception) -> str:
-        return self.add({"t": "error", "message": sentence(error)})
-
-
 def sentence(error: Exception) -> str:
     """What a visitor is told. Faults of ours go to the log, not to the page."""
     if isinstance(error, ValueError):
@@ -180,92 +148,92 @@ def sentence(error: Exception) -> str:
     return "Something broke here; it has been written to the log. The page lives on: please try again."
 
 
-def data_of(event: gr.EventData) -> dict[str, Any]:
-    data = event._data
-    return data if isinstance(data, dict) else {}
+# ---- what the page asks (lines of JSON) -----------------------------------------------------------------------------
 
 
-async def on_run(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
+def in_lines(answer: Any) -> Any:
+    """The handler of a wire. Its answer grows by lines of JSON: the question's id, so that the page knows its own,
+    then the events that `answer(data, visitor)` yields in lists, or a sentence about what was wrong."""
+
+    async def handler(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
+        data = event._data if isinstance(event._data, dict) else {}
+        text = ""
+
+        def grown(*events: dict[str, Any]) -> str:
+            return text + "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+
+        yield (text := grown({"t": "start", "id": str(data.get("id"))[:40]}))
+        try:
+            async with aclosing(answer(data, visitor_of(request))) as stream:
+                async for events in stream:
+                    yield (text := grown(*events))
+        except Exception as error:
+            yield grown({"t": "error", "message": sentence(error)})
+
+    return handler
+
+
+Answer = AsyncIterator[list[dict[str, Any]]]
+
+
+async def on_run(data: dict[str, Any], visitor: str) -> Answer:
     """A roll-out, update by update."""
-    data = data_of(event)
-    lines = Lines(data)
-    yield lines.text
-    try:
-        job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-        async with aclosing(events_of(job, visitor_of(request))) as stream:
-            async for events in stream:
-                yield lines.add(*events)
-    except Exception as error:
-        yield lines.error(error)
+    async with aclosing(events_of(ENGINE.job(data.get("puzzle"), data.get("settings")), visitor)) as stream:
+        async for events in stream:
+            yield events
 
 
-async def on_attention(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
+async def on_attention(data: dict[str, Any], visitor: str) -> Answer:
     """Where a cell looks."""
-    data = data_of(event)
-    lines = Lines(data)
-    yield lines.text
-    try:
-        job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-        async with aclosing(TURNS.wait(visitor_of(request))) as places:
-            async for _ in places:
-                pass
-        call = asyncio.ensure_future(asyncio.to_thread(attention_here, job, data.get("step"), data.get("cell")))
-        call.add_done_callback(lambda _: TURNS.release())
-        yield lines.add({"t": "attention", **await asyncio.shield(call)})
-    except Exception as error:
-        yield lines.error(error)
+    job = ENGINE.job(data.get("puzzle"), data.get("settings"))
+    async with aclosing(TURNS.wait(visitor)) as places:
+        async for _ in places:
+            pass
+    call = asyncio.ensure_future(asyncio.to_thread(attention_here, job, data.get("step"), data.get("cell")))
+    call.add_done_callback(lambda _: TURNS.release())
+    yield [{"t": "attention", **await asyncio.shield(call)}]
 
 
-def on_puzzle(event: gr.EventData) -> Iterator[str]:
+async def on_puzzle(data: dict[str, Any], visitor: str) -> Answer:
     """A new puzzle, or a visitor's text read into the grid."""
-    data = data_of(event)
-    lines = Lines(data)
-    yield lines.text
-    try:
-        found = puzzle_for(data)
-        yield lines.add({"t": "puzzle", **found, "about": ENGINE.describe(ENGINE.place(found["checkpoint"]))})
-    except Exception as error:
-        yield lines.error(error)
+    found = await asyncio.to_thread(puzzle_for, data)
+    yield [{"t": "puzzle", **found, "about": ENGINE.describe(ENGINE.place(found["checkpoint"]))}]
 
 
 def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
-    action = data.get("action")
+    action, text, more = data.get("action"), data.get("text"), {}
     if action == "new":
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
-        tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
-        return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key}
-    if action == "link":
-        checkpoint, tokens = ENGINE.read(data.get("text"), vacant=True)
-        if checkpoint.vacant:
-            return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": checkpoint.missing}
-        job = ENGINE.job(data.get("text"), data.get("settings"))
-        return {"puzzle": job.puzzle, "checkpoint": job.checkpoint, "halt": job.halt,
-                "note": "Puzzle and settings come from the link."}  # fmt: skip
-    checkpoint, tokens, note = ENGINE.read_loosely(data.get("text"), data.get("checkpoint"))
-    return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note}
+        tokens, note = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng()), ""
+    elif action == "link":
+        checkpoint, tokens = ENGINE.read(text, vacant=True)
+        note = checkpoint.missing
+        if not checkpoint.vacant:
+            job = ENGINE.job(text, data.get("settings"))
+            checkpoint, note = ENGINE.checkpoint(job.checkpoint), "Puzzle and settings come from the link."
+            more = {"halt": job.halt}
+    else:
+        checkpoint, tokens, note = ENGINE.read_loosely(text, data.get("checkpoint"))
+    return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note, **more}
 
 
-async def on_learn(event: gr.EventData, request: gr.Request) -> AsyncIterator[str]:
+async def on_learn(data: dict[str, Any], visitor: str) -> Answer:
     """The prepared run of a checkpoint, its puzzle first; computed once, the same for everybody."""
-    data = data_of(event)
-    lines = Lines(data)
-    yield lines.text
-    try:
-        checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
-        if checkpoint.key not in LESSONS:
-            task = checkpoint.task
-            tokens = new_puzzle(task, usual_level(task), np.random.default_rng(LESSON_SEED))
-            job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key})
-            lesson = Lines({})
-            lesson.text = ""
-            yield lines.text + lesson.add({"t": "lesson", "puzzle": job.puzzle})
-            async with aclosing(events_of(job, visitor_of(request))) as stream:
-                async for events in stream:
-                    lesson.add(*(e for e in events if e["t"] != "wait"))
-            LESSONS[checkpoint.key] = lesson.text
-        yield lines.text + LESSONS[checkpoint.key]
-    except Exception as error:
-        yield lines.error(error)
+    checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
+    if checkpoint.key in LESSONS:
+        yield LESSONS[checkpoint.key]
+        return
+    task = checkpoint.task
+    tokens = new_puzzle(task, usual_level(task), np.random.default_rng(LESSON_SEED))
+    job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key})
+    lesson = [{"t": "lesson", "puzzle": job.puzzle}]
+    yield lesson
+    async with aclosing(events_of(job, visitor)) as stream:
+        async for events in stream:
+            events = [event for event in events if event["t"] != "wait"]
+            lesson = lesson + events
+            yield events
+    LESSONS[checkpoint.key] = lesson
 
 
 # ---- the API --------------------------------------------------------------------------------------------------------
@@ -342,7 +310,10 @@ def build(engine: Engine) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as demo:
         View("header")
         Wire("catalog", value=json.dumps(engine.catalog()))
-        wires = {name: Wire(name) for name in ("solve", "whatif", "puzzle", "attention", "learn")}
+        answers = {
+            "solve": on_run, "whatif": on_run, "puzzle": on_puzzle, "attention": on_attention, "learn": on_learn
+        }  # fmt: skip
+        wires = {name: Wire(name) for name in answers}
         # Panels of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened.
         # Solve and Explore show the same run, so they share its boards; style.css says what else either of them shows.
         with gr.Column(elem_id="panel-run", elem_classes=["air-panel", "air-page"]):
@@ -356,8 +327,8 @@ def build(engine: Engine) -> gr.Blocks:
                             View(f"title-{run}")
                             Board(f"{run}-h", state="h", task=task)
                             Board(f"{run}-l", state="l", task=task)
+                    View("look", elem_classes="pair-look")
                 View("player")
-                View("look")
                 View("verdict")
             with gr.Column(elem_classes=["air-card", "at-edit", "in-solve"]):
                 Board("editor", mode="edit", task=task)
@@ -367,7 +338,7 @@ def build(engine: Engine) -> gr.Blocks:
                 View("charts")
         with gr.Column(elem_id="panel-learn", elem_classes=["air-panel", "air-page", "air-hidden"]):
             with gr.Column(elem_classes="air-card"):
-                gr.HTML(learn_text(), apply_default_css=False)
+                gr.HTML(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>', apply_default_css=False)
             with gr.Column(elem_classes="air-card"):
                 View("figure")
         with gr.Column(elem_id="panel-share", elem_classes=["air-panel", "air-page", "air-hidden"]):
@@ -375,24 +346,18 @@ def build(engine: Engine) -> gr.Blocks:
                 View("share")
 
         # The page itself knows which answer it waits for, so a new question need not wait for an old answer.
-        private: dict[str, Any] = {
-            "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"
-        }  # fmt: skip
         # The model serves one job at a time (TURNS); here many may wait, so that each page can show its place in line.
+        private: dict[str, Any] = {
+            "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple",
+            "concurrency_limit": None,
+        }  # fmt: skip
+        asked = {name: wires[name].submit(in_lines(answers[name]), None, wires[name], **private) for name in answers}
         for name in ("solve", "whatif"):
-            running = wires[name].submit(on_run, None, wires[name], concurrency_limit=None, **private)
-            wires[name].stop(lambda: None, None, None, cancels=[running], queue=False, api_visibility="private")
-        wires["attention"].submit(on_attention, None, wires["attention"], concurrency_limit=None, **private)
-        wires["learn"].submit(on_learn, None, wires["learn"], concurrency_limit=None, **private)
-        wires["puzzle"].submit(on_puzzle, None, wires["puzzle"], concurrency_limit=2, **private)
+            wires[name].stop(lambda: None, None, None, cancels=[asked[name]], queue=False, api_visibility="private")
         for function in (solve, think, rollout, what_if):
             gr.api(function, api_name=function.__name__, concurrency_limit=None)
     demo.queue(max_size=256, default_concurrency_limit=2)
     return demo
-
-
-def learn_text() -> str:
-    return f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>'
 
 
 def launch(demo: gr.Blocks, **overrides: Any) -> Any:

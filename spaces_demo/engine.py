@@ -41,7 +41,7 @@ from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import describe, in_size, load_model, readings, takes_size
 from air_model.processing_air import GridTask, MazeTask, Symmetry, make_task, task_from_config
-from air_model.reading_air import as_text, most_like
+from air_model.reading_air import as_text
 from air_model.records import read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook
 from air_model.spaces_demo.examples import levels, usual_level
@@ -49,6 +49,7 @@ from air_model.spaces_demo.examples import levels, usual_level
 MAX_TEXT = 20_000  # characters of a pasted puzzle
 MAX_STEPS = 64  # ACT steps of one job
 MAX_ATTEMPTS = 16
+SLICE = 0.1  # seconds of work before others have their turn
 THINK_SECONDS = 50  # of computing for one search; a turn on ZeroGPU has 60
 CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
@@ -70,9 +71,7 @@ class Checkpoint:
     config: AirConfig
     accuracy: float | None = None  # exact in a single pass, by the evaluation file that lies beside it
     searched: float | None = None  # the same of a search by pins
-    by_rating: dict[str, list[dict[str, Any]]] = field(
-        default_factory=dict
-    )  # rows of both files: "single", "searched"
+    by_rating: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of both files: "single", "searched"
     model: AirModel | None = field(default=None, repr=False)
     vacant: bool = False
     base: str | None = None  # of a model that computes grids of another size than its own: the key of the one it is
@@ -233,32 +232,20 @@ class Engine:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
         known = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
         order = [*known, *self.vacant.values()]
-        errors: list[ValueError] = []
-        for checkpoint in order:
-            try:
-                tokens = checkpoint.task.encode(text)
-            except ValueError as reason:
-                errors.append(reason)
-                continue
-            checkpoint.task.check_solvable(tokens)
-            if checkpoint.vacant and not vacant:
-                raise ValueError(checkpoint.missing)
-            return checkpoint, tokens
-        for task, tokens in self._other_sizes(text):
-            for checkpoint in known:
-                if takes_size(checkpoint.config, task):
-                    task.check_solvable(tokens)
-                    return self.in_size(checkpoint, task), tokens
-        error = errors[most_like([checkpoint.task for checkpoint in order], text)]
-        sizes = list(dict.fromkeys(title(c.task) for c in known))
-        more = f" This page solves {', '.join(sizes)}." if len(sizes) > 1 else ""
-        raise ValueError(f"{error}{more}")
-
-    def _other_sizes(self, text: str) -> list[tuple[GridTask, np.ndarray]]:
+        sizes = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
-            return readings([c.task for c in self.checkpoints.values() if c.task.name == "maze"], text)
-        except (ValueError, IndexError):
-            return []
+            found = readings([c.task for c in order], text)
+        except ValueError as error:
+            more = f" This page solves {sizes}." if "," in sizes else ""
+            raise ValueError(f"{error}{more}") from None
+        for task, tokens in found:
+            for checkpoint in order:
+                if task == checkpoint.task or not checkpoint.vacant and takes_size(checkpoint.config, task):
+                    task.check_solvable(tokens)
+                    if checkpoint.vacant and not vacant:
+                        raise ValueError(checkpoint.missing)
+                    return self.in_size(checkpoint, task), tokens
+        raise ValueError(f"This is a {title(found[0][0])}; this page solves {sizes}.")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
         """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.
@@ -381,17 +368,8 @@ class Engine:
 
 def _without_injection(config: AirConfig) -> dict[str, Any]:
     """What a config computes, how often it adds the puzzle aside."""
-    aside = {
-        "l_injection",
-        "h_injection",
-        "dtype",
-        "transformers_version",
-        "auto_map",
-        "custom_pipelines",
-        "code_version",
-        "architectures",
-    }
-    return {name: value for name, value in config.to_dict().items() if name not in aside}
+    aside = "l_injection h_injection dtype transformers_version auto_map custom_pipelines code_version architectures"
+    return {name: value for name, value in config.to_dict().items() if name not in aside.split()}
 
 
 def _row_of(rows: list[dict[str, Any]], rating: int) -> dict[str, Any] | None:
@@ -463,7 +441,6 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "vacant": checkpoint.vacant,
         "missing": checkpoint.missing,
         "accuracy": checkpoint.accuracy,
-        "searched": checkpoint.searched,
         "variant": rule_name(config),
         "l_injection": config.l_injection,
         "h_injection": config.h_injection,
@@ -471,12 +448,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "card": _card(checkpoint),
         "schedule": config.schedule,
         "act_steps": config.halt_max_steps,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
         "shared": config.shared_block,
         "input": config.input_operator,
-        "attention": config.token_mixer == "attention",
-        "width": config.hidden_size,
         "task": {
             "kind": task.name,
             "name": KINDS.get(task.name, "Grid"),
@@ -597,18 +570,15 @@ def run(
     """Run a job and yield its events as they happen; the model works in a thread of its own meanwhile.
 
     Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Setting `stop`, or
-    closing the generator, ends the model's work at its next update. With `go`, a search says
-    {"t": "pause"} after judging and takes one of it before it goes on: so the reader may let others work in between.
+    closing the generator, ends the model's work at its next update. With `go`, every SLICE seconds of work end with
+    {"t": "pause"}, and one of it is taken to go on: so the reader may let others work in between.
     """
     events: queue.SimpleQueue = queue.SimpleQueue()
-    stop = stop or threading.Event()
+    shift = Shift(events.put, stop or threading.Event(), go)
 
     def work() -> None:
         try:
-            if job.nodes:
-                _think(engine, job, stop, go, events.put)
-            else:
-                _work(engine, job, frames, stop, events.put)
+            (_think if job.nodes else _work)(engine, job, frames, shift)
             events.put(None)
         except Stopped:
             events.put(None)
@@ -630,15 +600,37 @@ def run(
             if batch:
                 yield batch
     finally:
-        stop.set()
+        shift.stop.set()
         if go is not None:
             go.release()
         worker.join()
 
 
-def _work(
-    engine: Engine, job: Job, frames: bool, stop: threading.Event, put: Callable[[dict[str, Any]], None]
-) -> None:
+class Shift:
+    """The work of one job: where its events go, when it must stop, and when others have their turn."""
+
+    def __init__(
+        self, put: Callable[[dict[str, Any]], None], stop: threading.Event, go: threading.Semaphore | None
+    ) -> None:
+        self.put, self.stop, self.go = put, stop, go
+        self.worked, self.since = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent working, without that of others."""
+        return self.worked + time.perf_counter() - self.since
+
+    def between_updates(self) -> None:
+        if self.go is not None and time.perf_counter() - self.since > SLICE:
+            self.worked = self.seconds
+            self.put({"t": "pause"})
+            self.go.acquire()
+            self.since = time.perf_counter()
+        if self.stop.is_set():
+            raise Stopped
+
+
+def _work(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
     model = engine.model(job.checkpoint)
     config, task = model.config, engine.checkpoint(job.checkpoint).task
     updates = len(config.schedule)
@@ -649,25 +641,23 @@ def _work(
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
         nonlocal current
-        if stop.is_set():
-            raise Stopped
+        shift.between_updates()
         changed = freeze(update, z_h, z_l) if freeze else None
         z_h, z_l = changed or (z_h, z_l)
         view, step = int(update.rows[0]), int(update.steps[0])
         if frames:
             if view != current:
                 current = view
-                put({"t": "attempt", "view": view})
+                shift.put({"t": "attempt", "view": view})
             h, l = (decode(model.decode_state(z), view) for z in (z_h, z_l))
-            put({"t": "f", "k": step * updates + update.index, "lv": update.level, "h": h, "l": l})
+            shift.put({"t": "f", "k": step * updates + update.index, "lv": update.level, "h": h, "l": l})
             if update.index == updates - 1:
                 q = model.q_head(z_h[:, 0])[0]
-                put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
+                shift.put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
                 if view == 0:
                     engine.carries.put(job.states_key(), step + 1, z_h, z_l)
         return changed
 
-    started = time.perf_counter()
     answers = solve_puzzles(
         model,
         task,
@@ -678,7 +668,7 @@ def _work(
         halt=job.halt,
         hook=hook,
     )
-    put(_end(engine, job, puzzle, answers, time.perf_counter() - started))
+    shift.put(_end(engine, job, puzzle, answers, shift.seconds))
 
 
 def _end(engine: Engine, job: Job, puzzle: np.ndarray, answers: Answers, seconds: float) -> dict[str, Any]:
@@ -701,39 +691,23 @@ def _end(engine: Engine, job: Job, puzzle: np.ndarray, answers: Answers, seconds
     }
 
 
-def _think(
-    engine: Engine,
-    job: Job,
-    stop: threading.Event,
-    go: threading.Semaphore | None,
-    put: Callable[[dict[str, Any]], None],
-) -> None:
+def _think(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
     """Search by pins until the rules accept an answer, or nodes or seconds are spent; the best answer counts then."""
     model, task = engine.model(job.checkpoint), engine.checkpoint(job.checkpoint).task
     puzzle = task.encode(job.puzzle)
-    told, spent, waited, started = 0, 0, 0.0, time.perf_counter()
-
-    def hook(*_: Any) -> None:
-        if stop.is_set():
-            raise Stopped
+    told, spent = 0, 0
 
     def on_nodes(_: int, tree: list[Node]) -> None:
-        nonlocal told, spent, waited
+        nonlocal told, spent
         for at, node in enumerate(tree[told:], start=told):
             spent += node.act_steps
             wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
             pins = [[cell, task.alphabet[token]] for cell, token in pins_of(tree, at)]
             answer = task.decode(node.answer)
             place = {"n": at + 1, "parent": node.parent + 1, "act_steps": spent}  # nodes count from 1; 0 is no parent
-            put({"t": "node", **place, "answer": answer, "pins": pins, "wrong": wrong})
+            shift.put({"t": "node", **place, "answer": answer, "pins": pins, "wrong": wrong})
         told = len(tree)
-        if go is not None:
-            pause = time.perf_counter()
-            put({"t": "pause"})
-            go.acquire()
-            waited += time.perf_counter() - pause
-            hook()
-        if not tree[-1].accepted and time.perf_counter() - started - waited > THINK_SECONDS:
+        if not tree[-1].accepted and shift.seconds > THINK_SECONDS:
             raise KeyboardInterrupt  # ends a search with the best answer so far
 
     answers = solve_puzzles(
@@ -744,14 +718,14 @@ def _think(
         retry="pins",
         max_act_steps=job.max_act_steps or None,
         halt="rules",
-        hook=hook,
+        hook=lambda *_: shift.between_updates(),
         on_nodes=on_nodes,
         interruptible=True,
     )
-    end = _end(engine, job, puzzle, answers, time.perf_counter() - started - waited)
+    end = _end(engine, job, puzzle, answers, shift.seconds)
     if answers.stats.get("interrupted"):
         end["message"] += f" The search ended after {THINK_SECONDS} seconds."
-    put(end)
+    shift.put(end)
 
 
 def faults(task: GridTask, answer: np.ndarray) -> list[int]:

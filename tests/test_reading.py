@@ -215,6 +215,33 @@ def test_a_model_of_any_size_sees_an_indented_maze_without_its_margin():
         pipe("\n".join(" " * (4 + (r == 1)) + line for r, line in enumerate(CLOSED)))
 
 
+DRAWN = ["┌─────┐", "│S    │", "│ ╶─┐ │", "│   │ │", "│ │ ╵G│", "└─────┘"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(DRAWN),
+        "+-----+\n|S    |\n| --+ |\n|   | |\n| | |G|\n+-----+",
+        "S    \n ███ \n   █ \n █ █G",
+        "S,.,.,.,.\n.,#,#,#,.\n.,.,.,#,.\n.,#,.,#,G",
+        "S, , , , ,\n ,#,#,#, ,\n , , ,#, ,\n ,#, ,#,G,",
+        "S;.;.;.;.\n.;#;#;#;.\n.;.;.;#;.\n.;#;.;#;G",
+    ],
+)
+def test_walls_are_drawn_with_lines_or_blocks_and_cells_parted_by_commas(text):
+    task = MazeTask(4, 5)
+    assert task.decode(task.encode(text)) == "S     ###    #  # #G"
+    (other,) = readings([MazeTask(6)], text)
+    assert (other[0].height, other[0].width) == (4, 5)
+
+
+def test_a_drawn_frame_with_an_opening_belongs_to_the_maze():
+    lines = [DRAWN[0], DRAWN[1][:-1] + " ", *DRAWN[2:]]
+    task = MazeTask(6, 7)
+    assert task.decode(task.encode("\n".join(lines)))[:14] == "########S     "
+
+
 def test_columns_of_spaces_on_both_sides_are_not_guessed_at():
     with pytest.raises(ValueError, match="columns of spaces before and after"):
         MazeTask(2, 3).encode("  S  \n  G  ")

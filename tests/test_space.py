@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -350,7 +351,8 @@ def test_a_search_that_takes_too_long_ends_with_its_best_answer(engine, monkeypa
     assert "The search ended after" in end["message"] and len(end["solution"]) == 16
 
 
-def test_a_search_waits_for_leave_after_judging_and_can_be_stopped_there(engine):
+def test_a_search_waits_for_leave_between_updates_and_can_be_stopped_there(engine, monkeypatch):
+    monkeypatch.setattr("air_model.spaces_demo.engine.SLICE", 0.0)
     go, stop = threading.Semaphore(0), threading.Event()
     stream = run(engine, engine.job(FOUR, {"nodes": 200}), stop=stop, go=go)
     seen: list[dict] = []
@@ -426,12 +428,28 @@ def test_a_maze_of_another_size_is_read_and_run_by_the_model_that_takes_it():
     assert make_engine().job(",".join("1" + "0" * 15)).puzzle == FOUR
 
 
-def test_one_who_waits_is_told_how_long_the_job_at_the_model_may_take():
-    meter = app.Meter()
-    meter.begin(100)
-    assert meter.waiting(2) == {"t": "wait", "place": 2}
-    meter.started, meter.done = meter.started - 10, 25
-    assert 29 < meter.waiting(1)["seconds"] < 40
+def test_one_who_waits_is_told_when_the_turn_may_come(monkeypatch):
+    monkeypatch.setattr(app, "SLICES", deque([1.0, 3.0]))
+    assert app.waiting(2) == {"t": "wait", "place": 2, "seconds": 4.0}
+
+
+def test_two_jobs_of_one_visitor_go_on_in_turns(monkeypatch):
+    monkeypatch.setattr("air_model.spaces_demo.engine.SLICE", 0.0)
+    monkeypatch.setattr(app, "ENGINE", make_engine(), raising=False)
+    monkeypatch.setattr(app, "TURNS", Turns())
+    seen: list[str] = []
+
+    async def follow(key: str) -> None:
+        job = app.ENGINE.job(FOUR, {"checkpoint": key, "halt": "max"})
+        async for events in app.events_of(job, "visitor"):
+            seen.extend(key for event in events if event["t"] == "f")
+
+    async def both() -> None:
+        await asyncio.gather(follow("four"), follow("four-symmetric"))
+
+    asyncio.run(both())
+    assert seen.count("four") == seen.count("four-symmetric") == 24
+    assert seen.index("four-symmetric") < 4, "its boards do not wait for the end of the first"
 
 
 def test_a_maze_does_not_think_on(engine):

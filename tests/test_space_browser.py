@@ -374,7 +374,7 @@ def test_one_who_waits_reads_how_long_and_a_what_if_can_be_stopped(visit):
         open_tab(page, "Solve")
         page.evaluate(
             "() => { AIR.S.wires.solve.send = (_, online) => online([{ t: 'wait', place: 2, seconds: 11.6 }]); }"
-        )  # as `Meter` says it
+        )  # as app.waiting says it
         page.click("#air-solve")
         assert page.inner_text("[data-view=verdict]") == "2 puzzles before yours, about 12 s…"
 
@@ -444,7 +444,7 @@ def test_a_bad_link_says_why_on_the_first_screen(visit):
         assert box["y"] + box["height"] < 844
 
 
-def test_exploring_scrubs_reads_attention_and_compares(visit):
+def test_exploring_scrubs_and_compares(visit):
     with visit() as page:
         page.uncheck("#air-halt")
         solve(page)
@@ -457,19 +457,38 @@ def test_exploring_scrubs_reads_attention_and_compares(visit):
         assert text_of(page, "a-l") == page.evaluate("AIR.S.run.frames.l[1]")
         assert "ACT step 1 of 4 · update 2: L" in page.inner_text("#ex-count")
         assert page.locator("[data-view=charts] svg").count() == 3
-        page.locator("#board-a-h .ab-cell").nth(6).click()
-        page.wait_for_selector("#board-a-l .ab-heat")
-        shares = [cell.get_attribute("aria-description") for cell in page.locator("#board-a-l .ab-cell").all()]
-        assert abs(sum(float(share.split()[0]) for share in shares) - 100) < 0.9
-        assert page.locator("#board-a-h .is-near").count() == 8
-        page.keyboard.press("Escape")
-        assert page.locator(".ab-heat").count() == 0
         page.select_option("#if-model", "four-symmetric")
         page.select_option("#if-freeze", "z_l")
         page.click("#if-run")
         page.wait_for_function("AIR.S.other && AIR.S.other.end && !AIR.S.other.twin")
         assert "zL frozen from the start" in page.inner_text("[data-view=title-b]")
         assert page.evaluate("new Set(AIR.S.other.frames.l).size") == 1
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
+def test_a_click_on_a_live_cell_opens_its_attention_beside_the_board_and_in_view(visit, size):
+    with visit(viewport={"width": size[0], "height": size[1]}) as page:
+        solve(page)
+        page.locator("#board-a-h .ab-cell").nth(6).click()
+        page.wait_for_selector("#look-l.ab-heat")
+        assert page.inner_text("#look-cell") == "Row 2, column 3 looks at"
+        shares = [cell.get_attribute("aria-description") for cell in page.locator("#look-l .ab-cell").all()]
+        assert abs(sum(float(share.split()[0]) for share in shares) - 100) < 0.9
+        assert page.locator("#look-h .is-near").count() == 8 and "% inside" in page.inner_text("#look-in-h")
+        board, panel = page.locator("#board-a-h .ab-grid").bounding_box(), page.locator("#look").bounding_box()
+        assert panel["y"] >= 0 and panel["y"] + panel["height"] <= size[1]
+        if size[0] > 1000:
+            assert panel["x"] > board["x"] + board["width"] and panel["y"] < board["y"] + board["height"], "beside"
+        else:
+            assert board["y"] >= 0 and panel["y"] > board["y"] + board["height"], "below"
+        assert page.locator("#board-b-h").is_hidden(), "the panel takes the place of the twin"
+        page.keyboard.press("Escape")
+        assert page.locator("#look").is_hidden() and page.locator("#board-b-h").is_visible()
+        page.locator("#board-a-l .ab-cell").nth(0).focus()
+        page.keyboard.press("Enter")
+        assert page.inner_text("#look-cell") == "Row 1, column 1 looks at"
+        page.click("#look-close")
+        assert page.locator("#look").is_hidden()
 
 
 def test_downloads_hold_the_run(visit):
@@ -661,7 +680,7 @@ def test_every_tab_holds_together_on_every_screen(visit, theme, width, model):
         )  # side by side
         open_tab(page, "Explore")
         page.locator("#board-a-l .ab-cell").nth(3).click()
-        page.wait_for_selector("#board-a-l .ab-heat")
+        page.wait_for_selector("#look-l.ab-heat")
         page.click("#if-run")
         page.wait_for_function("AIR.S.other && AIR.S.other.end")
         check("3-explore")

@@ -764,19 +764,22 @@ window.AIR = window.AIR || (() => {
         h("label", {}, h("span", {}, "Attempts"), h("input", { type: "number", id: "if-attempts", min: 1, max: attempts, value: 1 })),
         h("button", { type: "button", class: "primary", id: "if-run", onclick: whatIf }, "Run what-if")),
       h("p", { class: "note", id: "if-message", role: "status", "aria-live": "polite" }));
-    S.mini = miniature("if-puzzle");
+    S.mini = puzzleOn("if-puzzle");
   }
 
-  /* A small board that only shows a puzzle. */
-  function miniature(id) {
-    const board = new window.AirBoard.Board($(id), { name: "", mode: "show", label: "Puzzle of this run" });
-    return (task, text) => {
+  /* A board that only shows; the arrow keys pass it by. Gives a function that draws a text on it. */
+  function miniature(place, label, options) {
+    const board = new window.AirBoard.Board(place, { label, ...options });
+    return (task, text, puzzle = text) => {
       board.setTask(task);
-      board.setPuzzle(text);
+      board.setPuzzle(puzzle);
       board.setText(text);
       board.cells.forEach((cell) => { cell.tabIndex = -1; });
+      return board;
     };
   }
+
+  const puzzleOn = (id) => miniature($(id), "Puzzle of this run", { mode: "show" });
 
   function buildCompareChoices() {
     const same = (ck) => JSON.stringify(ck.task) === JSON.stringify(S.task);
@@ -873,15 +876,12 @@ window.AIR = window.AIR || (() => {
     const wanted = [0, 1, n - 1, 2 * n - 1, Math.floor(total / 2), total - 1];
     const picks = [...new Set(wanted.filter((k) => k >= 0 && k < total))].sort((a, b) => a - b);
     const film = h("div", { class: "film", style: `--n:${picks.length}` });
-    const boards = [];
     for (const k of picks) {
-      const pair = "hl".split("").map((level) => {
-        const cell = h("div", {});
-        const board = new window.AirBoard.Board(cell, { name: "", mode: "state", state: level, label: `z_${level.toUpperCase()} after update ${k + 1}` });
-        boards.push([board, f[level][k]]);
-        return cell;
-      });
-      film.append(h("figure", {}, h("figcaption", {}, `update ${k + 1}`), pair));
+      film.append(h("figure", {}, h("figcaption", {}, `update ${k + 1}`), [..."hl"].map((level) => {
+        const place = h("div", {});
+        miniature(place, `z_${level.toUpperCase()} after update ${k + 1}`, { mode: "state", state: level })(run.ck.task, f[level][k], run.puzzle);
+        return place;
+      })));
     }
     const mean = (list) => list.reduce((a, b) => a + b, 0) / Math.max(list.length, 1);
     const hold = { h: mean(run.curves("h").held), l: mean(run.curves("l").held) };
@@ -890,12 +890,6 @@ window.AIR = window.AIR || (() => {
       h("div", { class: "film-rows" }, h("div", { class: "film-names" }, h("p", {}, state("h")), h("p", {}, state("l"))), film),
       h("p", { class: "note" }, `In this run, ${percent(hold.h)} of the cells of `, state("h"), ` and ${percent(hold.l)} of those of `, state("l"), " were held back on average over the updates. Striped cells are held back."));
     showCard(run.ck);
-    for (const [board, text] of boards) {
-      board.setTask(run.ck.task);
-      board.setPuzzle(run.puzzle);
-      board.setText(text);
-      board.cells.forEach((cell) => { cell.tabIndex = -1; });
-    }
   }
 
   /* The model's card: its page on the Hub, or the text that lies beside a local checkpoint. */
@@ -913,6 +907,6 @@ window.AIR = window.AIR || (() => {
     if (ck.card && !ck.hub) S.views.figure.append(h("details", { class: "paste codes-one", id: "learn-card" }, h("summary", {}, `Card of ${ck.key}`), h("pre", { tabindex: 0 }, ck.card)));
   }
 
-  const api = { h, state, plural, percent, settings, note, changedCells, solve, finished, bringBack, miniature };
+  const api = { h, state, plural, percent, settings, note, changedCells, solve, finished, bringBack, miniature, puzzleOn };
   return { addBoard, addView, addWire, S, api };
 })();

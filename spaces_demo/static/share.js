@@ -27,7 +27,7 @@ window.AIRShare = window.AIRShare || (() => {
       h("div", { class: "row" }, h("h2", {}, "Use it from a program")),
       h("p", { class: "note" }, h("code", {}, "/solve"), " takes a puzzle as text and returns its answer as JSON; ", h("code", {}, "/rollout"), " adds both states after every update; ", h("code", {}, "/think"), " goes on where a Sudoku is not solved; ", h("code", {}, "/what_if"), " also takes settings. Each picks the model that fits the text."),
       h("div", { class: "codes", id: "sh-codes" }));
-    mini = api.miniature("sh-board");
+    mini = api.puzzleOn("sh-board");
     refresh();
   }
 

@@ -13,7 +13,7 @@ window.AIRStage = window.AIRStage || (() => {
     ({ h, state, plural, percent } = api);
     buildPlayer();
     for (const level of "hl") S.boards[`a-${level}`].on("select", lookAt);
-    document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeLook(); });
+    buildLook();
   }
 
   const figure = (board) => board.root.closest(".fig");
@@ -193,7 +193,11 @@ window.AIRStage = window.AIRStage || (() => {
     return k < slow ? each : Math.min(each, 2000 / (all - slow));
   }
 
-  const stay = (k) => (S.told && S.tab === "Explore" ? 220 : pace(k)) / S.speed;
+  /* A first playing lasts two seconds at least, also where its end came sooner than its first update let expect. */
+  function stay(k) {
+    const last = !S.told && over() && k === total() - 1 ? 2000 - (performance.now() - S.begun) : 0;
+    return Math.max(S.told && S.tab === "Explore" ? 220 : pace(k), last) / S.speed;
+  }
 
   /* Play from where the run stands, to its end or for as long as there are updates. */
   function play() {
@@ -216,6 +220,7 @@ window.AIRStage = window.AIRStage || (() => {
     }
     const now = performance.now();
     let k = S.at + 1;
+    if (!k) S.begun = now;
     S.due = Math.max(S.due || now, now - 50) + stay(k);
     // Updates that pass faster than frames are drawn are left out, never one of the first two ACT steps.
     while (S.due < now && k + 1 < total() && k > 2 * S.run.ck.schedule.length) S.due += stay(++k);
@@ -318,33 +323,47 @@ window.AIRStage = window.AIRStage || (() => {
       : [sign("is-wall is-clue", "wall"), sign("is-path is-answer", "path"), sign("is-held", "held back"), sign("is-wall is-answer", "reads as wall here"), sign("is-path is-answer is-changed", "changed just now"), sign("is-path is-conflict", "path breaks off")]));
   }
 
-  // ---- where a cell looks: shades the boards themselves -----------------------------------------------------------------------
+  // ---- where a cell looks: a panel beside the boards, below them on a phone ---------------------------------------------------
+
+  const LOOK = { layer: "Layer", head: "Head", near: "Outline" };
+  const maps = {}; // level: draws a puzzle on its small board, and gives the board
+  const pairs = () => document.querySelector(".air-pairs");
+
+  function buildLook() {
+    S.views.look.replaceChildren(h("section", { class: "look", id: "look", "aria-label": "Attention of a cell" },
+      h("div", { class: "row" }, h("h3", { id: "look-cell" }), h("button", { type: "button", class: "quiet", id: "look-close", onclick: closeLook }, "Close")),
+      h("p", { class: "note", id: "look-note", role: "status", "aria-live": "polite" }),
+      h("div", { class: "air-pair" }, [..."hl"].map((level) => h("figure", { class: "fig" },
+        h("figcaption", {}, h("b", { class: `z-${level}` }, `${level.toUpperCase()}-update`)), h("div", { id: `look-${level}` }), h("p", { class: "fig-note", id: `look-in-${level}` })))),
+      h("div", { class: "fields" }, Object.entries(LOOK).map(([id, name]) => h("label", { class: "grow" }, h("span", {}, name), h("select", { id: `look-${id}`, onchange: drawLook }))))));
+    for (const level of "hl") maps[level] = api.miniature($(`look-${level}`), `Attention in the ${level.toUpperCase()}-update`, { mode: "show", state: level });
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeLook(); });
+  }
 
   function closeLook() {
     if (S.looked === null) return;
     S.look = S.looked = null;
-    S.views.look.replaceChildren();
-    for (const level of "hl") {
-      S.boards[`a-${level}`].outline([], -1);
-      S.boards[`a-${level}`].heat(null);
-    }
+    pairs().classList.remove("looking");
+    for (const level of "hl") S.boards[`a-${level}`].outline([], -1);
   }
 
   function lookAt(i) {
-    if (!S.run || !S.run.frames.h.length || S.run.ck.vacant) return;
+    const { run } = S;
+    if (!run || !run.frames.h.length) return;
     if (S.looked === i) { closeLook(); return; }
-    if (S.looked === null) {
-      S.views.look.replaceChildren(h("div", { class: "look" },
-        h("p", { class: "note", id: "look-note", role: "status", "aria-live": "polite" }),
-        h("div", { class: "fields", id: "look-fields" },
-          h("label", {}, h("span", {}, "Layer"), h("select", { id: "look-layer", onchange: drawLook })),
-          h("label", {}, h("span", {}, "Head"), h("select", { id: "look-head", onchange: drawLook })),
-          h("label", {}, h("span", {}, "Outline"), h("select", { id: "look-near", onchange: drawLook })),
-          h("button", { type: "button", id: "look-close", onclick: closeLook }, "Close"))));
-    }
     pause();
+    const opens = S.looked === null, { width } = run.ck.task;
     S.looked = i;
-    for (const level of "hl") S.boards[`a-${level}`].outline([], i);
+    $("look-cell").textContent = `Row ${Math.floor(i / width) + 1}, column ${(i % width) + 1} looks at`;
+    for (const level of "hl") {
+      S.boards[`a-${level}`].outline([], i);
+      maps[level](run.ck.task, run.puzzle).outline([], i);
+    }
+    if (opens) {
+      for (const level of "hl") maps[level](run.ck.task, run.puzzle).heat(null);
+      pairs().classList.add("looking");
+      pairs().scrollIntoView({ block: "nearest" });
+    }
     askAttention();
   }
 
@@ -373,34 +392,31 @@ window.AIRStage = window.AIRStage || (() => {
       $(id).replaceChildren(...names.map(([v, t]) => h("option", { value: v }, t)));
       if (names.some(([v]) => v === kept)) $(id).value = kept;
     };
-    const mean = ["mean", "mean of all"];
-    fill("look-layer", [mean, ...S.look.l.map((_, i) => [String(i), `layer ${i + 1}`])]);
-    fill("look-head", [mean, ...S.look.l[0].map((_, i) => [String(i), `head ${i + 1}`])]);
+    const numbered = (what, list) => [["mean", "mean of all"], ...list.map((_, i) => [String(i), `${what} ${i + 1}`])];
+    fill("look-layer", numbered("layer", S.look.l));
+    fill("look-head", numbered("head", S.look.l[0]));
     const words = { units: "row, column, box", nbr4: "4 neighbours", nbr8: "8 neighbours", window5: "5×5 window" };
     fill("look-near", Object.keys(S.look.neighbours).map((n) => [n, words[n] || n]));
   }
 
   /* One row of thousandths out of [layer][head][cell]; "mean" averages. */
-  function row(maps) {
-    const layer = $("look-layer").value, head = $("look-head").value;
-    const layers = layer === "mean" ? maps : [maps[Number(layer)] || maps[0]];
-    const rows = layers.flatMap((heads) => (head === "mean" ? heads : [heads[Number(head)]]));
+  function row(attention) {
+    const pick = (list, id) => ($(id).value === "mean" ? list : [list[Number($(id).value)] || list[0]]);
+    const rows = pick(attention, "look-layer").flatMap((heads) => pick(heads, "look-head"));
     return rows[0].map((_, i) => rows.reduce((sum, r) => sum + r[i], 0) / rows.length);
   }
 
   function drawLook() {
     const look = S.look, run = S.run;
     if (!look || !run) return;
-    const near = look.neighbours[$("look-near").value] || [], inside = new Set(near), { width } = run.ck.task;
-    const mass = {};
-    for (const level of "lh") {
-      const board = S.boards[`a-${level}`], values = row(look[level]);
+    const near = look.neighbours[$("look-near").value] || [], inside = new Set(near);
+    for (const level of "hl") {
+      const board = maps[level](run.ck.task, run.puzzle), values = row(look[level]);
       board.heat(values);
       board.outline(near, look.cell);
-      mass[level] = percent(values.reduce((sum, v, i) => sum + (inside.has(i) ? v : 0), 0) / 1000);
+      $(`look-in-${level}`).textContent = `${percent(values.reduce((sum, v, i) => sum + (inside.has(i) ? v : 0), 0) / 1000)} inside the outline`;
     }
-    $("look-note").classList.remove("bad");
-    $("look-note").replaceChildren(`Row ${Math.floor(look.cell / width) + 1}, column ${(look.cell % width) + 1} looks, in ACT step ${look.step + 1}: the L-update shades `, state("l"), ` (${mass.l} inside the outline), the H-update `, state("h"), ` (${mass.h}). Darker is more.`);
+    api.note("look-note", `ACT step ${look.step + 1}. Darker is more.`);
   }
 
   // ---- the tree of a search by pins ---------------------------------------------------------------------------------------------
