@@ -23,7 +23,7 @@ with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
         Args:
             name: unique on the page. mode: "edit" or "state". state: None, "h" or "l": colour and caption.
-            task: the task's description (`engine.describe_checkpoint(...)["task"]`); may be set later by the page.
+            task: the task's description (`engine.describe(...)["task"]`); may be set later by the page.
         """
 
         def __init__(

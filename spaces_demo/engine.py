@@ -304,8 +304,39 @@ class Engine:
         return job
 
     def describe(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        base = self.checkpoints.get(checkpoint.base or "", checkpoint)
-        return describe_checkpoint(checkpoint) | {"twin": self.twin(checkpoint), "sizes": self.sizes(base)}
+        """What the page must know about a checkpoint and its task."""
+        config, task = checkpoint.config, checkpoint.task
+        sudoku = task.name == "sudoku"
+        return {
+            **{
+                name: getattr(checkpoint, name) for name in ("key", "base", "trained", "vacant", "missing", "accuracy")
+            },
+            **{name: getattr(config, name) for name in ("l_injection", "h_injection", "schedule")},
+            "title": title(task),
+            "variant": rule_name(config),
+            "hub": checkpoint.source if checkpoint.source and not Path(checkpoint.source).exists() else None,
+            "card": _card(checkpoint),
+            "act_steps": config.halt_max_steps,
+            "shared": config.shared_block,
+            "input": config.input_operator,
+            "twin": self.twin(checkpoint),
+            "sizes": self.sizes(self.checkpoints.get(checkpoint.base or "", checkpoint)),
+            "task": {
+                "kind": task.name,
+                "name": KINDS.get(task.name, "Grid"),
+                "title": title(task),
+                "height": task.height,
+                "width": task.width,
+                "box": [task.box_height, task.box_width] if sudoku else None,
+                "alphabet": task.alphabet,
+                "blank": task.alphabet[task.blank_token],
+                # Decoded like this, a state holds the cell back: blank in a Sudoku, PAD in a maze.
+                "held": task.alphabet[:2] if sudoku else task.alphabet[0],
+                "units": task.units.tolist() if sudoku else None,
+                "levels": levels(task),
+                "level": usual_level(task),
+            },
+        }
 
     def learn_to_rate(self) -> None:
         """Have the solver of the data sets at hand, which rates a Sudoku; compiling it takes a while, so elsewhere."""
@@ -399,7 +430,7 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = low - 1
     if not low <= number <= high or isinstance(value, float) and value != number:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, got {str(value)[:40]!r}.")
@@ -429,43 +460,6 @@ def rule_name(config: AirConfig) -> str:
         if all(getattr(config, f) == row.get(f, getattr(AirConfig, f)) for f in fields)
     )
     return config.variant or next(same, "own rule")
-
-
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    config, task = checkpoint.config, checkpoint.task
-    return {
-        "key": checkpoint.key,
-        "base": checkpoint.base,
-        "title": title(task),
-        "trained": checkpoint.trained,
-        "vacant": checkpoint.vacant,
-        "missing": checkpoint.missing,
-        "accuracy": checkpoint.accuracy,
-        "variant": rule_name(config),
-        "l_injection": config.l_injection,
-        "h_injection": config.h_injection,
-        "hub": checkpoint.source if checkpoint.source and not Path(checkpoint.source).exists() else None,
-        "card": _card(checkpoint),
-        "schedule": config.schedule,
-        "act_steps": config.halt_max_steps,
-        "shared": config.shared_block,
-        "input": config.input_operator,
-        "task": {
-            "kind": task.name,
-            "name": KINDS.get(task.name, "Grid"),
-            "title": title(task),
-            "height": task.height,
-            "width": task.width,
-            "box": [task.box_height, task.box_width] if task.name == "sudoku" else None,
-            "alphabet": task.alphabet,
-            "blank": task.alphabet[task.blank_token],
-            # Decoded like this, a state holds the cell back: blank in a Sudoku, PAD in a maze.
-            "held": task.alphabet[:2] if task.name == "sudoku" else task.alphabet[0],
-            "units": task.units.tolist() if task.name == "sudoku" else None,
-            "levels": levels(task),
-            "level": usual_level(task),
-        },
-    }
 
 
 # ---- finding checkpoints --------------------------------------------------------------------------------------------
@@ -545,21 +539,6 @@ def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-class Decoder:
-    """States of one view -> text in the puzzle's own orientation, with the puzzle's givens."""
-
-    def __init__(self, task: GridTask, views: Symmetry, puzzle: np.ndarray) -> None:
-        self.task, self.puzzle = task, puzzle
-        self.letters = np.frombuffer(task.alphabet.encode(), np.uint8)
-        self.back = views.inverse()
-
-    def __call__(self, logits: Tensor, view: int) -> str:
-        tokens = logits[0].argmax(-1).cpu().numpy().astype(np.uint8)
-        if view:
-            tokens = Symmetry(self.back.cells[view], self.back.tokens[view]).apply(tokens)
-        return self.letters[keep_givens(self.task, self.puzzle, tokens)].tobytes().decode()
-
-
 def run(
     engine: Engine,
     job: Job,
@@ -635,22 +614,29 @@ def _work(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
     config, task = model.config, engine.checkpoint(job.checkpoint).task
     updates = len(config.schedule)
     puzzle = task.encode(job.puzzle)
-    decode = Decoder(task, symmetric_views(task, job.attempts), puzzle)
+    back = symmetric_views(task, job.attempts).inverse()
     freeze = what_if(model, job)
     current = -1
+
+    def decode(z: Tensor, view: int) -> str:
+        """A state of one view, in the puzzle's own orientation and with its givens."""
+        tokens = model.decode_state(z)[0].argmax(-1).cpu().numpy().astype(np.uint8)
+        if view:
+            tokens = Symmetry(back.cells[view], back.tokens[view]).apply(tokens)
+        return task.decode(keep_givens(task, puzzle, tokens))
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
         nonlocal current
         shift.between_updates()
-        changed = freeze(update, z_h, z_l) if freeze else None
+        changed = freeze(update, z_h, z_l)
         z_h, z_l = changed or (z_h, z_l)
         view, step = int(update.rows[0]), int(update.steps[0])
         if frames:
             if view != current:
                 current = view
                 shift.put({"t": "attempt", "view": view})
-            h, l = (decode(model.decode_state(z), view) for z in (z_h, z_l))
-            shift.put({"t": "f", "k": step * updates + update.index, "lv": update.level, "h": h, "l": l})
+            k = step * updates + update.index
+            shift.put({"t": "f", "k": k, "lv": update.level, "h": decode(z_h, view), "l": decode(z_l, view)})
             if update.index == updates - 1:
                 q = model.q_head(z_h[:, 0])[0]
                 shift.put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
@@ -662,7 +648,7 @@ def _work(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
         model,
         task,
         puzzle[None],
-        attempts=min(job.attempts, len(decode.back.cells)),
+        attempts=min(job.attempts, len(back.cells)),
         retry="views",  # the page draws views
         max_act_steps=job.max_act_steps or None,
         halt=job.halt,
@@ -740,9 +726,11 @@ def faults(task: GridTask, answer: np.ndarray) -> list[int]:
     return np.flatnonzero(on[1:-1, 1:-1] & (near != np.where(grid == task.PATH, 2, 1))).tolist()
 
 
-def what_if(model: AirModel, job: Job) -> Hook | None:
+def what_if(model: AirModel, job: Job) -> Hook:
     """The hook of a job's what-if switch."""
-    return None if job.freeze == "none" else Intervention("freeze", job.freeze, job.freeze_from).hook(model)
+    if job.freeze == "none":
+        return lambda *_: None
+    return Intervention("freeze", job.freeze, job.freeze_from).hook(model)
 
 
 def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
@@ -763,11 +751,10 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
         raise ValueError(f"{job.checkpoint} mixes cells with an MLP instead of attention: there is nothing to draw.")
     # The states at the start of a step that was run before are at hand; else, and under a freeze, walk there again.
     states = engine.carries.get(job.states_key(), step) if step and job.freeze == "none" else None
-    first = step if states is not None else 0
-    device = model.lm_head.weight.device
-    carry = None
+    first, carry, device = 0, None, model.lm_head.weight.device
     if states is not None:
-        carry = AirCarry(z_h=states[0], z_l=states[1], steps=torch.zeros(1, dtype=torch.int32, device=device))
+        steps = torch.zeros(1, dtype=torch.int32, device=device)
+        first, carry = step, AirCarry(z_h=states[0], z_l=states[1], steps=steps)
     wanted = {schedule.index(level): level for level in "lh"}
     maps: dict[str, list] = {"l": [], "h": []}
     now = (0, 0)  # ACT step and update that compute next
@@ -781,7 +768,7 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
         nonlocal now
-        changed = freeze(update, z_h, z_l) if freeze else None
+        changed = freeze(update, z_h, z_l)
         done, last = int(update.steps[0]), update.index == len(schedule) - 1
         now = (done + 1, 0) if last else (done, update.index + 1)
         if last and job.freeze == "none":

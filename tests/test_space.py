@@ -256,7 +256,7 @@ def test_bad_puzzles_are_refused_in_a_sentence(engine, text, sentence):
     "settings",
     [{"steps": 65}, {"steps": "many"}, {"attempts": 0}, {"freeze": "z_x"}, {"halt": "never"}, {"checkpoint": "gone"},
      {"unknown": 1}, {"nodes": 257}, {"nodes": 8, "attempts": 2}, {"nodes": 8, "freeze": "z_h"},
-     {"from": -1}, {"attempts": 1.5}],
+     {"from": -1}, {"attempts": 1.5}, {"steps": float("inf")}],
 )  # fmt: skip
 def test_bad_settings_are_refused(engine, settings):
     with pytest.raises(ValueError):

@@ -474,7 +474,7 @@ def test_a_click_on_a_live_cell_opens_its_attention_beside_the_board_and_in_view
         assert page.inner_text("#look-cell") == "Row 2, column 3 looks at"
         shares = [cell.get_attribute("aria-description") for cell in page.locator("#look-l .ab-cell").all()]
         assert abs(sum(float(share.split()[0]) for share in shares) - 100) < 0.9
-        assert page.locator("#look-h .is-near").count() == 8 and "% inside" in page.inner_text("#look-in-h")
+        assert page.locator("#look-h .is-near").count() == 8 and "% in the outline" in page.inner_text("#look-in-h")
         board, panel = page.locator("#board-a-h .ab-grid").bounding_box(), page.locator("#look").bounding_box()
         assert panel["y"] >= 0 and panel["y"] + panel["height"] <= size[1]
         if size[0] > 1000:

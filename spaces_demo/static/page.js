@@ -411,11 +411,6 @@ window.AIR = window.AIR || (() => {
   }
 
   function readText(text) {
-    const limit = S.catalog.limits.text;
-    if (text.length > limit) {
-      note("air-message", `That is ${text.length.toLocaleString("en")} characters; this page reads puzzles of up to ${limit.toLocaleString("en")}.`, true);
-      return;
-    }
     S.lessonOf = "";
     S.wires.puzzle.send({ action: "read", text, checkpoint: S.ck.key }, puzzleAnswer);
   }

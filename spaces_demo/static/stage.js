@@ -362,7 +362,8 @@ window.AIRStage = window.AIRStage || (() => {
     if (opens) {
       for (const level of "hl") maps[level](run.ck.task, run.puzzle).heat(null);
       pairs().classList.add("looking");
-      pairs().scrollIntoView({ block: "nearest" });
+      api.note("look-note", "Reading the attention…");
+      $("look").scrollIntoView({ block: "nearest" });
     }
     askAttention();
   }
@@ -380,7 +381,12 @@ window.AIRStage = window.AIRStage || (() => {
         if (S.run !== run || S.looked === null) return;
         for (const line of lines) {
           if (line.t === "error") api.note("look-note", line.message, true);
-          if (line.t === "attention") { S.look = line; fillLook(); drawLook(); }
+          if (line.t !== "attention") continue;
+          const first = !S.look;
+          S.look = line;
+          fillLook();
+          drawLook();
+          if (first) $("look").scrollIntoView({ block: "nearest" }); // with its words it has grown
         }
       });
     }, 120);
@@ -414,7 +420,7 @@ window.AIRStage = window.AIRStage || (() => {
       const board = maps[level](run.ck.task, run.puzzle), values = row(look[level]);
       board.heat(values);
       board.outline(near, look.cell);
-      $(`look-in-${level}`).textContent = `${percent(values.reduce((sum, v, i) => sum + (inside.has(i) ? v : 0), 0) / 1000)} inside the outline`;
+      $(`look-in-${level}`).textContent = `${percent(values.reduce((sum, v, i) => sum + (inside.has(i) ? v : 0), 0) / 1000)} in the outline`;
     }
     api.note("look-note", `ACT step ${look.step + 1}. Darker is more.`);
   }
