@@ -134,14 +134,14 @@ def test_a_visitor_who_leaves_the_line_gives_the_turn_on():
 
 def test_one_who_steps_aside_comes_after_those_who_wait_and_keeps_a_free_model():
     async def scene() -> list[str]:
-        turns, served = Turns(), []
+        turns, served, all_wait = Turns(), [], asyncio.Event()
 
         async def search(visitor: str) -> None:
             async for _ in turns.wait(visitor, every=0.01):
                 pass
             for _ in range(3):
                 served.append(visitor)
-                await asyncio.sleep(0.02)
+                await all_wait.wait()
                 async for _ in turns.step_aside(visitor):
                     pass
             turns.release()
@@ -153,8 +153,12 @@ def test_one_who_steps_aside_comes_after_those_who_wait_and_keeps_a_free_model()
             turns.release()
 
         first = asyncio.create_task(search("search"))
-        await asyncio.sleep(0.01)
-        await asyncio.gather(first, *(asyncio.create_task(job(v)) for v in "abc"))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(job(visitor)) for visitor in "abc"]
+        while len(turns.waiting()) < 3:
+            await asyncio.sleep(0)
+        all_wait.set()
+        await asyncio.gather(first, *others)
         assert not turns.lines and not turns.busy
         return served
 
