@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from air_model.analysis.common import add_model
+from air_model.analysis.figures import PALETTE, new_figure, save
 from air_model.answers_air import Answers, symmetric_views
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
@@ -87,15 +88,10 @@ class Evaluation:
         pending: list[tuple[np.ndarray, Answers]] = []
         exact = seen = 0
         since = last = time.perf_counter()
-        bar = tqdm(
-            total=total if self.world == 1 else len(rows),
-            initial=total - len(rows) if self.world == 1 else 0,
-            unit="puzzle",
-            disable=not self.progress,
-            desc="evaluate",
-        )
+        shown = (total, total - len(rows)) if self.world == 1 else (len(rows), 0)
+        bar = tqdm(total=shown[0], initial=shown[1], unit="puzzle", disable=not self.progress, desc="evaluate")
 
-        def save() -> None:
+        def write() -> None:
             nonlocal last, pending
             now = time.perf_counter()
             if pending:
@@ -110,22 +106,15 @@ class Evaluation:
             bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
             if time.perf_counter() - last > self.save_seconds:
-                save()
+                write()
 
-        table = self.models[0].config.num_puzzle_identifiers > 1
         if not len(rows):
             return
+        ids = mine.puzzle_ids if self.models[0].config.num_puzzle_identifiers > 1 else None
+        given = {"check": False, "puzzle_ids": ids, "on_answers": keep, **self.options}
         with bar:
-            answers = solve_puzzles(
-                self.models,
-                self.puzzles.task,
-                mine.inputs,
-                check=False,
-                puzzle_ids=mine.puzzle_ids if table else None,
-                on_answers=keep,
-                **self.options,
-            )
-        save()
+            answers = solve_puzzles(self.models, self.puzzles.task, mine.inputs, **given)
+        write()
         self.stats = {**answers.stats, "seconds": time.perf_counter() - since}
 
     def write(self, pending: list[tuple[np.ndarray, Answers]], seconds: float) -> None:
@@ -162,16 +151,9 @@ class Evaluation:
                 "process has died. Run the same command again; it goes on from there."
             )
         task, labels = puzzles.task, puzzles.labels
-        valid = table["valid"].astype(bool)
-        numbers = score(
-            table["tokens"],
-            labels,
-            inputs=puzzles.inputs,
-            blank_token=task.blank_token,
-            valid=valid,
-            rating=puzzles.rating,
-            edges=MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES,
-        )
+        known = {"inputs": puzzles.inputs, "blank_token": task.blank_token, "rating": puzzles.rating}
+        edges = MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES
+        numbers = score(table["tokens"], labels, **known, valid=table["valid"].astype(bool), edges=edges)
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         exact = ((table["tokens"] == labels) | (labels == 0)).all(-1)
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
@@ -242,14 +224,8 @@ def thought_curve(
                 valid[v, at[step], rows] = task.verdicts(puzzles.inputs[rows], answer).valid
                 q[v, at[step], rows] = q_halt.float().cpu().numpy()
 
-        model.solve(
-            torch.from_numpy(view.apply(puzzles.inputs)),
-            max_act_steps=max_act_steps,
-            halt="max",
-            batch_size=batch_size,
-            hook=look,
-            return_logits=False,
-        )
+        options = {"max_act_steps": max_act_steps, "batch_size": batch_size, "return_logits": False}
+        model.solve(torch.from_numpy(view.apply(puzzles.inputs)), halt="max", hook=look, **options)
 
     result: dict[str, Any] = {"n": n, "steps": steps, "attempts": list(range(1, shape[0] + 1))}
     tables: dict[str, list] = {"exact_accuracy": [], "valid_accuracy": [], "mean_act_steps": []}
@@ -264,19 +240,18 @@ def thought_curve(
         tables["valid_accuracy"].append([float(valid[p].mean()) for p in pick])
         tables["mean_act_steps"].append([float(row.mean()) for row in spent])
     result |= tables
-    result["halting"] = []
-    for s, limit in enumerate(steps):
-        right = np.where(halted_at <= limit, halted_right, exact[0, s])
-        spent = np.minimum(halted_at, limit)
-        row = {"max_act_steps": limit, "exact_accuracy": float(right.mean()), "mean_act_steps": float(spent.mean())}
-        result["halting"].append(row)
+    limits = np.array(steps)[:, None]
+    right = np.where(halted_at <= limits, halted_right, exact[0]).mean(1)
+    spent = np.minimum(halted_at, limits).mean(1)
+    result["halting"] = [
+        {"max_act_steps": limit, "exact_accuracy": float(r), "mean_act_steps": float(used)}
+        for limit, r, used in zip(steps, right, spent)
+    ]
     return result
 
 
 def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
     """Accuracy against ACT steps (one line per number of attempts) and against the cost; a row per checkpoint."""
-    from air_model.analysis.figures import PALETTE, new_figure, save
-
     figure = new_figure(9.5, 3.6 * len(curves))
     axes = figure.subplots(len(curves), 2, squeeze=False, sharey="row")
     for row, (name, curve) in zip(axes, curves.items()):
@@ -288,10 +263,7 @@ def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLik
             row[0].plot(curve["steps"], accuracy, "o-", ms=3, color=colour, label=label)
             row[0].fill_between(curve["steps"], 100 * band[:, 0], 100 * band[:, 1], color=colour, alpha=0.15, lw=0)
             row[1].plot(curve["mean_act_steps"][k - 1], accuracy, "o-", ms=3, color=colour, label=label)
-        halting = [
-            [r["mean_act_steps"] for r in curve["halting"]],
-            [100 * r["exact_accuracy"] for r in curve["halting"]],
-        ]
+        halting = np.array([(r["mean_act_steps"], 100 * r["exact_accuracy"]) for r in curve["halting"]]).T
         row[1].plot(*halting, "k:", lw=1.2, label="1 attempt, halting by q")
         row[1].legend(frameon=False, fontsize=8)
         for ax, what in zip(row, ("ACT steps per attempt", "ACT steps spent per puzzle (mean)")):
@@ -300,14 +272,11 @@ def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLik
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(f"{name}\nexact (%), n = {curve['n']}")
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def draw_calibration(numbers: dict[str, Any], path: str | os.PathLike, title: str = "") -> Path:
     """Share of right answers against sigmoid(q_halt), with intervals, over a histogram of the confidence."""
-    from air_model.analysis.figures import new_figure, save
-
     bins = numbers["bins"]
     x, y = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
     low, high = ([row["ci95"][side] for row in bins] for side in range(2))
@@ -329,5 +298,4 @@ def draw_calibration(numbers: dict[str, Any], path: str | os.PathLike, title: st
     for ax in (top, bottom):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)

@@ -50,9 +50,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path, dpi: int | None = None) -> Path:
-    """Write the figure atomically, with DPI dots per inch by default; the suffix (.png, .pdf, .svg) says how."""
+def save(figure: Figure, path: str | Path, dpi: int | None = None, tight: bool = False) -> Path:
+    """Write the figure atomically, with DPI dots per inch by default; the suffix (.png, .pdf, .svg) says how.
+
+    tight: first move the axes so that their labels fit.
+    """
     path = Path(path)
+    if tight:
+        figure.tight_layout()
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
     with whole(path) as partial:
         figure.savefig(partial, dpi=dpi or DPI, metadata=metadata)

@@ -388,8 +388,7 @@ def draw_sweep(runs: Sequence[Run], published: dict[str, Any], path: Path) -> Pa
     _clean(theirs, "the paper: Sudoku-Extreme, 13.6 M parameters, 5 seeds", ylabel="exact, %", ylim=(40, 65))
     _clean(mine, f"ours: 4x4, {' and '.join(f'{s:,}' for s in both)} steps; dots are seeds", ylabel="exact, %")
     mine.set_xticks(range(len(variants)), [v.removeprefix("L2x_H2x_") for v in variants], rotation=30, ha="right")
-    figure.tight_layout()
-    return save(figure, path, 120)
+    return save(figure, path, 120, tight=True)
 
 
 def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
@@ -410,8 +409,7 @@ def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
     ax.set_ylim(len(RUNGS) - 0.5, -0.5)
     _clean(ax, "symmetric ahead  ←  →  asymmetric ahead  (pale: half the steps)",
            xlabel="exact, Lx_H minus Lx_Hx, points")  # fmt: skip
-    figure.tight_layout()
-    return save(figure, path, 120)
+    return save(figure, path, 120, tight=True)
 
 
 def draw_states(studies: Studies, path: Path) -> Path:
@@ -432,8 +430,7 @@ def draw_states(studies: Studies, path: Path) -> Path:
     axes[1, 0].set_ylabel("cells held back, %")
     axes[1, 0].set_ylim(-1, max(10, *(140 * held_back(study)["z_L"] for study in studies.values())))
     axes[0, 0].legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    return save(figure, path, 120)
+    return save(figure, path, 120, tight=True)
 
 
 def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path:
@@ -454,8 +451,7 @@ def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path
     ax.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
     _clean(ax, ylabel="content changes per puzzle")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.tight_layout()
-    return save(figure, path, 120)
+    return save(figure, path, 120, tight=True)
 
 
 def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> Path:
@@ -476,8 +472,7 @@ def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> P
     ax.set_xticks([0, 1], ["first layer", "last layer"])
     _clean(ax, "L-updates look nearer above 0, farther below", ylabel="Δ neighbourhood mass, control")
     ax.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    return save(figure, path, 120)
+    return save(figure, path, 120, tight=True)
 
 
 def draw(results: Path, published: dict[str, Any], folder: Path) -> list[Path]:

@@ -35,21 +35,13 @@ from air_model.analysis.figures import (
 )
 from air_model.processing_air import GridTask
 
-METRIC_LABELS = {
-    "neighborhood": r"$\Delta_{\mathrm{nbr}}$",
-    "entropy": r"$\Delta_{\mathrm{ent}}$",
-    "violation": r"$\Delta_{\mathrm{viol}}$",
-    "nbr4": r"$\Delta\rho$ (4 nearest)",
-    "nbr8": r"$\Delta\rho$ (8 nearest)",
-    "window5": r"$\Delta\rho$ (5 × 5)",
-}
-METRIC_COLOURS = {
-    "neighborhood": "#0072B2",
-    "nbr4": "#0072B2",
-    "nbr8": "#56B4E9",
-    "window5": "#B5DDF3",
-    "entropy": "#009E73",
-    "violation": "#E69F00",
+METRICS = {  # label and colour
+    "neighborhood": (r"$\Delta_{\mathrm{nbr}}$", "#0072B2"),
+    "nbr4": (r"$\Delta\rho$ (4 nearest)", "#0072B2"),
+    "nbr8": (r"$\Delta\rho$ (8 nearest)", "#56B4E9"),
+    "window5": (r"$\Delta\rho$ (5 × 5)", "#B5DDF3"),
+    "entropy": (r"$\Delta_{\mathrm{ent}}$", "#009E73"),
+    "violation": (r"$\Delta_{\mathrm{viol}}$", "#E69F00"),
 }
 CLASS_LABELS = {"violation-adjacent": "Viol.-adj.", "error-adjacent": "Error-adj.", "control": "Control"}
 
@@ -108,8 +100,7 @@ def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str | Non
             if r == 0:
                 axes[r][c].set_title(f"Layer {layer}", fontsize=12, weight="bold", color=INK)
         axes[r][0].set_ylabel("difference of mass per cell, L − H" if names == dense else "difference", fontsize=9)
-    handles = [Patch(facecolor=METRIC_COLOURS.get(m, PALETTE[6]), edgecolor=INK, lw=0.6, label=METRIC_LABELS.get(m, m))
-               for m in metrics]  # fmt: skip
+    handles = [Patch(facecolor=METRICS[m][1], edgecolor=INK, lw=0.6, label=METRICS[m][0]) for m in metrics]
     figure.legend(handles=handles, loc="upper center", ncol=len(metrics), frameon=False, fontsize=11)
     if title:
         figure.text(0.5, 0.005, title, ha="center", va="bottom", fontsize=8.5, color=MUTED)
@@ -126,8 +117,7 @@ def _contrast_bars(ax: Axes, table: dict[str, Any], classes: Sequence[str], name
             if entry.get("mean") is None:
                 continue
             at = x + (i - (len(names) - 1) / 2) * width
-            ax.bar(at, entry["mean"], width * 0.9, color=METRIC_COLOURS.get(metric, PALETTE[6]), edgecolor=INK, lw=0.6,
-                   zorder=3)  # fmt: skip
+            ax.bar(at, entry["mean"], width * 0.9, color=METRICS[metric][1], edgecolor=INK, lw=0.6, zorder=3)
             ax.errorbar(at, entry["mean"], yerr=entry["ci95"], color=INK, capsize=3, lw=1.2, zorder=4)
     ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
     counts = [table.get(name, {}).get("n_puzzles", 0) for name in classes]
@@ -289,7 +279,7 @@ def attention_by_step(by_step: dict[str, Any], path: str | Path) -> Path:
         if r == 0:
             ax.set_title(f"Layer {layer}", fontsize=11, weight="bold")
         if c == 0:
-            ax.set_ylabel(METRIC_LABELS.get(metric, metric), fontsize=10)
+            ax.set_ylabel(METRICS[metric][0], fontsize=10)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncol=2, frameon=False, fontsize=10)
@@ -312,14 +302,13 @@ def attention_heads(per_head: dict[str, Any], name: str, path: str | Path) -> Pa
             if np.isfinite(value):
                 ax.text(c, r, f"{value:.2g}", ha="center", va="center", fontsize=6.5,
                         color="white" if abs(value) > 0.7 * top else INK)  # fmt: skip
-        ax.set_title(METRIC_LABELS.get(metric, metric), fontsize=11)
+        ax.set_title(METRICS[metric][0], fontsize=11)
         ax.set_xticks(range(len(heads)), heads, fontsize=8)
         ax.set_yticks(range(len(layers)), layers, fontsize=8)
         ax.set_xlabel("head", fontsize=9, color=MUTED)
         ax.tick_params(length=0)
     axes[0].set_ylabel("layer", fontsize=9, color=MUTED)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 # ---- freeze --------------------------------------------------------------------------------------------------------
@@ -333,15 +322,12 @@ def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str | None = 
     Args:
         table: {run.state: {measure: {"mean", "std"}}} of `across_runs`, of `from_published`, or of a summary.
     """
-    measures = [
-        ("mask_flips", "mask flips per puzzle"),
-        ("content_changes", "content changes per puzzle"),
-        ("exact_accuracy", "exact accuracy, %"),
-    ]
+    measures = {"mask_flips": "mask flips per puzzle", "content_changes": "content changes per puzzle",
+                "exact_accuracy": "exact accuracy, %"}  # fmt: skip
     bars = [("normal", "z_L"), ("freeze_z_H", "z_L"), ("normal", "z_H"), ("freeze_z_L", "z_H")]
     figure = new_figure(10.5, 3.7)
     axes = figure.subplots(1, len(measures))
-    for ax, (measure, label) in zip(axes, measures):
+    for ax, (measure, label) in zip(axes, measures.items()):
         scale = 100 if measure == "exact_accuracy" else 1
         ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
         for x, (run, state) in enumerate(bars):
@@ -381,8 +367,7 @@ def freeze_series(series: dict[str, Any], path: str | Path) -> Path:
         column[0].set_title(STATE_NAMES[level], fontsize=13, color=STATE_COLOURS[level])
         column[0].legend(frameon=False, fontsize=9)
         column[1].set_xlabel("update", fontsize=9, color=MUTED)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path) -> Path:
@@ -399,8 +384,7 @@ def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path
     ax.grid(axis="x", color=GRID, lw=0.8, zorder=0)
     styled(ax, size=9)
     ax.tick_params(colors="black")
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
@@ -433,8 +417,7 @@ def state_curves(
             ax.set_ylim(min(0.0, ax.get_ylim()[0]), 5)  # no drama out of shares near 0
         styled(ax, label, "ACT step")
     axes[0].legend(frameon=False, fontsize=10)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------------
@@ -454,8 +437,7 @@ def convergence_curves(convergence: dict[str, Any], path: str | Path) -> Path:
     styled(axes[1], "puzzles whose decode is final, %", "after ACT step")
     axes[1].set_ylim(-3, 103)
     axes[0].legend(frameon=False, fontsize=10)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def halting_figure(halting: dict[str, Any], path: str | Path) -> Path:
@@ -475,8 +457,7 @@ def halting_figure(halting: dict[str, Any], path: str | Path) -> Path:
     right.bar(steps + 0.2, halting["stops_at"], 0.38, color=STATE_COLOURS["h"], label="would stop")
     styled(right, "puzzles by ACT step", "ACT step")
     right.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
@@ -484,12 +465,12 @@ def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
     figure = new_figure(9.0, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     solved = failures["n"] - failures["n_failed"]
-    for key, colour, label in (
-        ("right_solved", PALETTE[2], f"solved in the end ($n$ = {solved})"),
-        ("right_failed", PALETTE[6], f"failed ($n$ = {failures['n_failed']})"),
-    ):
+    ends = {"right_solved": (PALETTE[2], "solved in the end", solved)}
+    ends["right_failed"] = (PALETTE[6], "failed", failures["n_failed"])
+    for key, (colour, label, n) in ends.items():
         if failures[key]["mean"] is not None:
-            _band(left, np.arange(len(failures[key]["mean"])), failures[key], colour, label, 100, lw=1.6)
+            x = np.arange(len(failures[key]["mean"]))
+            _band(left, x, failures[key], colour, f"{label} ($n$ = {n})", 100, lw=1.6)
     styled(left, "cells of $z_H$ that are right, %", "after ACT step")
     left.legend(frameon=False, fontsize=9)
     names = ("never_right", "lost")
@@ -498,8 +479,7 @@ def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
     right.set_xticks([0, 1], ["never right", "right, then lost"], fontsize=9)
     right.set_ylim(0, 100)
     styled(right, "wrong cells of failed puzzles, %")
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def trajectories_figure(trajectories: dict[str, Any], path: str | Path) -> Path:
@@ -521,8 +501,7 @@ def trajectories_figure(trajectories: dict[str, Any], path: str | Path) -> Path:
             Line2D([], [], color=PALETTE[i], marker="o", ms=4, label=t) for i, t in ((2, "solved"), (6, "failed"))
         ]
         axes[0].legend(handles=handles, frameon=False, fontsize=9)
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)
 
 
 def probes_figure(probes: dict[str, Any], path: str | Path) -> Path:
@@ -542,5 +521,4 @@ def probes_figure(probes: dict[str, Any], path: str | Path) -> Path:
     ax.set_ylim(0.4, 1.08)
     styled(ax, f"linear probe: {probes['what']} (AUC)", "after ACT step")
     ax.legend(frameon=False, fontsize=9, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    figure.tight_layout()
-    return save(figure, path)
+    return save(figure, path, tight=True)

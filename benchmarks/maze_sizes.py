@@ -11,29 +11,28 @@ a figure (.png) are drawn beside it after every row. Seconds are of this process
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    import _checkout  # noqa: F401
+    import bench  # noqa: F401
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from air_model.analysis.common import markdown_table
+from air_model.analysis.figures import new_figure
+from air_model.analysis.figures import save as save_figure
 from air_model.attempts_air import solve_puzzles
+from air_model.benchmarks.bench import ROOT, arguments, save
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import seeds_for
 from air_model.metrics.puzzle_accuracy.scores import wilson
 from air_model.pipeline_air import in_size, load_model
 from air_model.processing_air import MazeTask
-from air_model.records import environment, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 STREAM = 7  # of the generator: no data set is made of it
 
 
@@ -66,10 +65,11 @@ def measure(model: Any, side: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def page(record: dict[str, Any]) -> str:
     """The rows in Markdown, under what made them."""
-    head = ["side", "mazes", "path, moves at least", "exact, %", "valid, %", "ACT steps", "valid with views, %"]
-    lines = [head + ["CPU s a pass"], ["---"] * (len(head) + 1)]
+    head = ["side", "mazes", "path, moves at least", "exact, %", "valid, %", "ACT steps", "valid with views, %",
+            "CPU s a pass"]  # fmt: skip
+    lines = []
     for row in record["rows"]:
         n, (low, high) = row["n"], wilson(row["valid"], row["n"])
         lines.append([
@@ -77,26 +77,22 @@ def table(record: dict[str, Any]) -> str:
             f"{100 * row['valid'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})", row["act_steps"],
             f"{100 * row['valid_with_views'] / n:.0f}", row["cpu_seconds_of_a_pass"],
         ])  # fmt: skip
-    body = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
     first = record["rows"][0]
     return (
         f"# Mazes of sizes never seen\n\n{first['model']}, trained on 12x12 to 15x15; one pass of at most "
         f"{first['max_act_steps']} ACT steps that halts on q, then up to {first['views']} views; {first['dtype']}. "
         "Valid: a shortest path, whichever; 95 % intervals.\n\n"
         f"`{record['command']}` on {record['hardware']['device']}, last row {record['date']}, commit "
-        f"{record['commit']}.\n\n{body}\n\n![valid answers and ACT steps against the side](maze_sizes.png)\n"
+        f"{record['commit']}.\n\n{markdown_table(head, lines)}\n"
+        "![valid answers and ACT steps against the side](maze_sizes.png)\n"
     )
 
 
 def draw(record: dict[str, Any], target: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = record["rows"]
     sides, n = [row["side"] for row in rows], np.array([row["n"] for row in rows])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
+    left, right = figure.subplots(1, 2)
     for key, label in (("valid_with_views", f"with up to {rows[0]['views']} views"), ("valid", "one pass")):
         counts = np.array([row[key] for row in rows])
         low, high = np.array([wilson(int(k), int(m)) for k, m in zip(counts, n)]).T * 100
@@ -111,12 +107,12 @@ def draw(record: dict[str, Any], target: Path) -> None:
         axes.axvspan(12, 15, color="0.9", zorder=0, label="sizes trained on")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(target, dpi=120)
-    plt.close(figure)
+    figure.set_layout_engine("constrained")
+    save_figure(figure, target, 120)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, ROOT / "results" / "maze_sizes.json")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "air-maze-small"))
     parser.add_argument("--sides", default="8,10,12,15,20,25,30,40,50,60")
     parser.add_argument("--count", type=int, default=100)
@@ -124,7 +120,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-act-steps", type=int, default=64)
     parser.add_argument("--dtype", help="default: float32 on a CPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "maze_sizes.json")
     args = parser.parse_args(argv)
     model = load_model(args.model)
     rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
@@ -132,10 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         if any(row["side"] == side and row["model"] == Path(args.model).name for row in rows):
             continue
         rows = sorted([*rows, measure(model, side, args)], key=lambda row: row["side"])
-        record = {"command": shlex.join(["python", *sys.argv]), "rows": rows, **environment(torch.device("cpu"), 1)}
-        write_json(args.output, record)
-        args.output.with_suffix(".md").write_text(table(record))
-        draw(record, args.output.with_suffix(".png"))
+        draw(save(args.output, rows, page=page), args.output.with_suffix(".png"))
     return 0
 
 
