@@ -228,11 +228,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], left: i
 
 def share(percent: float) -> str:
     """A percentage with one decimal, or as many as keep 99.97 from being 100."""
-    for digits in (1, 2, 3):
-        text = f"{percent:.{digits}f}"
-        if float(text) not in (0.0, 100.0) or percent in (0.0, 100.0):
-            break
-    return text
+    texts = [f"{percent:.{digits}f}" for digits in (1, 2, 3)]
+    return next((t for t in texts if float(t) not in (0.0, 100.0) or percent in (0.0, 100.0)), texts[-1])
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -394,17 +394,12 @@ def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path,
     if path.suffix != ".gif":
         raise ValueError(f"Animations are written as .gif, got {path.name!r}.")
     film = _Film(rollout, puzzle, task, **which)
-    images = list(_frames(film, _until_still(film)))
+    moving = [np.flatnonzero((g[1:] != g[:-1]).any(-1)) for g in film.states.values()]
+    last = max((int(m[-1]) + 1 for m in moving if len(m)), default=0)
+    images = list(_frames(film, range(min(len(film.updates), last + 1 + film.per_step))))
     with whole(path) as partial:
         _write_gif(images, partial)
     return path
-
-
-def _until_still(film: _Film) -> list[int]:
-    """All updates up to one ACT step after the last change."""
-    moving = [np.flatnonzero((g[1:] != g[:-1]).any(-1)) for g in film.states.values()]
-    last = max((int(m[-1]) + 1 for m in moving if len(m)), default=0)
-    return list(range(min(len(film.updates), last + 1 + film.per_step)))
 
 
 def _frames(film: _Film, updates: Sequence[int]) -> Iterator[np.ndarray]:

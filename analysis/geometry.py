@@ -12,7 +12,6 @@ Every part comes with `say_…`, one sentence made of its own numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,22 +281,6 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None)
     return targets, inputs == task.blank_token, "tokens of the answer"
 
 
-class _Snapshots:
-    """A hook that keeps both states after chosen ACT steps."""
-
-    def __init__(self, part: Study, steps: Sequence[int]):
-        self.skip, self.last = part.config.num_prefix_positions, len(part.config.schedule) - 1
-        self.steps = list(steps)
-        shape = (len(part), part.task.seq_len, part.config.hidden_size)
-        self.states = {(s, state): torch.zeros(shape) for s in self.steps for state in STATES}
-
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        step = int(update.steps[0])
-        if update.index == self.last and step in self.steps:
-            for state, z in (("h", z_h), ("l", z_l)):
-                self.states[step, state][update.rows.cpu()] = z[:, self.skip :].float().cpu()
-
-
 def probes(study: Study, most: int = 200) -> dict[str, Any]:
     """Ridge regression from single cells' states to what `probe_targets` names, fitted on half of the puzzles.
 
@@ -318,8 +301,17 @@ def probes(study: Study, most: int = 200) -> dict[str, Any]:
         return out
     labels = None if part.labels is None else part.labels.numpy()
     targets, mask, what = probe_targets(part.task, part.inputs.numpy(), labels)
-    snapshots = _Snapshots(part, steps)
-    part.solve(hook=snapshots)
+    skip, at_end = part.config.num_prefix_positions, len(part.config.schedule) - 1
+    shape = (n, part.task.seq_len, part.config.hidden_size)
+    states = {(step, state): torch.zeros(shape) for step in steps for state in STATES}
+
+    def keep(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        step = int(update.steps[0])
+        if update.index == at_end and step in steps:
+            for state, z in (("h", z_h), ("l", z_l)):
+                states[step, state][update.rows.cpu()] = z[:, skip:].float().cpu()
+
+    part.solve(hook=keep)
     train = np.arange(n) % 2 == 0
     y = {True: targets[train][mask[train]], False: targets[~train][mask[~train]]}
     out |= {"what": what, "n_train": int(mask[train].sum()), "n_test": int(mask[~train].sum())}
@@ -327,7 +319,7 @@ def probes(study: Study, most: int = 200) -> dict[str, Any]:
     if not out["n_train"] or not out["n_test"]:
         return out
     for state, name in STATES.items():
-        out["auc"][name] = [_probe(snapshots.states[step, state].numpy(), mask, train, y) for step in steps]
+        out["auc"][name] = [_probe(states[step, state].numpy(), mask, train, y) for step in steps]
     onehot = np.eye(part.task.vocab_size, dtype=np.float32)[part.inputs.numpy()]
     where = np.broadcast_to(np.eye(part.task.seq_len, dtype=np.float32), (n, part.task.seq_len, part.task.seq_len))
     context = onehot if part.task.seq_len > 256 else np.concatenate([onehot, where], -1)
@@ -369,13 +361,12 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def say_geometry(curves: dict[str, Any]) -> str:
-    step = {s: np.asarray(curves[s]["step"]["mean"]) for s in ("z_H", "z_L")}
-    moved = {s: v[v > 0] for s, v in step.items()}
-    more = max(moved, key=lambda s: moved[s][-8:].mean() if len(moved[s]) else 0)
-    less = "z_L" if more == "z_H" else "z_H"
+    steps = {s: np.asarray(curves[s]["step"]["mean"]) for s in ("z_H", "z_L")}
+    moved = {s: v[v > 0][-8:].mean() if (v > 0).any() else 0.0 for s, v in steps.items()}
+    more, less = ("z_H", "z_L") if moved["z_H"] >= moved["z_L"] else ("z_L", "z_H")
     cosine = np.asarray(curves["both"]["cosine"]["mean"])
     return (
-        f"At the end {more} moves {moved[more][-8:].mean():.3g} per update and {less} {moved[less][-8:].mean():.3g} "
+        f"At the end {more} moves {moved[more]:.3g} per update and {less} {moved[less]:.3g} "
         f"(mean distance of a cell's state); the cosine between the states goes from {cosine[0]:.2f} to "
         f"{cosine[-1]:.2f}."
     )

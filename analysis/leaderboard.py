@@ -37,16 +37,9 @@ class Evaluation:
         return Path(str(self.data or "")).name
 
     @property
-    def more_steps(self) -> bool:
-        return (self.max_act_steps or 0) > self.trained_steps
-
-    @property
-    def tries(self) -> int:
-        return max(self.attempts or 1, len(self.model) if isinstance(self.model, list) else 1)
-
-    @property
     def is_single_pass(self) -> bool:
-        return self.tries == 1 and not self.more_steps and self.halt in ("max", "q")
+        tries = max(self.attempts or 1, len(self.model) if isinstance(self.model, list) else 1)
+        return tries == 1 and (self.max_act_steps or 0) <= self.trained_steps and self.halt in ("max", "q")
 
     @property
     def solved(self) -> float:
