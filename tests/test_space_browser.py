@@ -457,10 +457,12 @@ def test_exploring_scrubs_and_compares(visit):
         assert text_of(page, "a-l") == page.evaluate("AIR.S.run.frames.l[1]")
         assert "ACT step 1 of 4 · update 2: L" in page.inner_text("#ex-count")
         assert page.locator("[data-view=charts] svg").count() == 3
+        page.locator("#board-a-h .ab-cell").nth(6).click()
         page.select_option("#if-model", "four-symmetric")
         page.select_option("#if-freeze", "z_l")
         page.click("#if-run")
         page.wait_for_function("AIR.S.other && AIR.S.other.end && !AIR.S.other.twin")
+        assert page.locator("#board-b-h").is_visible() and page.locator("#look").is_hidden()
         assert "zL frozen from the start" in page.inner_text("[data-view=title-b]")
         assert page.evaluate("new Set(AIR.S.other.frames.l).size") == 1
 

@@ -808,6 +808,7 @@ window.AIR = window.AIR || (() => {
   /* A second run on the same puzzle, beside the current one: a twin plays with it, a what-if is shown when it ends. */
   function runBeside(run, twin) {
     const base = S.run;
+    stage.closeLook(); // its panel stands where this run goes
     run.twin = twin;
     S.other = run;
     if (!twin) note("if-message", "Running…");
