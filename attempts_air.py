@@ -75,16 +75,16 @@ def solve_puzzles(
             halt="rules" a node also ends when its answer has not changed, and after half of the ACT steps if it is not
             the first.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
-            multiply it in hardware: the rules judge what comes out.
+            multiply it in hardware.
         halt: "q" and "max" as there; "rules" stops at the first step whose answer the rules accept.
         noise: standard deviation of normal noise on both states (whose RMS is 1) in every ACT step, from the second
             attempt on; a function of puzzle, attempt and seed alone.
         selection: "auto" stops at the first answer that the rules accept; if there is none, it takes the highest
             q_halt, then the most frequent answer (mazes: the shortest path that joins S and G before these). "q" and
             "vote" run all attempts and do not ask the rules; a vote suits Sudokus, which have one solution each.
-        symmetries: False repeats the puzzle as given (with noise, or for several models).
-        puzzle_ids: (N,) rows of the puzzle embedding. check: refuse ill-formed puzzles, naming the cell.
-        return_rollout: decode both states of the chosen attempt after every update. progress: show a bar.
+        symmetries: False repeats the puzzle as given (with noise, or for several models). puzzle_ids: (N,) rows of the
+            puzzle embedding. check: refuse ill-formed puzzles, naming the cell. progress: show a bar.
+        return_rollout: decode both states of the chosen attempt after every update.
         hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
             are node * N + puzzle, nodes by the order in which they were made.

@@ -7,7 +7,7 @@
     accelerate launch --config_file recipes/accelerate/8_gpus.yaml train_accelerate.py --recipe maze_hard ...
     torchrun --nproc_per_node 2 train_accelerate.py --recipe sudoku_6x6 ...              # several CPU processes
     python train_accelerate.py --recipe sudoku_extreme --output-dir runs/try --smoke     # tiny, seconds
-    python train_accelerate.py --recipe air-sudoku-9x9-cpu --output-dir runs/9x9 --resume data=...   # all its stages
+    python train_accelerate.py --recipe air-sudoku-9x9 --output-dir runs/9x9 --resume data=...   # all its stages
 
 Any key of TrainConfig (training/recipe.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
 metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.

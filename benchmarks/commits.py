@@ -5,8 +5,9 @@
     python benchmarks/commits.py fc4c429 --rows train-maze_small --output results/benchmarks/commits.json
 
 Rows: maze-DTYPE, one ACT step of a 30x30 maze by checkpoints/air-maze-small; sudoku-DTYPE, one ACT step of a 9x9
-Sudoku in a batch of 64 by checkpoints/air-sudoku-9x9-cpu; train-RECIPE, an optimizer step of that recipe, compiled
-(mazes of 30x30, batch 4; Sudokus in the recipe's batch). The figure is the best round's.
+Sudoku in a batch of 64 by checkpoints/air-sudoku-9x9, both the older commit's; train-RECIPE, an optimizer step of that
+recipe as each commit has it, compiled (mazes of 30x30, batch 4; Sudokus in the recipe's batch). The figure is the best
+round's.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9-cpu"}
+CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9*"}  # of the older commit
 ROWS = [f"{task}-{dtype}" for task in CHECKPOINTS for dtype in ("float32", "bfloat16")]
 ROWS += ["train-maze_small", "train-sudoku_9x9_cpu"]
 
@@ -39,8 +40,9 @@ def seconds(row: str, checkpoints: str, repeats: int) -> float:
     else:
         from air_model import AirModel
 
+        folder = next(Path(checkpoints).glob(CHECKPOINTS[what]))
         grid = {"grid_height": 30, "grid_width": 30} if what == "maze" else {}
-        model = AirModel.from_pretrained(Path(checkpoints) / CHECKPOINTS[what], dtype=torch.float32, **grid)
+        model = AirModel.from_pretrained(folder, dtype=torch.float32, **grid)
         batch, steps = (1, 4) if what == "maze" else (64, 2)
         tokens = torch.randint(1, model.config.vocab_size, (batch, model.config.seq_len))
         units = batch * steps
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
                 package.symlink_to(place, target_is_directory=True)
                 paths[name] = os.pathsep.join([str(package.parent), str(Path(__file__).parent)])
             for row in rows:
-                call = f"commits.seconds({row!r}, {str(ROOT / 'checkpoints')!r}, {arguments.repeats})"
+                call = f"commits.seconds({row!r}, {str(old / 'checkpoints')!r}, {arguments.repeats})"
                 best = dict.fromkeys(paths, float("inf"))
                 for name in [*paths] * arguments.rounds:
                     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths[name]}

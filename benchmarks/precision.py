@@ -1,6 +1,6 @@
 """Do answers stay when a CPU multiplies in bfloat16? Every puzzle is solved in float32 and in bfloat16, and compared.
 
-    python benchmarks/precision.py --model checkpoints/air-sudoku-9x9-cpu --data dev.csv.gz
+    python benchmarks/precision.py --model checkpoints/air-sudoku-9x9 --data dev.csv.gz
     python benchmarks/precision.py --model checkpoints/* --data a.csv b.csv.gz built/folder --limit 1000 \\
         --output results/cpu_precision.json     # one --data for each model; a .md table beside it
 

@@ -1,6 +1,6 @@
 """What more thought buys at Sudokus: a single pass, more steps, views, search by pins, and a classical solver.
 
-    python benchmarks/search.py --model checkpoints/air-sudoku-9x9-cpu --data dev_1175.csv.gz --limit 60 \\
+    python benchmarks/search.py --model checkpoints/air-sudoku-9x9 --data dev_1175.csv.gz --limit 60 \\
         --output results/search.json            # a table beside it, results/search.md
     python benchmarks/search.py --model DIR --data dev.csv.gz --ways pins --nodes 512 --threads 2 --output out.json
 

@@ -41,7 +41,7 @@ def solve_with_shipped() -> None:
     """Puzzles of real size, with the models that come with this release."""
     from air_model.scripts import solve
 
-    names = ["air-sudoku-extreme-best", "air-sudoku-extreme", "air-sudoku-9x9-cpu"]
+    names = ["air-sudoku-extreme-best", "air-sudoku-extreme", "air-sudoku-9x9"]
     folders = [folder for name in names if ((folder := ROOT / "checkpoints" / name) / "config.json").is_file()]
     if folders:
         print(f"\nAnd puzzles of real size, with {folders[0].name}, which comes with this release:")
