@@ -188,8 +188,9 @@ def portable(value: Any) -> Any:
 
 
 def command_line() -> str:
-    """What this process was started with, absolute paths cut to their last part."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """What this process was started with: the script as the checkout's root sees it, absolute paths' last parts."""
+    script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
+    words = [str(script.relative_to(root)) if script.is_relative_to(root) else script.name, *sys.argv[1:]]
     return shlex.join(["python", *("=".join(map(portable, word.split("=", 1))) for word in words)])
 
 

@@ -208,7 +208,7 @@ def solving_dtype(dtype: torch.dtype | str | None, weight: Tensor) -> torch.dtyp
     """The dtype that `solve` computes in; by default float32 on a CPU, bfloat16 on CUDA, elsewhere that of `weight`.
 
     On a CPU without instructions for them, bfloat16 products are up to a hundred times slower; with them
-    (`bf16_is_fast`) as many puzzles are solved in two thirds of the time, but not all answers stay as they are
+    (`bf16_is_fast`) nearly as many are solved in two thirds of the time, but not all answers stay as they are
     (results/cpu_precision.md), so it is for those to choose who can check them, as a search does.
     """
     if dtype is None:

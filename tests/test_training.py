@@ -22,7 +22,7 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
-from air_model.records import all_seconds, append_runs_to, earlier_runs, source_state
+from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
@@ -1435,3 +1435,11 @@ def test_nearly_solved_copies_leave_one_to_twelve_open_cells():
     blanks = (batch.inputs == 1).sum(1)
     near = blanks < 16
     assert 0.35 < near.float().mean() < 0.65 and set(blanks[near].tolist()) == set(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("script", "named"), [("benchmarks/search.py", "benchmarks/search.py"), ("/elsewhere/mine.py", "mine.py")]
+)
+def test_a_recorded_command_names_the_script_from_the_root_and_no_folder_of_this_machine(monkeypatch, script, named):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), "--data", "/mine/dev.csv", "data=/mine/x", "seed=1"])
+    assert command_line() == f"python {named} --data dev.csv data=x seed=1"
