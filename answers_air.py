@@ -105,10 +105,11 @@ def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.
     return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)
 
 
-def add_stats(stats: dict[str, Any], more: dict[str, Any]) -> None:
-    for name in ("slot_steps", "passes", "capacity"):
-        stats[name] += more[name]
-    stats["batch_size"] = max(stats["batch_size"], more["batch_size"])
+def sum_of_stats(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The stats of several calls of `AirModel.solve` as one."""
+    stats = {name: sum(part[name] for part in parts) for name in ("slot_steps", "passes", "capacity")}
+    stats["batch_size"] = max((part["batch_size"] for part in parts), default=0)
+    return stats | {"fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
 
 
-__all__ = ["Answers", "Node", "Work", "add_stats", "keep_givens", "pins_of", "symmetric_views"]
+__all__ = ["Answers", "Node", "Work", "keep_givens", "pins_of", "sum_of_stats", "symmetric_views"]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .answers_air import Answers, Node, Work, add_stats, keep_givens, symmetric_views
+from .answers_air import Answers, Node, Work, keep_givens, sum_of_stats, symmetric_views
 from .modeling_air import AirModel
 from .pins_air import AHEAD, Search
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
@@ -238,24 +238,15 @@ class _Views:
         # Row v * n + i of a call of `solve` is view v of puzzle i.
         rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
-        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
+        stats, interrupted = [], {}
         for m, model in enumerate(self.models):
-            is_last = m == len(self.models) - 1
 
-            def finish(
-                rows: Tensor,
-                predictions: Tensor,
-                q: Tensor,
-                steps: Tensor,
-                logits: Tensor,
-                m: int = m,
-                is_last: bool = is_last,
-            ) -> Tensor:
+            def finish(rows: Tensor, *found: Tensor, m: int = m) -> Tensor:
                 rows = rows.cpu().numpy()
                 view, i = rows // n, rows % n
-                self._record(m * k + view, i, view, predictions, q, steps)  # logits are for a search
+                self._record(m * k + view, i, view, *found[:3])  # logits are for a search
                 again = ~self.accepted[i] & (view + 1 < k)
-                done = i[self.accepted[i] | (is_last & ~again)]
+                done = i[self.accepted[i] | (m == len(self.models) - 1) & ~again]
                 if on_answers is not None and len(done):
                     on_answers(done, self.collect(done))
                 return torch.from_numpy(rows[again] + n)
@@ -277,17 +268,18 @@ class _Views:
             except KeyboardInterrupt:
                 if not interruptible:
                     raise
-                stats["interrupted"] = True
+                interrupted = {"interrupted": True}
                 break
             self.rollouts.append(solution.rollout)
-            add_stats(stats, solution.stats)
+            stats.append(solution.stats)
         result = self.collect(np.arange(n))
-        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
+        result.stats = sum_of_stats(stats) | interrupted
         return result
 
-    def _record(self, at: np.ndarray, i: np.ndarray, view: np.ndarray, *found: Tensor) -> None:
+    def _record(
+        self, at: np.ndarray, i: np.ndarray, view: np.ndarray, predictions: Tensor, q: Tensor, steps: Tensor
+    ) -> None:
         """Attempts `at` of puzzles `i` have ended."""
-        predictions, q, steps = found
         mapped, q, steps = self._home(view, i, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
         self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
         # The generic grid has no rules that could accept an answer.
@@ -382,23 +374,27 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
 
 
 def _joined(parts: list[Answers]) -> Answers:
-    whole = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("tokens", "q_halt_logits", "act_steps", "attempts", "view")
-    }
-    verdict = Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3)))
-    stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
-    for part in parts:
-        add_stats(stats, part.stats)
-    stats["fill"] = stats["slot_steps"] / max(1, stats["capacity"])
+    def whole(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def listed(name: str) -> list | None:
+        lists = [getattr(part, name) for part in parts]
+        return None if lists[0] is None else [entry for part in lists for entry in part]
+
     rollout = None
     if parts[0].rollout is not None:
         z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
         rollout = (z_h, z_l, parts[0].rollout[2])
-    for name in ("pins", "trees"):
-        lists = [getattr(part, name) for part in parts]
-        whole[name] = None if lists[0] is None else [entry for part in lists for entry in part]
-    return Answers(**whole, verdict=verdict, rollout=rollout, stats=stats)
+    names = ("q_halt_logits", "act_steps", "attempts", "view")
+    return Answers(
+        whole("tokens"),
+        Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3))),
+        *map(whole, names),
+        rollout=rollout,
+        stats=sum_of_stats([part.stats for part in parts]),
+        pins=listed("pins"),
+        trees=listed("trees"),
+    )
 
 
 __all__ = ["Answers", "Node", "solve_puzzles", "symmetric_views"]

@@ -15,8 +15,6 @@ import difflib
 import functools
 import math
 import os
-import re
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -61,6 +59,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedding": "none"}
 
+# What makes two configs the same variant.
+RULE_FIELDS = (
+    *("l_injection", "h_injection", "input_operator", "level_token", "shared_block"),
+    *("gradient_scope", "q_continue", "token_mixer"),
+)
+# Fields that must be 1 or more.
+COUNTS = (
+    *("grid_height", "grid_width", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "l_cycles", "h_cycles", "num_puzzle_identifiers", "halt_max_steps"),
+)
+
 # The source files that go to the Hub with a model, beside its weights: it loads there without this package.
 TRAVELLING_FILES = (
     "configuration_air.py",
@@ -84,14 +93,6 @@ CUSTOM_PIPELINES = {
         "type": "text",
     }
 }
-
-
-# What releases changed in config.json, oldest first: (release, function from the dictionary before to the one since).
-MIGRATIONS: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = []
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", str(version))[:3])
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -194,14 +195,14 @@ class AirConfig(PreTrainedConfig):
             self.grid_height = self.grid_width or side
         if self.grid_width is None:
             self.grid_width = self.grid_height
-        if self.task == "sudoku" and self.grid_height and self.box_height is None and self.box_width is None:
-            # The most square box: 6 -> 2 x 3, 9 -> 3 x 3, 12 -> 3 x 4.
-            self.box_height = max(k for k in range(1, math.isqrt(self.grid_height) + 1) if self.grid_height % k == 0)
-        if self.task == "sudoku" and self.grid_height:
+        if self.task == "sudoku" and (n := self.grid_height):
+            if self.box_height is None and self.box_width is None:
+                # The most square box: 6 -> 2 x 3, 9 -> 3 x 3, 12 -> 3 x 4.
+                self.box_height = max(k for k in range(1, math.isqrt(n) + 1) if n % k == 0)
             if self.box_height is None and self.box_width:
-                self.box_height = self.grid_height // self.box_width
+                self.box_height = n // self.box_width
             elif self.box_width is None and self.box_height:
-                self.box_width = self.grid_height // self.box_height
+                self.box_width = n // self.box_height
         if self.vocab_size is None:
             self.vocab_size = {"sudoku": (self.grid_height or 0) + 2, "maze": 6}.get(self.task)
         if self.intermediate_size is None:
@@ -242,9 +243,7 @@ class AirConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """As PreTrainedConfig.from_dict, after migrating the configs of other releases of this code."""
-        config_dict = cls.migrate(config_dict)
-        # A newer transformers or AIR may have written fields that this version does not know: say so, and go on.
+        """As PreTrainedConfig.from_dict; fields that a newer transformers or AIR may have written are left out."""
         known = {field.name for field in dataclasses.fields(cls)} | _INHERITED_KEYS
         foreign = sorted(k for k in config_dict if k not in known and not k.startswith("_"))
         if foreign:
@@ -254,18 +253,6 @@ class AirConfig(PreTrainedConfig):
             )
             config_dict = {k: v for k, v in config_dict.items() if k not in foreign}
         return super().from_dict(config_dict, **kwargs)
-
-    @classmethod
-    def migrate(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
-        """The dictionary of any older release in the fields of this one; `config_dict` itself stays as it is."""
-        config_dict = dict(config_dict)
-        written = _numbers(config_dict.get("code_version", "0"))
-        for release, change in MIGRATIONS:
-            if written < _numbers(release):
-                config_dict = change(config_dict)
-        if written < _numbers(__version__):
-            config_dict["code_version"] = __version__
-        return config_dict
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "AirConfig":
@@ -283,19 +270,9 @@ class AirConfig(PreTrainedConfig):
     @property
     def variant(self) -> str | None:
         """Name of the row of VARIANTS that this rule equals (sizes and positions aside), or None."""
-        rule = (
-            "l_injection",
-            "h_injection",
-            "input_operator",
-            "level_token",
-            "shared_block",
-            "gradient_scope",
-            "q_continue",
-            "token_mixer",
-        )
-        mine = [getattr(self, field) for field in rule]
+        mine = [getattr(self, field) for field in RULE_FIELDS]
         for name, row in VARIANTS.items():
-            if mine == [row.get(field, getattr(type(self), field)) for field in rule]:
+            if mine == [row.get(field, getattr(type(self), field)) for field in RULE_FIELDS]:
                 return name
         return None
 
@@ -346,20 +323,7 @@ class AirConfig(PreTrainedConfig):
                 f"task={self.task!r} has no default size: got grid_height={self.grid_height}, "
                 f"vocab_size={self.vocab_size}. Set both."
             )
-        positive = (
-            "grid_height",
-            "grid_width",
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "l_cycles",
-            "h_cycles",
-            "num_puzzle_identifiers",
-            "halt_max_steps",
-        )
-        for name in positive:
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
         for name in ("rope_theta", "rms_norm_eps", "expansion"):
@@ -449,19 +413,10 @@ class AirConfig(PreTrainedConfig):
                 )
 
 
-_INHERITED_KEYS = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {
-    "architectures",
-    "attn_implementation",
-    "auto_map",
-    "d_model",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
+_INHERITED_KEYS = {
+    *(field.name for field in dataclasses.fields(PreTrainedConfig)),
+    *("architectures", "attn_implementation", "auto_map", "d_model", "experts_implementation", "model_type"),
+    *("name_or_path", "num_labels", "output_attentions", "return_dict", "torch_dtype", "transformers_version"),
 }
 
 _checked_init = AirConfig.__init__

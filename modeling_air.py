@@ -176,18 +176,6 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
             for name in ("z_h_init", "z_l_init")
         }
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
     @property
     def seen_by_heads(self) -> Tensor | None:
         """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""

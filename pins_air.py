@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .answers_air import Answers, Node, Work, add_stats, keep_givens, pins_of, symmetric_views
+from .answers_air import Answers, Node, Work, keep_givens, pins_of, sum_of_stats, symmetric_views
 from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import GridTask, Symmetry, Verdict
 from .solving_air import AirUpdate, Hook
@@ -138,7 +138,7 @@ class Search:
         interruptible: bool,
     ) -> Answers:
         self.on_answers, self.keep = on_answers, options["return_rollout"]
-        stats: dict[str, Any] = {"batch_size": 0, "slot_steps": 0, "passes": 0, "capacity": 0}
+        stats, interrupted = [], {}
         n, bar_of_nodes = len(self.puzzles), len(self.puzzles) == 1
         most = self.most * len(self.models) if bar_of_nodes else n
         unit = "node" if bar_of_nodes else "puzzle"
@@ -146,17 +146,17 @@ class Search:
         with self.bar:
             try:
                 for m, model in enumerate(self.models):
-                    add_stats(stats, self._with(m, model, hook, options))
+                    stats.append(self._with(m, model, hook, options))
             except KeyboardInterrupt:
                 if not interruptible:
                     raise
-                stats["interrupted"] = True
+                interrupted = {"interrupted": True}
                 for i, tree in self.trees.items():
                     self._take(i, tree)
         if self.keep:
             self._roll_out(options)
         result = self.collect(np.arange(n))
-        result.stats = {**stats, "fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
+        result.stats = sum_of_stats(stats) | interrupted
         return result
 
     # ---- one model
@@ -260,12 +260,10 @@ class Search:
         valid = self.task.verdicts(self.puzzles[owner], answers).valid
         faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
         cells, costs = _split(self.task, self._home(at, self.inputs[rows]), self._beliefs(at, logits))
-        for row, i, *found in zip(at, owner, answers, valid, steps, q, faults, cells, costs):
+        plain = (part.tolist() for part in (valid, steps, q, faults, cells))
+        for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
-                answer, accepted, used, logit, wrong, cell, cost = found
-                self.trees[i].came[int(self.order[row])] = _Result(
-                    answer, bool(accepted), int(used), float(logit), int(wrong), int(cell), cost
-                )
+                self.trees[i].came[int(self.order[row])] = _Result(*found)
         self.free.extend(at.tolist())
         done = []
         for i in dict.fromkeys(owner.tolist()):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,13 @@ from .search_air import count_solutions, flood
 
 PAD = 0
 UNKNOWN = "?"  # how a PAD token (a model may predict it) is written; as input it is a blank of a Sudoku
-CHUNK = 8192  # rows handled at once by the vectorised rules: memory stays flat whatever N is
+CHUNK = 1024  # rows handled at once by the vectorised rules
+
+
+def in_chunks(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """function(*arrays), a row of its result for each of theirs, some rows at a time: memory stays flat."""
+    starts = range(0, max(len(arrays[0]), 1), CHUNK)
+    return np.concatenate([function(*(array[at : at + CHUNK] for array in arrays)) for at in starts])
 
 
 class Verdict(NamedTuple):
@@ -187,8 +194,7 @@ class GridTask:
 
     def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
         """Several readable lines; with `ansi` and the puzzle given, what the answer added is coloured."""
-        lines = self._styled(tokens, puzzle, ansi)
-        return "\n".join("".join(line) for line in lines)
+        return "\n".join(map("".join, self._styled(tokens, puzzle, ansi)))
 
     def _styled(self, tokens: Any, puzzle: Any, ansi: bool) -> list[list[str]]:
         text = list(self.decode(tokens))
@@ -260,7 +266,7 @@ class GridTask:
 
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         if not consistent:
-            i = self._first(self._given(puzzle) & (puzzle != answer))
+            i = self._first(~self._kept(puzzle, answer))
             given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
             return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
         return f"{self.cell(self._first(answer == PAD))} is empty."
@@ -268,6 +274,10 @@ class GridTask:
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         """Cells that an answer must keep, bool, same shape."""
         return puzzles != self.blank_token
+
+    def _kept(self, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Cells where an answer agrees with what was given, bool, same shape."""
+        return (puzzles == answers) | ~self._given(puzzles)
 
     @staticmethod
     def _first(mask: np.ndarray) -> int:
@@ -280,15 +290,10 @@ class GridTask:
             raise ValueError(
                 f"puzzles and answers must both be (N, {self.seq_len}), got {puzzles.shape} and {answers.shape}."
             )
-        out = np.zeros((3, len(puzzles)), bool)
-        for start in range(0, len(puzzles), CHUNK):
-            rows = slice(start, start + CHUNK)
-            out[:, rows] = self._verdicts(puzzles[rows], answers[rows])
-        return Verdict(*out)
+        return Verdict(*in_chunks(lambda p, a: np.stack(self._verdicts(p, a), -1), puzzles, answers).T)
 
     def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        consistent = ~(self._given(puzzles) & (puzzles != answers)).any(-1)
-        complete = (answers != PAD).all(-1)
+        consistent, complete = self._kept(puzzles, answers).all(-1), (answers != PAD).all(-1)
         return complete, consistent, complete & consistent
 
     def conflicts(self, tokens: Any, labels: Any = None) -> np.ndarray:
@@ -418,11 +423,8 @@ class SudokuTask(GridTask):
     @cached_property
     def units_of(self) -> np.ndarray:
         """(S, 3): the row, column and box number of each cell, as indices into `units`."""
-        out = np.empty((self.seq_len, 3), np.int64)
-        for kind in range(3):
-            for u in range(kind * self.height, (kind + 1) * self.height):
-                out[self.units[u], kind] = u
-        return out
+        places = np.argsort(self.units.reshape(3, -1), axis=1)  # of each cell among all rows, columns and boxes
+        return (places // self.height + np.arange(3)[:, None] * self.height).T
 
     def _unit_masks(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bit per digit: of each cell (N, S), seen in each unit (N, 3n), seen at least twice there (N, 3n)."""
@@ -439,22 +441,22 @@ class SudokuTask(GridTask):
         tokens = np.asarray(tokens)
         if tokens.shape[-1:] != (self.seq_len,):
             raise ValueError(f"tokens must be (..., {self.seq_len}), got {tokens.shape}.")
-        flat = tokens.reshape(-1, self.seq_len)
-        out = np.empty(flat.shape, bool)
-        for start in range(0, len(flat), CHUNK):
-            rows = slice(start, start + CHUNK)
-            bits, _, twice = self._unit_masks(flat[rows])
-            row, column, box = (twice[:, self.units_of[:, kind]] for kind in range(3))
-            out[rows] = (bits & (row | column | box)) != 0
-        return out.reshape(tokens.shape)
+        return in_chunks(self._conflicts, tokens.reshape(-1, self.seq_len)).reshape(tokens.shape)
 
-    def _twins(self, tokens: np.ndarray) -> tuple[int, int, str] | None:
-        """The first two cells of one unit that hold the same digit, and that unit's kind."""
+    def _conflicts(self, tokens: np.ndarray) -> np.ndarray:
+        bits, _, twice = self._unit_masks(tokens)
+        row, column, box = (twice[:, self.units_of[:, kind]] for kind in range(3))
+        return (bits & (row | column | box)) != 0
+
+    def _twins(self, tokens: np.ndarray) -> str | None:
+        """The first two cells of one unit that hold the same digit, in words."""
         for u, cells in enumerate(self.units):
             values = tokens[cells]
             for digit in np.unique(values[values >= 2]):
                 if len(same := cells[values == digit]) > 1:
-                    return int(same[0]), int(same[1]), ("row", "column", "box")[u // self.height]
+                    unit = ("row", "column", "box")[u // self.height]
+                    both = " and ".join(map(self.cell, same[:2]))
+                    return f"{both} both hold {self.alphabet[digit]} in the same {unit}."
         return None
 
     def _check(self, tokens: np.ndarray) -> None:
@@ -462,16 +464,11 @@ class SudokuTask(GridTask):
             raise ValueError(
                 f"{self.cell(pads[0])} holds the PAD token 0. Digits, with 0 for a blank, need values='digits'."
             )
-        if (twins := self._twins(tokens)) is not None:
-            a, b, unit = twins
-            raise ValueError(
-                f"Contradicting clues: {self.cell(a)} and {self.cell(b)} both hold {self.alphabet[tokens[a]]}"
-                f" in the same {unit}."
-            )
+        if twins := self._twins(tokens):
+            raise ValueError(f"Contradicting clues: {twins}")
 
     def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        consistent = ~(self._given(puzzles) & (puzzles != answers)).any(-1)
-        complete = (answers >= 2).all(-1)
+        consistent, complete = self._kept(puzzles, answers).all(-1), (answers >= 2).all(-1)
         _, once, _ = self._unit_masks(answers)
         every_digit = np.uint64(((1 << self.height) - 1) << 2)
         return complete, consistent, complete & consistent & (once == every_digit).all(-1)
@@ -479,10 +476,9 @@ class SudokuTask(GridTask):
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         if not consistent:
             return super()._explain(puzzle, answer, complete, consistent)
-        if (twins := self._twins(answer)) is not None:
-            a, b, unit = twins
-            return f"{self.cell(a)} and {self.cell(b)} both hold {self.alphabet[answer[a]]} in the same {unit}."
-        return f"{self.cell(self._first(answer < 2))} is empty ({int((answer < 2).sum())} empty cells in all)."
+        return self._twins(answer) or (
+            f"{self.cell(self._first(answer < 2))} is empty ({int((answer < 2).sum())} empty cells in all)."
+        )
 
     def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
         can = [1 << int(t) - 2 if t >= 2 else (1 << self.height) - 1 for t in puzzle]
@@ -509,15 +505,9 @@ class SudokuTask(GridTask):
         size, h, w = self.height, self.box_height, self.box_width
         row = random_lines(rng, n, size, h)
         column = random_lines(rng, n, size, w)
+        cells = row[:, :, None] * size + column[:, None, :]
         if h == w:  # elsewhere a transposed box no longer is a box
-            flip = rng.random(n) < 0.5
-            cells = np.where(
-                flip[:, None, None],
-                row[:, None, :] * size + column[:, :, None],
-                row[:, :, None] * size + column[:, None, :],
-            )
-        else:
-            cells = row[:, :, None] * size + column[:, None, :]
+            cells = np.where((rng.random(n) < 0.5)[:, None, None], cells.transpose(0, 2, 1), cells)
         tokens = np.empty((n, self.vocab_size), np.uint8)
         tokens[:, :2] = PAD, self.blank_token
         tokens[:, 2:] = np.argsort(rng.random((n, size)), axis=-1) + 2
@@ -596,13 +586,12 @@ class MazeTask(GridTask):
         on_some = int(((there >= 0) & (there + back == moves)).sum())
         return 0 if moves < 0 else 1 if on_some == moves + 1 else "several"
 
-    def _given(self, puzzles: np.ndarray) -> np.ndarray:
-        return puzzles != self.SPACE
+    def _kept(self, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return (puzzles == answers) | ((puzzles == self.SPACE) & (answers == self.PATH))
 
     def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         marks = answers == self.PATH
-        # An answer keeps every cell of the puzzle, except that a free cell may carry a mark.
-        consistent = ((puzzles == answers) | ((puzzles == self.SPACE) & marks)).all(-1)
+        consistent = self._kept(puzzles, answers).all(-1)
         start, goal = puzzles == self.START, puzzles == self.GOAL
         at_start = np.argmax(start, axis=-1)[:, None]
         walked = np.take_along_axis(flood(self._grid(marks | start | goal), self._grid(goal)), at_start, 1)[:, 0]
@@ -619,11 +608,9 @@ class MazeTask(GridTask):
         if distance[start] < 0:
             return self._no_path(puzzle)
         if not consistent:
-            i = self._first((puzzle != answer) & ~((puzzle == self.SPACE) & marks))
-            given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
-            return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
-        walked = flood(self._grid((marks | (puzzle == self.START) | (puzzle == self.GOAL))[None]),
-                        self._grid((puzzle == self.START)[None]))[0]  # fmt: skip
+            return super()._explain(puzzle, answer, complete, consistent)
+        ends = np.isin(puzzle, (self.START, self.GOAL))
+        walked = flood(self._grid(marks | ends), self._grid(puzzle == self.START))[0]
         if walked[goal] < 0:
             reached = np.flatnonzero(walked >= 0)
             end = reached[np.argmax(walked[reached])]
@@ -641,12 +628,7 @@ class MazeTask(GridTask):
 
     def distances(self, puzzles: np.ndarray) -> np.ndarray:
         """Moves from every cell to G: puzzles (N, S) -> int32 (N, S), -1 where there is no way."""
-        puzzles = np.asarray(puzzles)
-        out = np.empty(puzzles.shape, np.int32)
-        for start in range(0, len(puzzles), 1024):
-            part = puzzles[start : start + 1024]
-            out[start : start + 1024] = flood(self._grid(part > self.WALL), self._grid(part == self.GOAL))
-        return out
+        return in_chunks(lambda p: flood(self._grid(p > self.WALL), self._grid(p == self.GOAL)), np.asarray(puzzles))
 
     def label(self, puzzles: Any) -> np.ndarray:
         """The benchmark's answer: the shortest path by the Down, Left, Right, Up rule, marked o.
@@ -695,12 +677,12 @@ def default_box(size: int, box_height: int | None = None, box_width: int | None 
                 " rows and columns only."
             )
         return box_height, size // box_height
-    given = box_height if box_height is not None else box_width
-    if given < 1 or size % given:
-        raise ValueError(f"A box side of {given} does not divide a {size}x{size} Sudoku.")
-    box_height = box_height if box_height is not None else size // box_width
-    box_width = box_width if box_width is not None else size // box_height
-    if box_height * box_width != size:
+    if box_height is None or box_width is None:
+        given = box_width if box_height is None else box_height
+        if given < 1 or size % given:
+            raise ValueError(f"A box side of {given} does not divide a {size}x{size} Sudoku.")
+        return (size // given, given) if box_height is None else (given, size // given)
+    if min(box_height, box_width) < 1 or box_height * box_width != size:
         raise ValueError(
             f"Boxes of {box_height} x {box_width} hold {box_height * box_width} cells; a {size}x{size} Sudoku needs"
             f" boxes of {size}."
@@ -738,8 +720,8 @@ def make_task(
 
 def task_from_config(config: Any) -> GridTask:
     """The task object of an AirConfig."""
-    boxes = (config.box_height, config.box_width) if config.task == "sudoku" else (None, None)
-    return make_task(config.task, config.grid_height, config.grid_width, *boxes, vocab_size=config.vocab_size)
+    names = ("task", "grid_height", "grid_width", "box_height", "box_width", "vocab_size")
+    return make_task(*(getattr(config, name) for name in names))
 
 
 class AirProcessor(ProcessorMixin):
@@ -765,8 +747,8 @@ class AirProcessor(ProcessorMixin):
     @classmethod
     def from_config(cls, config: Any) -> AirProcessor:
         """The processor that fits an AirConfig."""
-        task = task_from_config(config)
-        return cls(task.name, task.height, task.width, task.box_height, task.box_width, task.vocab_size)
+        names = ("task", "grid_height", "grid_width", "box_height", "box_width", "vocab_size")
+        return cls(*(getattr(config, name) for name in names))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -841,9 +823,6 @@ class AirProcessor(ProcessorMixin):
                     " save_pretrained wrote."
                 )
             config = json.loads((folder / "config.json").read_text())
-            names = ("grid_height", "grid_width", "vocab_size")
-            fields = {name: config.get(name) for name in names}
-            if (task := config.get("task", "sudoku")) == "sudoku":
-                fields |= {name: config.get(name) for name in ("box_height", "box_width")}
-            return cls(task, **fields)
+            names = ("grid_height", "grid_width", "box_height", "box_width", "vocab_size")
+            return cls(config.get("task", "sudoku"), *map(config.get, names))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -30,7 +30,7 @@ def flood(passable: np.ndarray, source: np.ndarray) -> np.ndarray:
         front = near & open_
         open_ ^= front
         distance[front] = rounds
-    return distance.reshape(n, height + 2, width + 2)[:, 1:-1, 1:-1].reshape(n, -1)
+    return distance.reshape(n, height + 2, width + 2)[:, 1:-1, 1:-1].reshape(n, height * width)
 
 
 def count_solutions(can: list[int], peers: list[list[int]], units: list[list[int]], effort: int) -> int | str | None:

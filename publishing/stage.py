@@ -78,7 +78,7 @@ def stage_model(
 ) -> Staged:
     """Fill `folder` with a model repository made from a saved model.
 
-    Weights as they are; config and processor rewritten by this release (older configs migrate); its source files;
+    Weights as they are; config and processor rewritten by this release; its source files;
     tokenizer files if there are any; the card, the run record, evaluations and figures.
     """
     staged = Staged("model", folder)

@@ -15,7 +15,7 @@ from conftest import ROOT, tiny_batch, tiny_model
 from packaging.requirements import Requirement
 from safetensors.torch import save_file
 
-from air_model import AirConfig, AirModel, configuration_air
+from air_model import AirModel, configuration_air
 from air_model.pipeline_air import save_release
 
 
@@ -39,24 +39,6 @@ def test_a_config_from_before_some_fields_existed_loads_the_same_model(released)
     rewrite(folder, lambda config: {k: v for k, v in config.items() if k not in missing})
     with torch.no_grad():
         assert torch.equal(AirModel.from_pretrained(folder)(inputs).logits, expected)
-
-
-def test_renamed_fields_migrate_step_by_step_from_any_older_release(released, monkeypatch):
-    folder, inputs, expected = released
-
-    def renamed(old: str, new: str):
-        return lambda config: {new if key == old else key: value for key, value in config.items()}
-
-    steps = [("0.0.5", renamed("h_loops", "h_rounds")), ("0.0.9", renamed("h_rounds", "h_cycles"))]
-    monkeypatch.setattr(configuration_air, "MIGRATIONS", steps)
-    for name, version in (("h_loops", "0.0.4"), ("h_rounds", "0.0.7")):
-        rewrite(folder, lambda config: {**renamed("h_cycles", name)(config), "code_version": version})  # noqa: B023
-        config = AirConfig.from_pretrained(folder)
-        assert config.code_version == configuration_air.__version__
-        with torch.no_grad():
-            assert torch.equal(AirModel.from_pretrained(folder)(inputs).logits, expected)
-        config.save_pretrained(folder)  # written in today's names: not migrated a second time
-        assert AirConfig.from_pretrained(folder).to_dict() == config.to_dict()
 
 
 def test_the_version_stands_in_one_place(released):
