@@ -132,8 +132,7 @@ def eager_attention_forward(
     weights = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32)
-    weights = weights.to(query.dtype)
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -294,15 +293,6 @@ def _hidden(seen: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=torch.float32, device="cpu").masked_fill(~seen, -torch.inf)
 
 
-def trains_faster_in_float32(query: Tensor) -> bool:
-    """Whether torch's fused attention, forward and backward, should be given float32 in place of bfloat16.
-
-    Its backward pass on a CPU takes two to three times as long in bfloat16 (results/LOG.md).
-    """
-    slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] > 200
-    return slow and torch.is_grad_enabled()
-
-
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -329,7 +319,9 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and trains_faster_in_float32(query):
+        # The backward pass of torch's fused attention takes two to three times as long in bfloat16 on a CPU.
+        slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] > 200
+        if implementation == "sdpa" and slow and torch.is_grad_enabled():
             query, key, value = query.float(), key.float(), value.float()
             bias = None if bias is None else bias.float()
         if bias is not None and implementation not in ("eager", "sdpa"):

@@ -168,11 +168,8 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
     def initial_states(config: AirConfig) -> dict[str, Tensor]:
         """The fixed random vectors (D,) of std 1 that every puzzle starts from; the same in every model of a width."""
         generator = torch.Generator("cpu").manual_seed(0)
-        sigma = 1 / _TRUNCATED_STD
         return {
-            name: nn.init.trunc_normal_(
-                torch.empty(config.hidden_size, device="cpu"), 0.0, sigma, -2 * sigma, 2 * sigma, generator=generator
-            )
+            name: truncated_normal_(torch.empty(config.hidden_size, device="cpu"), 1.0, generator)
             for name in ("z_h_init", "z_l_init")
         }
 
@@ -392,22 +389,18 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
 
     def check_values(self, input_ids: Tensor, puzzle_ids: Tensor | None, labels: Tensor | None = None) -> None:
         config = self.config
-        if input_ids.numel() and (input_ids.min() < 0 or input_ids.max() >= config.vocab_size):
-            low, high = int(input_ids.min()), int(input_ids.max())
-            raise ValueError(f"input_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}.")
-        if labels is not None and labels.numel():
-            wrong = (labels != config.ignore_index) & ((labels < 0) | (labels >= config.vocab_size))
-            if wrong.any():
-                raise ValueError(
-                    f"labels must lie in 0..{config.vocab_size - 1} or be {config.ignore_index}, got "
-                    f"{int(labels[wrong][0])}."
-                )
-        if puzzle_ids is not None and config.puzzle_embedding_size and puzzle_ids.numel():
-            if puzzle_ids.min() < 0 or puzzle_ids.max() >= config.num_puzzle_identifiers:
-                raise ValueError(
-                    f"puzzle_ids must lie in 0..{config.num_puzzle_identifiers - 1}, got "
-                    f"{int(puzzle_ids.min())}..{int(puzzle_ids.max())}."
-                )
+        if labels is not None:
+            labels = labels[labels != config.ignore_index]
+        if not config.puzzle_embedding_size:
+            puzzle_ids = None
+        for name, values, size, other in (
+            ("input_ids", input_ids, config.vocab_size, ""),
+            ("labels", labels, config.vocab_size, f" or be {config.ignore_index}"),
+            ("puzzle_ids", puzzle_ids, config.num_puzzle_identifiers, ""),
+        ):
+            if values is not None and values.numel() and (values.min() < 0 or values.max() >= size):
+                found = f"{int(values.min())}..{int(values.max())}"
+                raise ValueError(f"{name} must lie in 0..{size - 1}{other}, got {found}.")
 
     @contextlib.contextmanager
     def observe_attention(self, observer: Callable[[int, Tensor, Tensor, float], None]) -> Iterator[None]:

@@ -99,8 +99,8 @@ def _sizes_of(task: GridTask, puzzle: Any) -> Iterator[tuple[int, int]]:
             lines = without_margin(lines)
             yield len(lines), len(lines[0])
             yield len(lines) - 2, len(lines[0]) - 2  # a drawn frame
-    if count and math.isqrt(count) ** 2 == count:
-        yield math.isqrt(count), math.isqrt(count)
+    if count and (side := math.isqrt(count)) ** 2 == count:
+        yield side, side
 
 
 def takes_size(config: AirConfig, task: GridTask) -> bool:
@@ -121,9 +121,8 @@ def takes_size(config: AirConfig, task: GridTask) -> bool:
 
 def in_size(model: AirModel, task: GridTask) -> AirModel:
     """The same weights (shared, not copied) for grids of another size; see `takes_size`."""
-    if task_from_config(model.config) == task:
+    if (own := task_from_config(model.config)) == task:
         return model
-    own = task_from_config(model.config)
     fields = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "architectures")}
     config = type(model.config)(**fields | {"grid_height": task.height, "grid_width": task.width})
     config._attn_implementation = model.config._attn_implementation
@@ -327,12 +326,11 @@ class PuzzleSolvingPipeline(Pipeline):
             options.setdefault("progress", sys.stderr is not None and sys.stderr.isatty())
             ids = None
             if puzzle_ids is not None:
-                ids = np.asarray(puzzle_ids)
-                if ids.ndim and len(ids) < (needed := max(places) + model_inputs["first"]):
-                    raise ValueError(
-                        f"puzzle_ids must have one number per puzzle: got {len(ids)} for {needed} or more."
-                    )
-                ids = ids[np.array(places) + model_inputs["first"] - 1] if ids.ndim else np.full(len(places), ids)
+                at, ids = np.array(places) + model_inputs["first"] - 1, np.asarray(puzzle_ids)
+                if ids.ndim and len(ids) <= at.max():
+                    sentence = f"got {len(ids)} for {at.max() + 1} or more."
+                    raise ValueError(f"puzzle_ids must have one number per puzzle: {sentence}")
+                ids = ids[at] if ids.ndim else np.full(len(places), ids)
             model = in_size(self.model, task)
             answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, interruptible=True, **options)
             outputs.append({"task": task, "places": places, "puzzles": tokens, "answers": answers})
@@ -372,10 +370,7 @@ def describe(
     result = {
         "solution": task.decode(tokens),
         "solved": verdict.valid,
-        "valid": verdict.valid,
-        "complete": verdict.complete,
-        "consistent": verdict.consistent,
-        "message": message,
+        **verdict._replace(message=message)._asdict(),
         "confidence": confidence,
         "solutions": solutions,
         "act_steps": int(answers.act_steps[i]),
@@ -385,14 +380,9 @@ def describe(
         result["pins"] = [_pin(task, *pin) for pin in answers.pins[i]]
     if answers.trees is not None:
         result["tree"] = [
-            {
-                "parent": node.parent,
-                "pin": _pin(task, node.cell, node.token) if node.parent >= 0 else None,
-                "cost": node.cost,
-                "accepted": node.accepted,
-                "act_steps": node.act_steps,
-                "answer": task.decode(node.answer),
-            }
+            {name: getattr(node, name) for name in ("parent", "cost", "accepted", "act_steps")}
+            | {"pin": _pin(task, node.cell, node.token) if node.parent >= 0 else None}
+            | {"answer": task.decode(node.answer)}
             for node in answers.trees[i]
         ]
     if answers.rollout is not None:
@@ -445,7 +435,7 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         with _without_bars():
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary)  # also writes the processor that follows from its config
         if processor is not None:
             processor.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir()):
@@ -485,14 +475,13 @@ def load_model(
             )
         name = str(folder)
     device = device_of(device)
-    if dtype is None and device.type == "cpu":
-        dtype = torch.float32
+    dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
     try:
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if kind != AirConfig.model_type:
             raise ValueError(f"its config.json is of a {kind!r} model, not of AIR")
         with _without_bars():
-            model, report = AirModel.from_pretrained(name, dtype=dtype or "auto", output_loading_info=True)
+            model, report = AirModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except Exception as error:  # safetensors, the Hub's client and transformers have no common error
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         where = "" if folder.exists() else " There is no folder of that name here either."

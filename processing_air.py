@@ -424,7 +424,7 @@ class SudokuTask(GridTask):
     def units_of(self) -> np.ndarray:
         """(S, 3): the row, column and box number of each cell, as indices into `units`."""
         places = np.argsort(self.units.reshape(3, -1), axis=1)  # of each cell among all rows, columns and boxes
-        return (places // self.height + np.arange(3)[:, None] * self.height).T
+        return np.ascontiguousarray((places // self.height + np.arange(3)[:, None] * self.height).T)
 
     def _unit_masks(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bit per digit: of each cell (N, S), seen in each unit (N, 3n), seen at least twice there (N, 3n)."""

@@ -266,14 +266,9 @@ class _Loop:
     def run(self) -> None:
         while len(self.rows) or len(self.waiting):
             self.advance()
+        names = ("batch_size", "slot_steps", "passes", "capacity")
         fill = self.slot_steps / self.capacity if self.capacity else 1.0
-        self.solution.stats = {
-            "batch_size": self.batch_size,
-            "slot_steps": self.slot_steps,
-            "passes": self.passes,
-            "capacity": self.capacity,
-            "fill": fill,
-        }
+        self.solution.stats = {name: getattr(self, name) for name in names} | {"fill": fill}
 
     def advance(self) -> None:
         """One ACT step of everything in the slots."""
@@ -307,13 +302,13 @@ class _Loop:
         if not len(fresh):
             return
         new = self.start(fresh)
-        parts = new if self.slots is None else map(torch.cat, zip(_states(self.slots), new))
+        parts = new if self.slots is None else map(torch.cat, zip(self.slots.to_tuple(), new))
         self.slots, self.rows = AirCarry(*parts), torch.cat([self.rows, fresh])
         self.waiting = self.waiting[len(fresh) :]
 
     def start(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.carry is None:
-            return _states(self.model.initial_carry(len(rows), dtype=self.dtype))
+            return self.model.initial_carry(len(rows), dtype=self.dtype).to_tuple()
         at, device = rows.to(self.carry.z_h.device), rows.device
         z_h, z_l = (z[at].to(device, self.dtype) for z in (self.carry.z_h, self.carry.z_l))
         return z_h, z_l, torch.zeros(len(rows), dtype=torch.int32, device=device)
@@ -353,11 +348,7 @@ class _Loop:
             self.waiting = torch.cat([more.to(rows.device), self.waiting])
             self.announced += len(more)
             self.bar.total = self.announced
-        self.rows, self.slots = self.rows[~done], AirCarry(*(z[~done] for z in _states(self.slots)))
-
-
-def _states(carry: AirCarry) -> tuple[Tensor, Tensor, Tensor]:
-    return carry.z_h, carry.z_l, carry.steps
+        self.rows, self.slots = self.rows[~done], AirCarry(*(z[~done] for z in self.slots.to_tuple()))
 
 
 @contextlib.contextmanager
@@ -423,10 +414,8 @@ def freezer(model: nn.Module, freeze: str | None) -> Hook | None:
 def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normals (B, *shape), float32, each row a function of its key (B,) int64 alone, on any device."""
     count = math.prod(shape)
-    x = (
-        keys.unsqueeze(1) * -7046029254386353131
-        + torch.arange(1, 2 * count + 1, device=keys.device) * 2862933555777941757
-    )
+    places = torch.arange(1, 2 * count + 1, device=keys.device)
+    x = keys.unsqueeze(1) * -7046029254386353131 + places * 2862933555777941757
     # splitmix64's mixing steps; int64 products wrap, and the masks make the shifts logical.
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -450,9 +439,8 @@ class Recorder:
 
     def rollout(self, used: Tensor) -> AirRollout:
         """used: (B,) updates that each puzzle ran; later ones repeat the last."""
-        at = torch.minimum(
-            torch.arange(len(self.updates), device=used.device), used.long().clamp(min=1).unsqueeze(1) - 1
-        )
+        last = used.long().clamp(min=1).unsqueeze(1) - 1
+        at = torch.arange(len(self.updates), device=used.device).minimum(last)
         at = at.unsqueeze(-1).expand_as(self.z_h)
         return AirRollout(self.z_h.gather(1, at), self.z_l.gather(1, at), self.updates)
 
