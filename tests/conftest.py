@@ -1,10 +1,13 @@
 """Fixtures that several test files share: tiny models, golden folders, the optional folder of real puzzles."""
 
 import importlib.util
+import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # One thread, for the processes that tests start as well: two workers (`make test`) then share two cores.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("AIR_TEST_THREADS", "1")
@@ -74,3 +77,19 @@ def tiny_batch(batch_size: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randint(1, 6, (batch_size, 16), generator=generator)
     return inputs, torch.randint(2, 6, (batch_size, 16), generator=generator)
+
+
+def own_process(target: Callable[..., Any], *arguments: Any, **environment: str) -> multiprocessing.Process:
+    """A process that calls target(*arguments): a copy of this one, so that nothing is imported again; started."""
+
+    def run() -> None:
+        from accelerate.state import AcceleratorState
+
+        os.environ.update(environment)
+        torch.set_num_threads(1)  # threads do not survive the copy
+        AcceleratorState._reset_state(reset_partial_state=True)
+        sys.exit(target(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process

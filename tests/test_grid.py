@@ -219,7 +219,7 @@ def test_the_miniature_data_loads_and_is_the_same_every_time(tmp_path, task):
 
 def test_a_real_run_of_a_miniature_suite_finishes_and_is_not_repeated(tmp_path, capsys):
     command = ["--grid", "variant=Lx_H", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path), "max_steps=2"]
-    command += ["lr=1e-3", "epochs=null"]
+    command += ["--launcher", "here", "lr=1e-3", "epochs=null"]
     assert main(command) == 0
     before = os.stat(next(tmp_path.rglob("run.json"))).st_mtime_ns
     assert main(command) == 0

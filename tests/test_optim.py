@@ -2,12 +2,13 @@
 
 import contextlib
 import copy
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+import torch.distributed as dist
+from conftest import own_process, tiny_model
 from test_golden import MARGIN, NAMES, TOLERANCE, distance, in_float64, load_golden, rounding
 from torch import nn
 
@@ -264,36 +265,32 @@ def test_an_unknown_optimizer_lists_the_known_ones():
         build_optimizers(tiny_model(), "adam")
 
 
-SHARE = """
-import sys
-import torch
-import torch.distributed as dist
-from air_model.optim_air import PuzzleSignSGD
-
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-ids = torch.tensor([1, 0, 1, 1])[rank * 4 // world : (rank + 1) * 4 // world]
-for rows in (2, 50):
-    table = torch.nn.Parameter(torch.ones(rows, 2))
-    signed = torch.tensor([[1.0, -3.0]]) * (1 + ids[:, None]) * (1 - 2 * rank)
-    table.grad = torch.zeros(rows, 2).index_add_(0, ids, signed)
-    if world == 1:
-        table.grad = torch.tensor([[0.0, 0.0]] * rows)
-        for i, g in ((1, 2.0), (0, 1.0), (1, -2.0), (1, -2.0)):
-            table.grad[i] += g * torch.tensor([1.0, -3.0])
-    PuzzleSignSGD(table, lr=0.1, weight_decay=0.5).step(ids)
-    torch.save(table.data, f"{folder}/{rank}-{world}-{rows}.pt")
-"""
+def move_puzzle_table(rank: int, world: int, folder: Path) -> None:
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    ids = torch.tensor([1, 0, 1, 1])[rank * 4 // world : (rank + 1) * 4 // world]
+    for rows in (2, 50):
+        table = nn.Parameter(torch.ones(rows, 2))
+        signed = torch.tensor([[1.0, -3.0]]) * (1 + ids[:, None]) * (1 - 2 * rank)
+        table.grad = torch.zeros(rows, 2).index_add_(0, ids, signed)
+        if world == 1:
+            table.grad = torch.tensor([[0.0, 0.0]] * rows)
+            for i, g in ((1, 2.0), (0, 1.0), (1, -2.0), (1, -2.0)):
+                table.grad[i] += g * torch.tensor([1.0, -3.0])
+        PuzzleSignSGD(table, lr=0.1, weight_decay=0.5).step(ids)
+        torch.save(table.data, f"{folder}/{rank}-{world}-{rows}.pt")
 
 
 def test_two_processes_move_the_puzzle_table_as_one_does(tmp_path):
-    starts = [(0, 1), (0, 2), (1, 2)]
-    words = [[sys.executable, "-c", SHARE, str(r), str(w), str(tmp_path)] for r, w in starts]
-    processes = [subprocess.Popen(line) for line in words]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    move_puzzle_table(0, 1, tmp_path)
+    processes = [own_process(move_puzzle_table, rank, 2, tmp_path) for rank in (0, 1)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     for rows in (2, 50):  # a table that travels whole, and one of which the rows seen travel
-        alone, first, second = (torch.load(tmp_path / f"{r}-{w}-{rows}.pt", weights_only=True) for r, w in starts)
+        alone, first, second = (
+            torch.load(tmp_path / f"{name}-{rows}.pt", weights_only=True) for name in ("0-1", "0-2", "1-2")
+        )
         assert torch.equal(first, second) and torch.equal(first, alone) and not torch.equal(alone[0], alone[1])
 
 

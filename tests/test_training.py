@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, needs_shared, tiny_model
+from conftest import ROOT, SHARED, needs_shared, own_process, tiny_model
 from safetensors.torch import load_file
 
 from air_model import AirConfig, AirModel
@@ -667,12 +667,13 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 
 def test_a_real_sigkill_loses_nothing(recipe, tmp_path):
-    values = {"max_steps": 150, "save_every": 10, "eval_every": 0, "log_every": 10}
+    values = {"max_steps": 60, "save_every": 5, "eval_every": 0, "log_every": 10}
     assert recipe("whole", **values) == 0
-    process = subprocess.Popen([sys.executable, *command(tmp_path, "killed")], cwd=tmp_path)
-    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint_20")
+    process = own_process(ta.main, command(tmp_path, "killed")[1:])
+    wait_for(tmp_path / "killed" / "checkpoints" / "checkpoint_10")
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert recipe("killed", "--resume", **values) == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
@@ -1033,11 +1034,15 @@ def test_no_checkpoint_holds_a_pickle(recipe, tmp_path):
 
 def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, tmp_path, capsys):
     assert recipe("one", q_continue=False) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    ended = subprocess.run(
-        [*launch, *command(tmp_path, "two")], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    # What torchrun would start (the slow tests let it).
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+    both = [own_process(ta.main, command(tmp_path, "two")[1:], **meet, **rank) for rank in ranks]
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
     assert apart(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-3
     assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
     assert (tmp_path / "two" / "checkpoints" / "checkpoint_12" / "carry_1.safetensors").is_file()
