@@ -7,6 +7,7 @@
     python benchmarks/train_step.py q_continue=false                       # without the second forward
     python benchmarks/train_step.py --sweep --output results/sweep.json    # grid sizes and layers, with a plot
     python benchmarks/train_step.py --cycles --batch-size 4,16,64          # memory against batch and number of cycles
+    python benchmarks/train_step.py --recipe sudoku_9x9_cpu --widths 64,128,256,512 --batch-size 64 compile=default
 
 TFLOP/s count products only, as ANCHORS section 2b does: 16 passes for the published step (28.1 TFLOP at batch 768). A
 step is the trainer's own: fresh puzzles, refill, forward, second forward, backward, optimizers, metrics.
@@ -31,7 +32,7 @@ import torch
 
 from air_model.analysis.figures import new_figure
 from air_model.analysis.figures import save as save_figure
-from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds
+from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds, table
 from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.processing_air import make_task
@@ -197,7 +198,9 @@ def show(row: dict[str, Any]) -> None:
     for name in ("ours", "public, eager", "public, compiled"):
         if name in row:
             r = row[name]
-            extra = ", ".join(f"{k}={v}" for k, v in row.items() if k in ("grid_height", "num_hidden_layers"))
+            extra = ", ".join(
+                f"{k}={v}" for k, v in row.items() if k in ("grid_height", "num_hidden_layers", "hidden_size")
+            )
             print(
                 f"batch {row['batch_size']:5d} {extra} {name:16s}: {r['ms']:9.2f} ms, {r['tflops']:8.3f} TFLOP/s "
                 f"({r['share_of_matmul']:6.1%} of the product), {r['puzzle_steps_per_second']:8.1f} puzzle steps/s"
@@ -207,6 +210,25 @@ def show(row: dict[str, Any]) -> None:
     if "gpu_busy_ms" in row:
         line += f", GPU busy {row['gpu_busy_ms']:.2f} ms (host overhead {row['host_overhead']:.1%})"
     print(line)
+
+
+def widths_page(record: dict[str, Any]) -> str:
+    rows = [
+        {
+            "hidden size": row["hidden_size"], "ms a step": round(row["ours"]["ms"]),
+            "puzzle steps a second": round(row["ours"]["puzzle_steps_per_second"], 1),
+            "TFLOP/s": round(row["ours"]["tflops"], 3), "large product, TFLOP/s": round(row["matmul_tflops"], 3),
+            "share of it, %": round(100 * row["ours"]["share_of_matmul"], 1),
+        }
+        for row in record["rows"]
+    ]  # fmt: skip
+    hardware = record["hardware"]
+    return (
+        f"# A training step against the width\n\n`{record['recipe']}`, batch {record['rows'][0]['batch_size']}, "
+        f"{record['clock']}, {hardware['threads']} thread(s) of an {hardware['device']}, {record['date'][:10]}, "
+        f"commit {record['commit'][:7]}. Products only are counted; the large product is this processor's own "
+        f"at the same moment, in the precision of the run.\n\n`{record['command']}`\n\n{table(rows)}\n"
+    )
 
 
 def plot(rows: Rows, target: Path) -> None:
@@ -235,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--no-public-compile", action="store_true", help="time the public code uncompiled only")
     add("--cpu-time", action="store_true", help="this process's CPU seconds: fair on a busy CPU, with one thread")
     add("--sweep", action="store_true", help="grid sizes and layers at a fixed width, and a plot beside --output")
+    add("--widths", help="hidden sizes joined by commas; a table beside --output")
     add("--cycles", action="store_true", help="memory kept for the backward pass against cycles")
     add("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     options = parser.parse_intermixed_args(argv)
@@ -252,6 +275,11 @@ def main(argv: list[str] | None = None) -> int:
             for point in points:
                 rows.append({"swept": swept, **measure(options, batches[0], **point)})
                 show(rows[-1])
+    elif options.widths:
+        for width in map(int, options.widths.split(",")):
+            sizes = {"hidden_size": width, "intermediate_size": 3 * width}
+            rows.append(measure(options, batches[0], **sizes))
+            show(rows[-1])
     else:
         for batch_size in batches:
             rows.append(measure(options, batch_size))
@@ -259,7 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     about = {"recipe": options.recipe, "overrides": options.overrides}
     about["clock"] = "CPU seconds of the process" if options.cpu_time else "wall clock"
     about["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
-    save(options.output, rows, torch.device("cuda" if on_gpu else "cpu"), **about)
+    page = widths_page if options.widths else None
+    save(options.output, rows, torch.device("cuda" if on_gpu else "cpu"), page, **about)
     if options.output and options.sweep:
         plot(rows, options.output.with_suffix(".png"))
     return 0
