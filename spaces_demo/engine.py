@@ -39,7 +39,7 @@ from air_model.attempts_air import NODES, solve_puzzles
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
-from air_model.pipeline_air import describe, in_size, load_model, readings, takes_size
+from air_model.pipeline_air import MOST_SIDE, describe, forecast, in_size, load_model, readings, takes_size
 from air_model.processing_air import GridTask, MazeTask, Symmetry, make_task, task_from_config
 from air_model.reading_air import as_text
 from air_model.records import read_evaluations, setting
@@ -55,8 +55,7 @@ CARRY_BYTES = 24 << 20  # states kept for questions about attention
 FREEZE = ("none", "z_h", "z_l")
 KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
 VACANT_SIZES = {"sudoku": 9, "maze": 12}
-MAX_SIDE = 60  # of a maze
-SIZES = (12, 20, 30, 40, 60)  # of mazes to choose from; 30 is the benchmark's
+SIZES = (12, 20, 30, 40, 60, MOST_SIDE)  # of mazes to choose from; 30 is the benchmark's
 
 
 @dataclass
@@ -165,7 +164,7 @@ class Engine:
         self.rate: Callable[[np.ndarray], int] | None = None
 
     def checkpoint(self, key: str) -> Checkpoint:
-        if found := re.fullmatch(r"(.+)@(\d{1,2})x(\d{1,2})", key):
+        if found := re.fullmatch(r"(.+)@(\d{1,3})x(\d{1,3})", key):
             base, *shape = found.groups()
             return self.in_size(self.checkpoint(base), make_task("maze", *map(int, shape)))
         if key not in self.checkpoints:
@@ -176,12 +175,12 @@ class Engine:
         """The same model for mazes of another size.
 
         Raises:
-            ValueError: it cannot compute them, or they are larger than the page draws.
+            ValueError: it cannot compute them.
         """
         if task == checkpoint.task:
             return checkpoint
-        if not takes_size(checkpoint.config, task) or not all(4 <= n <= MAX_SIDE for n in (task.height, task.width)):
-            raise ValueError(f"{checkpoint.key} takes no {title(task)} here; mazes have up to {MAX_SIDE} rows.")
+        if not takes_size(checkpoint.config, task) or min(task.height, task.width) < 4:
+            raise ValueError(f"{checkpoint.key} takes no {title(task)} here; mazes have 4 to {MOST_SIDE} rows.")
         key = f"{checkpoint.key}@{task.height}x{task.width}"
         with self.lock:
             if key not in self.resized:
@@ -321,6 +320,7 @@ class Engine:
             "input": config.input_operator,
             "twin": self.twin(checkpoint),
             "sizes": self.sizes(self.checkpoints.get(checkpoint.base or "", checkpoint)),
+            "forecast": forecast(config) if checkpoint.base else "",
             "task": {
                 "kind": task.name,
                 "name": KINDS.get(task.name, "Grid"),

@@ -425,8 +425,9 @@ def test_a_maze_of_another_size_is_read_and_run_by_the_model_that_takes_it():
     job = one.job(maze)
     assert job.checkpoint == "maze@7x7" and one.describe(one.checkpoint(job.checkpoint))["base"] == "maze"
     assert len(events(one, job)[-1]["solution"]) == 49
-    with pytest.raises(ValueError, match="up to 60 rows"):
-        one.checkpoint("maze@70x70")
+    with pytest.raises(ValueError, match="4 to 100 rows"):
+        one.checkpoint("maze@101x70")
+    assert "An ACT step takes" in one.describe(one.checkpoint("maze@100x70"))["forecast"]
     drawn = "┌──────┐\n" + "│S  #  │\n" + "│      │\n" * 4 + "│   # G│\n" + "└──────┘"
     assert one.job(drawn).puzzle == "S  #  " + " " * 24 + "   # G"
     assert make_engine().job(",".join("1" + "0" * 15)).puzzle == FOUR

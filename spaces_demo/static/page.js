@@ -185,7 +185,7 @@ window.AIR = window.AIR || (() => {
   function modelNote(ck) {
     if (ck.vacant) return ck.missing;
     if (!ck.trained) return "An untrained stand-in: no checkpoint is installed, so its answers are guesses.";
-    if (ck.base) return `${ck.variant}: ${stage.sees(ck)} · made for ${ck.sizes[0]}×${ck.sizes[0]}: how far it carries is for you to see`;
+    if (ck.base) return `${ck.variant}: ${stage.sees(ck)} · made for ${ck.sizes[0]}×${ck.sizes[0]}: how far it carries is for you to see. ${ck.forecast}`;
     const exact = ck.accuracy === null ? "" : ` · ${percent(ck.accuracy)} exact when evaluated`;
     return `${ck.variant}: ${stage.sees(ck)}${exact}`;
   }
