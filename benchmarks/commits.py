@@ -5,9 +5,9 @@
     python benchmarks/commits.py fc4c429 --rows train-maze_small --output results/benchmarks/commits.json
 
 Rows: maze-DTYPE, one ACT step of a 30x30 maze by checkpoints/air-maze-small; sudoku-DTYPE, one ACT step of a 9x9
-Sudoku in a batch of 64 by checkpoints/air-sudoku-9x9, both the older commit's; train-RECIPE, an optimizer step of that
-recipe as each commit has it, compiled (mazes of 30x30, batch 4; Sudokus in the recipe's batch). The figure is the best
-round's.
+Sudoku in a batch of 64 by checkpoints/air-sudoku-9x9, both the older commit's; shipped-DTYPE, the same Sudoku step by
+the checkpoint that each commit ships; train-RECIPE, an optimizer step of that recipe as each commit has it, compiled
+(mazes of 30x30, batch 4; Sudokus in the recipe's batch). The figure is the best round's.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9*"}  # of the older commit
+CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9*", "shipped": "air-sudoku-9x9*"}
 ROWS = [f"{task}-{dtype}" for task in CHECKPOINTS for dtype in ("float32", "bfloat16")]
 ROWS += ["train-maze_small", "train-sudoku_9x9_cpu"]
 
@@ -38,9 +38,12 @@ def seconds(row: str, checkpoints: str, repeats: int) -> float:
         trainer = build(arguments, 4 if maze else 64, **({"grid_height": 30} if maze else {}))
         step, units = trainer.train_step, 1
     else:
+        import air_model
         from air_model import AirModel
 
-        folder = next(Path(checkpoints).glob(CHECKPOINTS[what]))
+        if what == "shipped":
+            checkpoints = Path(air_model.__file__).parent / "checkpoints"
+        folder = min(Path(checkpoints).glob(CHECKPOINTS[what]))
         grid = {"grid_height": 30, "grid_width": 30} if what == "maze" else {}
         model = AirModel.from_pretrained(folder, dtype=torch.float32, **grid)
         batch, steps = (1, 4) if what == "maze" else (64, 2)
