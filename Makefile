@@ -20,8 +20,8 @@ PROCESSORS := "$(AVX2)" "ATEN_CPU_CAPABILITY=default" "$(AVX2) $(THREADS)" "$(TH
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-# The stamp depends on setup.py, so a changed dependency reinstalls and nothing else does.
-$(VENV)/.installed: setup.py
+# The stamp depends on pyproject.toml, so a changed dependency reinstalls and nothing else does.
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "AIR needs Python 3.10 or newer, this is %s; run: make PYTHON=python3.11 ..." % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

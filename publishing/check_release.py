@@ -31,7 +31,7 @@ NEEDED = """LICENSE model_card.md modeling_air.py attempts_air.py pipeline_air.p
 recipes/sudoku_extreme.yaml recipes/accelerate/8_gpus.yaml datasets_builders/data_card.md scripts/push_to_hub.py
 spaces_demo/README.md spaces_demo/app.py spaces_demo/requirements.txt""".split()
 UNWANTED = (
-    "tests/", "checkpoints/", "results/", "benchmarks/", ".ci/", "setup.py", ".pyc", ".safetensors", "conftest",
+    "tests/", "checkpoints/", "results/", "benchmarks/", ".ci/", ".pyc", ".safetensors", "conftest",
 )  # fmt: skip
 
 
@@ -49,8 +49,8 @@ def check_contents(dist: Path) -> Path:
     with tarfile.open(archives[0]) as archive:
         in_sdist = [name.partition("/")[2] for name in archive.getnames()]
     if missing := [name for name in NEEDED if f"air_model/{name}" not in in_wheel or name not in in_sdist]:
-        raise ValueError(f"Missing in wheel or sdist: {', '.join(missing)}. See package_data in setup.py.")
-    paths = [name.partition("/")[2] for name in in_wheel] + [name for name in in_sdist if name != "setup.py"]
+        raise ValueError(f"Missing in wheel or sdist: {', '.join(missing)}. See package-data in pyproject.toml.")
+    paths = [name.partition("/")[2] for name in in_wheel] + in_sdist
     if unwanted := [path for path in paths if path.startswith(UNWANTED) or path.endswith(UNWANTED)]:
         raise ValueError(f"These do not belong into a release: {', '.join(unwanted[:5])}. See MANIFEST.in.")
     return wheels[0]

@@ -272,8 +272,7 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
     for name in SPACE_PACKAGES:
         shutil.copytree(PACKAGE / name, package / name, ignore=without)
     for path in PACKAGE.glob("*.py"):
-        if path.name != "setup.py":
-            shutil.copyfile(path, package / path.name)
+        shutil.copyfile(path, package / path.name)
     staged.add([PACKAGE / "LICENSE"])
     if model is None:  # the shipped ones
         travelling = [path.parent for path in sorted((PACKAGE / "checkpoints").glob("*/config.json"))]

@@ -484,7 +484,7 @@ def test_this_projects_space_folder_can_be_published(tmp_path):
     assert push("space", "--repo-id", "user/demo", "--model", "user/air", "--dry-run", tmp_path / "dry") == 0
     files = files_below(tmp_path / "dry")
     assert {"app.py", "README.md", "requirements.txt", "air_model/pipeline_air.py"} <= set(files)
-    assert not any(name.endswith((".pyc", "setup.py")) for name in files)
+    assert not any(name.endswith(".pyc") for name in files)
 
 
 def test_a_collection_is_completed_not_duplicated(hub, tmp_path, capsys):

@@ -45,8 +45,8 @@ def test_the_version_stands_in_one_place(released):
     version = configuration_air.__version__
     assert json.loads((released[0] / "config.json").read_text())["code_version"] == version
     assert version in (ROOT / "CHANGELOG.md").read_text()
-    text = (ROOT / "setup.py").read_text()
-    assert version not in text and "configuration_air.py" in text
+    text = (ROOT / "pyproject.toml").read_text()
+    assert version not in text and "configuration_air.__version__" in text
 
 
 def overlay(version: str, folder: Path) -> Path:
@@ -79,9 +79,9 @@ def overlay(version: str, folder: Path) -> Path:
 
 
 def versions() -> list[str]:
-    """The minor release before the installed transformers, and the oldest that setup.py allows."""
+    """The minor release before the installed transformers, and the oldest that pyproject.toml allows."""
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    floor = re.search(r"transformers>=(\d+\.\d+)", (ROOT / "setup.py").read_text())[1]
+    floor = re.search(r"transformers>=(\d+\.\d+)", (ROOT / "pyproject.toml").read_text())[1]
     return sorted({f"{major}.{minor - 1}", floor}, key=lambda v: tuple(map(int, v.split("."))))
 
 

@@ -4,12 +4,10 @@ import ast
 import fnmatch
 import importlib
 import re
-import runpy
 import subprocess
 import sys
 
 import pytest
-import setuptools
 from conftest import ROOT
 
 from air_model.configuration_air import TRAVELLING_FILES
@@ -20,13 +18,11 @@ ELSEWHERE |= {"runs", "data", "dist", "build", "quickstart"}
 
 
 @pytest.fixture(scope="module")
-def setup_arguments():
-    """What setup.py passes to setup()."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **arguments: found.update(arguments))
-        runpy.run_path(str(ROOT / "setup.py"))
-    return found
+def project():
+    """pyproject.toml, read as setuptools reads it."""
+    from setuptools.config.pyprojecttoml import load_file
+
+    return load_file(ROOT / "pyproject.toml")
 
 
 def tracked() -> list[str]:
@@ -36,28 +32,28 @@ def tracked() -> list[str]:
     return [name for name in done.stdout.splitlines() if (ROOT / name).exists()]
 
 
-def test_every_tracked_module_is_in_the_package(setup_arguments):
-    folders = {"/".join(name.split(".")[1:]) for name in setup_arguments["packages"]}
+def test_every_tracked_module_is_in_the_package(project):
+    folders = {"/".join(name.split(".")[1:]) for name in project["tool"]["setuptools"]["packages"]}
     for name in tracked():
         folder = name.rpartition("/")[0]
         if name.endswith(".py") and folder.split("/")[0] not in ELSEWHERE:
-            assert folder in folders, f"{name}: add its folder to SUBPACKAGES in setup.py"
+            assert folder in folders, f"{name}: add its folder to packages in pyproject.toml"
             assert (ROOT / folder / "__init__.py").exists()
 
 
-def test_every_file_beside_the_code_is_package_data(setup_arguments):
+def test_every_file_beside_the_code_is_package_data(project):
     patterns = [
         "/".join([*package.split(".")[1:], pattern])
-        for package, listed in setup_arguments["package_data"].items()
+        for package, listed in project["tool"]["setuptools"]["package-data"].items()
         for pattern in listed
     ]
     for name in tracked():
         if "/" in name and name.split("/")[0] not in ELSEWHERE | {".ci"} and not name.endswith(".py"):
-            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{name}: add it to package_data"
+            assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), f"{name}: add it to package-data"
 
 
-def test_every_command_is_a_function_with_help_and_examples(setup_arguments, capsys):
-    commands = dict(re.split(r"\s*=\s*", line) for line in setup_arguments["entry_points"]["console_scripts"])
+def test_every_command_is_a_function_with_help_and_examples(project, capsys):
+    commands = project["project"]["scripts"]
     assert set(commands) == {
         "air-train",
         "air-solve",

@@ -638,7 +638,7 @@ def test_ten_visitors_at_once_each_get_their_own_puzzle(server):
 @pytest.mark.parametrize(
     "path",
     ["gradio_api/file=/etc/passwd", f"gradio_api/file={SPACE / 'app.py'}", "file=spaces_demo/app.py",
-     f"gradio_api/file={ROOT / 'setup.py'}", "gradio_api/file=../../../../etc/passwd", "static/../../../etc/passwd"],
+     f"gradio_api/file={ROOT / 'Makefile'}", "gradio_api/file=../../../../etc/passwd", "static/../../../etc/passwd"],
 )  # fmt: skip
 def test_files_outside_the_page_are_not_served(server, path):
     with pytest.raises(urllib.error.HTTPError) as error:
@@ -688,8 +688,8 @@ def test_the_readme_has_front_matter_that_spaces_accept():
 
 def test_requirements_agree_with_the_package():
     wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
-    setup = (ROOT / "setup.py").read_text()
-    assert wanted and all(f'"{line}"' in setup for line in wanted)
+    known = (ROOT / "pyproject.toml").read_text()
+    assert wanted and all(f'"{line}"' in known for line in wanted)
 
 
 @pytest.mark.parametrize("word, status", [("--help", 0), ("--modle", 2)])
