@@ -214,7 +214,7 @@ def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any
 def scale_of(run: dict[str, Any]) -> tuple:
     """What two runs must share to stand in one table: everything but variant, seed, names and what a variant fixes."""
     own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
-    config = {k: v for k, v in run["config"].items() if k not in own}
+    config = {k: v for k, v in run["config"].items() if k not in own and v is not None}
     return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
 
 

@@ -132,15 +132,10 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("easier_share=2", "between 0 and 1"),
         ("easier_most=-1", "between 0 and 1"),
         ("start_step=3", "needs init_from"),
-        ("cycles={5: [1, 1]}", "begin with step 0"),
-        ("train_act_steps={5: 2}", "begin with step 0"),
         ("train_act_steps=0", "1 or more"),
-        ("train_act_steps={0: two}", "must map first steps to ACT steps"),
-        ("train_act_steps={}", "begin with step 0"),
-        ("cycles={0: a}", "must map first steps to"),
         ("mixed_precision=fp16", "bf16"),
         ("data=@foo", "as YAML"),
-        ("cycles={0: [1", "as YAML"),
+        ("head_relations=[row", "as YAML"),
         ("compile=bogus", "max-autotune"),
         ("beta1=2", "below 1"),
         ("lr=nan", "a number"),
@@ -162,12 +157,12 @@ def test_a_wrong_override_is_refused_with_what_to_write_instead(override, messag
 
 def test_values_are_read_as_yaml_and_as_what_their_field_is():
     values = ["lr=1e-3", "hidden_size=64.0", "compile=off", "mixed_precision=no", "activation_dtype=bfloat16"]
-    values += ["train_size=null", "cycles={0: [1, 1]}", "head_relations=[row, all]"]
+    values += ["train_size=null", "head_relations=[row, all]"]
     recipe = read_recipe("sudoku_extreme", values)
     assert recipe.model["head_relations"] == ["row", "all"]
     assert (recipe.train.lr, recipe.train.compile, recipe.train.mixed_precision) == (1e-3, "off", "no")
     assert recipe.model["hidden_size"] == 64 and recipe.model["activation_dtype"] == "bfloat16"
-    assert recipe.train.train_size is None and recipe.train.cycles_at(1) == (1, 1)
+    assert recipe.train.train_size is None
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
@@ -374,22 +369,13 @@ def test_accumulation_gives_the_weights_of_the_large_batch(tmp_path):
     torch.testing.assert_close(runs[0].totals, runs[1].totals, rtol=1e-4, atol=1e-4)
 
 
-def test_a_curriculum_of_act_steps_lets_slots_leave_sooner_at_first(tmp_path):
-    run = trainer(tmp_path, train_act_steps={0: 1, 2: 3}, halt_exploration_prob=0.0, q_continue=False)
+def test_fewer_act_steps_let_slots_leave_sooner(tmp_path):
+    run = trainer(tmp_path, train_act_steps=3, halt_exploration_prob=0.0, q_continue=False)
     halted = []
-    for _ in range(5):
+    for _ in range(6):
         run.train_step()
         halted.append(bool(run.slots.halted.all()))
-    assert halted == [True, True, False, False, True]
-
-
-def test_a_curriculum_of_cycles_changes_the_schedule_at_its_steps(tmp_path):
-    run = trainer(tmp_path, cycles={0: [1, 1], 2: [2, 2]})
-    seen = []
-    for _ in range(4):
-        run.train_step()
-        seen.append(run.config.schedule)
-    assert seen == ["lh", "lh", "llhllh", "llhllh"]
+    assert halted == [False, False, True, False, False, True]
 
 
 def test_bf16_on_a_cpu_keeps_float32_weights_and_bfloat16_states(tmp_path):
@@ -1232,19 +1218,6 @@ def test_a_sigterm_to_accelerate_launch_reaches_the_run(recipe, tmp_path):
 
 
 # ---- what is kept, counted and refused
-
-
-def test_a_resume_with_nothing_left_to_train_keeps_the_cycles_of_the_curriculum(recipe, tmp_path, monkeypatch):
-    values = {"q_continue": False, "h_cycles": 1, "l_cycles": 1, "cycles": {"0": [1, 1], "5": [2, 2]}}
-    assert recipe("whole", **values) == 0
-    with monkeypatch.context() as patch:  # killed in the final evaluation
-        patch.setattr(Trainer, "evaluate", lambda *_, final=False, **__: 1 / 0 if final else {})
-        with pytest.raises(ZeroDivisionError):
-            recipe("killed", **values)
-    assert recipe("killed", "--resume", **values) == 0
-    configs = [json.loads((tmp_path / name / "model_last/config.json").read_text()) for name in ("whole", "killed")]
-    assert configs[0] == configs[1] and configs[1]["h_cycles"] == 2
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
 def test_damaged_checkpoints_take_no_place_of_good_ones(recipe, tmp_path):

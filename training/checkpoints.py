@@ -262,8 +262,6 @@ def _load_shared(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     trainer.clock.load(state)
     if (state["data"]["eval"] or {}).get("fingerprint") != (trainer.data["eval"] or {}).get("fingerprint"):
         trainer.best = {}  # of other puzzles
-    if (cycles := trainer.train.cycles_at(trainer.step)) is not None:
-        trainer.config.l_cycles, trainer.config.h_cycles = cycles
 
 
 def _load_rank(trainer: Any, path: Path) -> None:

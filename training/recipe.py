@@ -19,7 +19,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # keys, what holds for each, in words
-    ("batch_size accumulation log_every save_every total_limit train_size", lambda v: v >= 1, "1 or more"),
+    ("batch_size accumulation log_every save_every total_limit", lambda v: v >= 1, "1 or more"),
+    ("train_size train_act_steps", lambda v: v >= 1, "1 or more"),
     ("max_steps epochs", lambda v: v > 0, "above 0"),
     ("easier_share easier_most nearly_share halt_exploration_prob", lambda v: 0 <= v <= 1, "between 0 and 1"),
     ("lr_min_ratio tail_share", lambda v: 0 <= v <= 1, "between 0 and 1"),
@@ -79,10 +80,7 @@ class TrainConfig:
     ema: float = 0.0
     ema_warmup: bool = False
     halt_exploration_prob: float = 0.1
-    # ACT steps at most while training, or a curriculum of them, {first step: ACT steps}; None: halt_max_steps, as in
-    # evaluation. A batch holds the more fresh puzzles the sooner they leave.
-    train_act_steps: int | dict | None = None
-    cycles: dict | None = None  # a curriculum, {first step: [l_cycles, h_cycles]}; None keeps those of the model
+    train_act_steps: int | None = None  # at most; None: halt_max_steps. Slots that leave sooner see more puzzles
 
     mixed_precision: str = "auto"  # "auto": bf16 where it is fast, else float32; "bf16"; "no"
     compile: str = "auto"  # "auto": "default" on CUDA and for long runs on a CPU; "off", or a mode of torch.compile
@@ -122,64 +120,10 @@ class TrainConfig:
             )
         if self.run_name in (".", "..") or set(self.run_name) & set("/\\"):
             raise ValueError(f"run_name={self.run_name!r} names a folder of logs: leave / and \\ out.")
-        if self.cycles is not None:
-            self.cycles = _curriculum(
-                "cycles", self.cycles, _pair, "[l_cycles, h_cycles]", "{0: [1, 1], 5000: [2, 2]}"
-            )
-        if isinstance(self.train_act_steps, dict):
-            steps = self.train_act_steps
-            self.train_act_steps = _curriculum("train_act_steps", steps, _count, "ACT steps", "{0: 2, 5000: 4}")
-        elif self.train_act_steps is not None and self.train_act_steps < 1:
-            raise ValueError(f"train_act_steps={self.train_act_steps} must be 1 or more.")
 
     def steps(self, num_puzzles: int) -> int:
         """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
         return self.max_steps or max(1, int(self.epochs * num_puzzles / self.batch_size))
-
-    def cycles_at(self, step: int) -> tuple[int, int] | None:
-        """(l_cycles, h_cycles) of optimizer step `step`, counted from 1, or None without a curriculum."""
-        if self.cycles is None:
-            return None
-        return tuple(_reached(self.cycles, step))
-
-    def act_steps_curriculum(self) -> dict[int, int]:
-        """train_act_steps as {first step: ACT steps}; empty where the model's own number holds."""
-        steps = self.train_act_steps
-        return steps if isinstance(steps, dict) else {} if steps is None else {0: steps}
-
-    def act_steps_at(self, step: int, halt_max_steps: int) -> int:
-        """ACT steps that a puzzle gets at most in optimizer step `step`, counted from 1."""
-        curriculum = self.act_steps_curriculum()
-        return _reached(curriculum, step) if curriculum else halt_max_steps
-
-
-def _count(value: Any) -> int:
-    if int(value) < 1:
-        raise ValueError
-    return int(value)
-
-
-def _pair(value: Any) -> list[int]:
-    l_cycles, h_cycles = value
-    return [_count(l_cycles), _count(h_cycles)]
-
-
-def _curriculum(name: str, value: dict, entry: Callable[[Any], Any], what: str, example: str) -> dict[int, Any]:
-    """{first step: value} as numbers, which recipes may have written as text; refused unless it begins with step 0."""
-    try:
-        curriculum = {int(first): entry(at) for first, at in value.items()}
-        if min(curriculum) == 0:
-            return curriculum
-    except (TypeError, ValueError):  # no numbers, none above 0, too many, or nothing at all
-        pass
-    raise ValueError(
-        f"{name}={value} must map first steps to {what}, 1 or more, and begin with step 0, as in {example}."
-    )
-
-
-def _reached(curriculum: dict[int, Any], step: int) -> Any:
-    """What a curriculum {first step: value} says for optimizer step `step`, counted from 1."""
-    return curriculum[max(first for first in curriculum if first < step)]
 
 
 TRAIN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -376,11 +320,10 @@ def has_finished(report: dict[str, Any], flat: dict[str, Any]) -> bool:
 
 def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[str] = frozenset()) -> list[str]:
     """'key: old -> new' for every key in which two flat recipes differ, those of `allowed` left out."""
-    missing = object()
     lines = []
     for key in sorted({*old, *new} - set(allowed)):
-        # JSON knows no integer keys or tuples: compare both sides as JSON would hold them; 1 and 1.0 are the same.
-        a, b = (json.loads(json.dumps(v[key], default=str)) if key in v else missing for v in (old, new))
+        # As JSON would hold them; 1 and 1.0 are the same. What is not set is left to its default, as None is.
+        a, b = (json.loads(json.dumps(values.get(key), default=str)) for values in (old, new))
         if a != b:
             lines.append(f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}")
     return lines

@@ -1,7 +1,6 @@
 """A whole run: data, training, checkpoints, the final evaluation, and the files that are left of it."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from air_model.training.launch import (
     is_first_process,
     refuse_lonely_process,
 )
-from air_model.training.recipe import Recipe
+from air_model.training.recipe import Recipe, recipe_differences
 from air_model.training.trainer import NEVER, BadLoss, Trainer
 
 # What a run leaves in its folder.
@@ -173,8 +172,8 @@ def _is_finished(trainer: Trainer, earlier: dict[str, Any]) -> bool:
     if same and trainer.best.get("step", -1) < settled.get("step", -1) <= trainer.step:
         trainer.best = settled
     done = earlier.get("status") == "finished" and earlier.get("steps") == trainer.step == trainer.max_steps
-    recipe = json.loads(json.dumps(trainer.recipe.flat(), default=str))  # as run.json holds it
-    done = done and (trainer.output_dir / "model_last").is_dir() and (earlier.get("config") or {}) == recipe
+    done = done and (trainer.output_dir / "model_last").is_dir()
+    done = done and not recipe_differences(earlier["config"], trainer.recipe.flat())
     if done:
         trainer.say(f"This run has finished already: {trainer.output_dir / 'run.json'}.")
     return done

@@ -68,10 +68,10 @@ class Trainer:
         self.config = model_config(recipe, train_set.task, num_ids)
         if eval_set is not None and eval_set.task != train_set.task:
             raise RunError(f"The evaluation data ({eval_set.task!r}) is of another kind than {train_set.task!r}.")
-        fewer = set(self.train.act_steps_curriculum().values()) - {self.config.halt_max_steps}
-        if fewer and self.config.q_continue:
+        fewer = self.train.train_act_steps
+        if fewer not in (None, self.config.halt_max_steps) and self.config.q_continue:
             raise RunError(
-                f"train_act_steps={min(fewer)} differs from halt_max_steps={self.config.halt_max_steps}, but the "
+                f"train_act_steps={fewer} differs from halt_max_steps={self.config.halt_max_steps}, but the "
                 "target of q_continue looks at the latter. Set q_continue=false, or leave train_act_steps out."
             )
         self._join_processes()
@@ -250,8 +250,6 @@ class Trainer:
     def train_step(self) -> None:
         """One ACT step of all slots and one update of all weights. Nothing in here waits for the device."""
         step = self.step + 1
-        if (cycles := self.train.cycles_at(step)) is not None:
-            self.config.l_cycles, self.config.h_cycles = cycles
         self.slots.refill(self.model, self._draw(step))
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
@@ -312,7 +310,7 @@ class Trainer:
         slots.carry = type(slots.carry)(
             **{k: torch.cat([out.carry[k] for out in pieces]) for k in ("z_h", "z_l", "steps")}
         )
-        act_steps = config.act_steps_at(step, self.config.halt_max_steps)
+        act_steps = config.train_act_steps or self.config.halt_max_steps
         prob = config.halt_exploration_prob
         min_steps = exploration(self.explorer, config.seed, step, config.batch_size, prob, act_steps)
         slots.halted = slots_to_refill(
