@@ -9,193 +9,14 @@ The checkpoint is the public code's `step_N`, read with weights_only=True; the a
 """
 
 import argparse
-import pickle
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     import _checkout  # noqa: F401
 
-import torch
-from torch import Tensor
-
-from air_model.configuration_air import VARIANTS, AirConfig
-from air_model.modeling_air import AirModel
-from air_model.pipeline_air import save_release
-from air_model.records import whole_folder
-
-# The public code's model files -> rows of VARIANTS where the names differ.
-ARCHITECTURES = {
-    **{f"air.air_1net_{name}": name for name in VARIANTS if name not in ("HRM", "TRM", "TRM_mlp")},
-    "air.air_1net_L2x_H2x_input_token_addition": "L2x_H2x_add",
-    "air.air_1net_L2x_H2x_input_token_prepend": "L2x_H2x_prepend",
-    "air.air_1net_L2x_H2x_input_token_prepend_no_strip": "L2x_H2x_prepend_no_strip",
-    "air.air_1net_gx_non_linear": "gx_nonlinear",
-    "hrm.hrm_act_v1": "HRM",
-    "recursive_reasoning.trm": "TRM",
-}
-# Names under which training scripts keep the weights among other things in one file.
-CONTAINERS = ("model_state_dict", "state_dict", "model")
-# Fields of the public `arch` -> ours; the second ones may be missing, and then have the public code's own value.
-FIELDS = {
-    "hidden_size": "hidden_size", "num_heads": "num_attention_heads", "expansion": "expansion", "L_cycles": "l_cycles",
-    "H_cycles": "h_cycles", "L_layers": "num_hidden_layers", "halt_max_steps": "halt_max_steps",
-    "pos_encodings": "position_embedding",
-}  # fmt: skip
-DEFAULTS = {
-    "rms_norm_eps": ("rms_norm_eps", 1e-5), "rope_theta": ("rope_theta", 10000.0),
-    "forward_dtype": ("activation_dtype", "bfloat16"), "puzzle_emb_ndim": ("puzzle_embedding_size", 0),
-}  # fmt: skip
-# Fields that only training reads, or that the code never reads; and those of TRM alone.
-IGNORED_FIELDS = {
-    "batch_size", "halt_exploration_prob", "name", "loss", "vocab_size", "seq_len", "num_puzzle_identifiers",
-    "H_layers",
-}  # fmt: skip
-TRM_FIELDS = {"mlp_t", "puzzle_emb_len", "no_ACT_continue"}
-
-
-def variant_of(arch: dict[str, Any]) -> str:
-    name = str(arch.get("name", "")).split("@")[0]
-    if name not in ARCHITECTURES:
-        raise ValueError(
-            f"Unknown architecture {arch.get('name')!r} in all_config.yaml. Known: {', '.join(sorted(ARCHITECTURES))}."
-        )
-    variant = ARCHITECTURES[name]
-    return "TRM_mlp" if variant == "TRM" and arch.get("mlp_t") else variant
-
-
-def config_of(settings: dict[str, Any], state: dict[str, Tensor], seq_len: int, task: str | None) -> AirConfig:
-    """The AirConfig of a public run, sizes of the vocabulary and puzzle table from its weights."""
-    arch = settings.get("arch")
-    if not isinstance(arch, dict):
-        raise ValueError("all_config.yaml has no `arch` section: is it the file that the training run wrote?")
-    variant, trm = variant_of(arch), ARCHITECTURES[str(arch["name"]).split("@")[0]] == "TRM"
-    needed = [*FIELDS, *(["H_layers"] if variant == "HRM" else [])]
-    if missing := [key for key in needed if key not in arch]:
-        raise ValueError(f"all_config.yaml lacks arch.{missing[0]}, which {arch['name']} needs.")
-    if unknown := sorted(set(arch) - {*FIELDS, *DEFAULTS, *IGNORED_FIELDS, *(TRM_FIELDS if trm else ())}):
-        raise ValueError(f"all_config.yaml has arch fields that this converter does not know: {unknown}.")
-    vocab_size = need_tensor(state, "embed_tokens.embedding_weight").shape[0]
-    side = int(seq_len**0.5)
-    height = side if side * side == seq_len else 1
-    if task is None:
-        digits = height == side and vocab_size == side + 2 and "maze" not in str(settings.get("data_path") or "")
-        task = "sudoku" if digits else "maze" if vocab_size == 6 else "grid"
-    fields = {ours: arch[public] for public, ours in FIELDS.items()}
-    fields |= {ours: arch.get(public, default) for public, (ours, default) in DEFAULTS.items()}
-    fields |= {"task": task, "grid_height": height, "grid_width": seq_len // height, "vocab_size": vocab_size}
-    fields["loss_type"] = (arch.get("loss") or {}).get("loss_type", "stablemax_cross_entropy")
-    for name in ("rms_norm_eps", "rope_theta"):
-        fields[name] = float(fields[name])  # YAML reads 1e-5 as text
-    if fields["position_embedding"] not in ("rope", "learned", "none"):
-        position = fields["position_embedding"]
-        raise ValueError(f"Unknown pos_encodings {position!r} in all_config.yaml. Known: rope, learned, none.")
-    if variant == "HRM":
-        fields |= {"l_layers": arch["L_layers"], "h_layers": arch["H_layers"]}
-    if trm:
-        fields["q_continue"] = not arch.get("no_ACT_continue", True)
-        # 0 means "as long as the puzzle embedding needs", as in the other architectures.
-        fields["prefix_length"] = arch.get("puzzle_emb_len", 16) or None
-    if fields["puzzle_embedding_size"]:
-        fields["num_puzzle_identifiers"] = need_tensor(state, "puzzle_emb.weights").shape[0]
-    return AirConfig.from_variant(variant, **fields)
-
-
-def need_tensor(state: dict[str, Tensor], key: str) -> Tensor:
-    if key not in state:
-        raise ValueError(f"The checkpoint lacks {key!r}: it is truncated, or of another architecture.")
-    return state[key]
-
-
-def our_name(key: str) -> str:
-    """A public parameter name without its `model.inner.` -> ours."""
-    rules = [
-        (r"^f_level\.", "stack."),
-        (r"^embed_tokens\.embedding_weight$", "embed_tokens.weight"),
-        (r"^embed_pos\.embedding_weight$", "embed_positions.weight"),
-        (r"^puzzle_emb\.weights$", "puzzle_embedding.weight"),
-        (r"^input_token_([HL])$", lambda m: f"{m[1].lower()}_token.weight"),
-        (r"^g_input\.", "input_proj."),
-        (r"^([HL])_init$", lambda m: f"z_{m[1].lower()}_init"),
-        (r"^([HL])_level\.", lambda m: f"{m[1].lower()}_stack."),
-    ]
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel:
-    """Read a public checkpoint into an AirModel, in float32 or the checkpoint's own precision.
-
-    Raises:
-        ValueError, FileNotFoundError: anything that does not fit, in one sentence.
-    """
-    import yaml
-
-    settings_file = checkpoint.parent / "all_config.yaml"
-    for path in (checkpoint, settings_file):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: --checkpoint must be a `step_N` beside its all_config.yaml."
-            )
-    if seq_len < 1:
-        raise ValueError(f"--seq-len must be 1 or more, got {seq_len}.")
-    try:
-        settings = yaml.safe_load(settings_file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{settings_file} is no readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{settings_file} holds no settings.")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{checkpoint} cannot be read as a checkpoint of tensors (truncated?): {reason}") from None
-    if isinstance(state, dict) and (container := next((key for key in CONTAINERS if key in state), None)):
-        state = state[container]  # beside it lie an optimizer's state, a step number and the like
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            f"{checkpoint} is no dictionary of tensors, so no checkpoint of the public code; nor does it hold one as "
-            f"{' or '.join(map(repr, CONTAINERS))}."
-        )
-    # `_orig_mod.` is torch.compile's, `module.` DistributedDataParallel's, `model.inner.` the public wrappers'.
-    state = {re.sub(r"^(module\.)?(model\.)?(inner\.)?", "", k.replace("_orig_mod.", "")): v for k, v in state.items()}
-    config = config_of(settings, state, seq_len, task)
-    ours = {our_name(key): value for key, value in state.items()}
-    if config.shared_block:  # TRM calls its only stack L_level
-        ours = {re.sub(r"^l_stack\.", "stack.", key): value for key, value in ours.items()}
-    model = AirModel(config)
-    wanted = model.state_dict()
-    missing, extra = sorted(set(wanted) - set(ours)), sorted(set(ours) - set(wanted))
-    if missing or extra:
-        raise ValueError(
-            f"The checkpoint does not fit {variant_of(settings['arch'])}: missing {missing or 'nothing'}, "
-            f"unexpected {extra or 'nothing'}."
-        )
-    for key, value in ours.items():
-        value = value.reshape(wanted[key].shape) if key.endswith("_token.weight") else value
-        if value.shape != wanted[key].shape:
-            raise ValueError(
-                f"{key} is {tuple(value.shape)} in the checkpoint but {tuple(wanted[key].shape)} by all_config.yaml "
-                f"and --seq-len {seq_len}: one of the three belongs to another run."
-            )
-        ours[key] = value
-    if not all(value.isfinite().all() for value in ours.values()):
-        raise ValueError(f"{checkpoint} holds NaN or infinite weights.")
-    dtype = ours["lm_head.weight"].dtype
-    model.to(dtype).load_state_dict(ours, assign=True)
-    model.config.dtype = dtype
-    return model.eval()
-
-
-def save_model_folder(model: AirModel, folder: Path) -> None:
-    """Write model, processor and travelling code; the folder appears whole or not at all."""
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and is not empty: choose another --output-dir or remove it.")
-    with whole_folder(folder) as partial:
-        save_release(model, partial)
+from air_model.publishing.convert import convert
+from air_model.training.checkpoints import write_model_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         model = convert(args.checkpoint, args.seq_len, args.task)
-        save_model_folder(model, args.output_dir)
+        if args.output_dir.exists() and any(args.output_dir.iterdir()):
+            raise FileExistsError(f"{args.output_dir} exists and is not empty: choose another or remove it.")
+        write_model_folder(model, model.config, args.output_dir)
     except (ValueError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1

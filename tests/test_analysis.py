@@ -50,7 +50,7 @@ def study_of(model: AirModel, n: int = 5, seed: int = 0, **fields) -> Study:
 @pytest.fixture(scope="module")
 def golden():
     """{task: (Study, analysis.json, rollout)}."""
-    from air_model.scripts.convert_checkpoint import convert
+    from air_model.publishing.convert import convert
 
     out = {}
     for name, size in (("sudoku", 81), ("maze", 900)):

@@ -10,7 +10,8 @@ from conftest import GOLDEN, ROOT
 from safetensors.torch import load_file
 
 from air_model import AirModel
-from air_model.scripts.convert_checkpoint import convert, main
+from air_model.publishing.convert import convert
+from air_model.scripts.convert_checkpoint import main
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from air_model import AirCarry, AirModel
-from air_model.scripts.convert_checkpoint import convert
+from air_model.publishing.convert import convert
 
 NAMES = sorted(p.parent.name for p in GOLDEN.glob("*/golden.safetensors"))
 TOLERANCE = 2e-5

@@ -21,7 +21,7 @@ from air_model.optim_air import (
     build_optimizers,
     lr_factor,
 )
-from air_model.scripts.convert_checkpoint import our_name
+from air_model.publishing.convert import our_name
 from air_model.training.batches import Puzzles, Slots, slots_to_refill
 
 
