@@ -7,6 +7,7 @@ puzzles = load_puzzles("sapientinc/sudoku-extreme", "test", limit=1000)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from air_model.datasets_builders.files import ENDINGS, read_rows
-from air_model.processing_air import PAD, GridTask, make_task
+from air_model.processing_air import PAD, GridTask, make_task, task_from_config
 from air_model.reading_air import as_array, as_text
 from air_model.records import read_json
 
@@ -121,6 +122,42 @@ def load_puzzles(
         task, name = built, f"{path.name}/{config}"
         fingerprint = meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else ""
     return _from_tokens(files, name, task, limit, fingerprint)
+
+
+def load_for_models(
+    models: list[Any], data: str, split: str, limit: int | None = None, values: str | None = None
+) -> PuzzleSet:
+    """Load one split for AirModels; its puzzles are of their size, or of one that they take as well.
+
+    Raises:
+        ValueError: a model was made for other puzzles, or a puzzle is ill-formed (row and cell are named).
+    """
+    from air_model.pipeline_air import takes_size
+
+    task = task_from_config(models[0].config)
+    with contextlib.suppress(ValueError):  # not a square grid, or a damaged row: the full reading says so
+        found = load_puzzles(data, split, limit=1, values=values).task
+        # Where the number of cells is the model's, its sides count: the guess may have the wrong ones.
+        if (found.name, found.seq_len) != (task.name, task.seq_len):
+            task = found
+    for model in models:
+        own = task_from_config(model.config)
+        if own != task and not takes_size(model.config, task):
+            raise ValueError(
+                f"{data} holds {task}, and {model.name_or_path or 'the model'} was made for {own}: choose the data or "
+                "the model that fits."
+            )
+    puzzles = load_puzzles(data, split, task=task, limit=limit, values=values)
+    doubtful = range(len(puzzles))
+    if task.name == "sudoku":  # a right answer proves that a Sudoku is well-formed
+        doubtful = (~task.verdicts(puzzles.inputs, puzzles.labels).valid).nonzero()[0]
+    for row in doubtful:
+        try:
+            task.check_puzzle(puzzles.inputs[row])
+        except ValueError as error:
+            advice = "(build_dataset.py --skip-bad leaves such out.)"
+            raise ValueError(f"{data}, puzzle {row + 1}: {error} {advice}") from None
+    return puzzles
 
 
 def tables_in(folder: Path, pattern: str = "*") -> list[Path]:

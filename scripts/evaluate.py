@@ -15,7 +15,6 @@ evaluation again with the same settings and --output: it goes on from the parts 
 """
 
 import argparse
-import datetime
 import os
 import sys
 import tempfile
@@ -25,11 +24,8 @@ from typing import Any
 if not __package__:
     import _checkout  # noqa: F401
 
-import torch
-
 from air_model.attempts_air import retry_of
-from air_model.pipeline_air import device_of, in_size, load_model, takes_size
-from air_model.processing_air import task_from_config
+from air_model.pipeline_air import in_size, load_model
 from air_model.records import environment, write_json
 from air_model.solving_air import bf16_is_fast
 
@@ -94,15 +90,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from air_model.analysis.evaluation import Evaluation, draw_calibration
+    from air_model.datasets_builders.loading import load_for_models
+    from air_model.training.launch import join_processes
 
     check_args(args)
-    rank, world, device, wait = processes(args.device)
+    rank, world, device, wait = join_processes(args.device, "scripts/evaluate.py")
     if world > 1 and args.output is None:
         raise ValueError("Several processes meet in the parts beside --output: give that file.")
     models = [load_model(source, device) for source in args.model]
-    puzzles = load_split(args.data, args.split, args.limit, models, args.values)
+    puzzles = load_for_models(models, args.data, args.split, args.limit, args.values)
     models = [in_size(model, puzzles.task) for model in models]
-    check_puzzles(puzzles, args.data)
     if args.compile:
         for model in models:
             for stack in model.stacks:
@@ -172,64 +169,6 @@ def check_args(args: argparse.Namespace) -> None:
         if said:
             words = ", ".join("--" + name.replace("_", "-") for name in said)
             raise ValueError(f"--curve runs every step of every view by itself: leave out {words}.")
-
-
-def check_puzzles(puzzles: Any, data: str) -> None:
-    """Refuse ill-formed puzzles, naming row and cell, as everywhere; a right answer proves that a Sudoku is none."""
-    task, doubtful = puzzles.task, range(len(puzzles))
-    if task.name == "sudoku":
-        doubtful = (~task.verdicts(puzzles.inputs, puzzles.labels).valid).nonzero()[0]
-    for row in doubtful:
-        try:
-            task.check_puzzle(puzzles.inputs[row])
-        except ValueError as error:
-            raise ValueError(
-                f"{data}, puzzle {row + 1}: {error} (build_dataset.py --skip-bad leaves such out.)"
-            ) from None
-
-
-def processes(device: str | None) -> tuple[int, int, torch.device, Any]:
-    """(rank, number of processes, device, a barrier); Accelerate when launched as several processes."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked == 1:
-        from air_model.training.launch import refuse_lonely_process
-
-        refuse_lonely_process(1, "scripts/evaluate.py")
-        return 0, 1, device_of(device), lambda: None
-    from accelerate import PartialState
-
-    # Without a GPU Accelerate makes every process a world of its own, unless it is told to use the CPU. Shares differ
-    # in difficulty: the quick ones may wait for hours.
-    on_cpu = device_of(device).type != "cuda"
-    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=7))
-    if state.num_processes != asked:
-        raise ValueError(
-            f"{asked} processes were started, but Accelerate made {state.num_processes} of them: start CPU processes "
-            "with torchrun, GPUs with `accelerate launch` or torchrun."
-        )
-    return state.process_index, state.num_processes, state.device, state.wait_for_everyone
-
-
-def load_split(data: str, split: str, limit: int | None, models: list, values: str | None = None) -> Any:
-    """The puzzles, after a look at whether they are of the models' size or of one that these take as well."""
-    from air_model.datasets_builders.loading import load_puzzles
-
-    task = task_from_config(models[0].config)
-    try:
-        found = load_puzzles(data, split, limit=1, values=values).task
-    except ValueError:
-        found = task  # not a square grid, or a damaged row: the full reading says so
-    # Where the number of cells is the model's, its sides count: the guess may have the wrong ones.
-    same_cells = (found.name, found.seq_len) == (task.name, task.seq_len)
-    task = task if same_cells else found
-    for model in models:
-        own = task_from_config(model.config)
-        if own != task and not takes_size(model.config, task):
-            raise ValueError(
-                f"{data} holds {task}, and {model.name_or_path or 'the model'} was made for {own}: choose the data or "
-                "the model that fits."
-            )
-    return load_puzzles(data, split, task=task, limit=limit, values=values)
 
 
 def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:

@@ -12,7 +12,7 @@ from test_solve import TASK, brute_force, halting_model, puzzles_of
 from air_model import load_model, save_release
 from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
 from air_model.answers_air import keep_givens
-from air_model.datasets_builders.loading import PuzzleSet
+from air_model.datasets_builders.loading import PuzzleSet, load_for_models
 from air_model.scripts import evaluate as script
 
 
@@ -66,7 +66,7 @@ def test_the_sides_of_a_model_hold_for_mazes_of_as_many_cells(tmp_path):
     save_release(tiny_model(task="maze", grid_height=2, grid_width=8, position_embedding="rope2d"), tmp_path / "model")
     maze = "S      #" + "#      G"  # 16 cells, which a guess would take for 4 x 4
     (tmp_path / "test.csv").write_text(f"question,answer\n{maze},Soooooo##     oG\n")
-    puzzles = script.load_split(str(tmp_path / "test.csv"), "test", None, [load_model(tmp_path / "model", "cpu")])
+    puzzles = load_for_models([load_model(tmp_path / "model", "cpu")], str(tmp_path / "test.csv"), "test")
     assert (puzzles.task.height, puzzles.task.width) == (2, 8)
 
 

@@ -1,14 +1,17 @@
 """How a run shares the machine: with other runs (one per folder), its launcher, and the signals that end it."""
 
 import contextlib
+import datetime
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 
 class RunError(ValueError):
@@ -164,6 +167,31 @@ def refuse_lonely_process(world: int, script: str = "train_accelerate.py") -> No
             f"CPU processes with `torchrun --nproc_per_node N {script} ...`, several GPUs with `accelerate "
             "launch --config_file recipes/accelerate/8_gpus.yaml ...`, or ask for one process."
         )
+
+
+def join_processes(device: str | None, script: str) -> tuple[int, int, torch.device, Callable[[], None]]:
+    """(rank, number of processes, device, a barrier); Accelerate when launched as several processes.
+
+    Raises:
+        RunError: Accelerate made another number of processes than were started.
+    """
+    from air_model.pipeline_air import device_of
+
+    asked, chosen = int(os.environ.get("WORLD_SIZE", "1")), device_of(device)
+    if asked == 1:
+        refuse_lonely_process(1, script)
+        return 0, 1, chosen, lambda: None
+    from accelerate import PartialState
+
+    # Without a GPU Accelerate makes every process a world of its own, unless it is told to use the CPU. Shares differ
+    # in difficulty: the quick ones may wait for hours.
+    state = PartialState(cpu=chosen.type != "cuda", timeout=datetime.timedelta(days=7))
+    if state.num_processes != asked:
+        raise RunError(
+            f"{asked} processes were started, but Accelerate made {state.num_processes} of them: start CPU processes "
+            "with torchrun, GPUs with `accelerate launch` or torchrun."
+        )
+    return state.process_index, state.num_processes, state.device, state.wait_for_everyone
 
 
 def launcher_precision(recipe: str) -> str:
