@@ -277,7 +277,7 @@ def training_text(run: Record | None) -> str:
 
 
 def cost_text(run: Record | None) -> str:
-    """Hours from the run record; energy where it was measured, else a bound from the board's power, else unknown."""
+    """Hours from the run record; of energy a bound from the board's power, where that is known."""
     if run is None or not run.get("wall_seconds"):
         return "Not recorded."
     hardware = run.get("hardware") or {}
@@ -286,8 +286,6 @@ def cost_text(run: Record | None) -> str:
     watts = next((watts for name, watts in BOARD_WATTS.items() if all(part in device for part in name.split())), None)
     gpu = watts is not None or "NVIDIA" in device
     text = f"{hours:.2f} {'GPU' if gpu else 'CPU process'} hours ({processes} × {device}). "
-    if run.get("energy_kwh") is not None:
-        return text + f"Measured energy: {run['energy_kwh']:.2f} kWh."
     if watts is None:
         return text + "Energy was not measured."
     bound = f"it is at most {hours * watts / 1000:.2f} kWh (boards only)."

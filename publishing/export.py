@@ -6,7 +6,6 @@ batch size; `scripts/export.py` writes it.
 
 import os
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import load_model
-from air_model.processing_air import task_from_config
 from air_model.records import write_json
 
 INPUTS = ("input_ids", "puzzle_ids", "z_h", "z_l")
@@ -182,20 +180,15 @@ def compare(model: AirModel, step: Callable[..., list[np.ndarray]], batch_size: 
     return {name: float(np.abs(a.numpy() - b).max()) for name, a, b in zip(OUTPUTS, wanted, found)}
 
 
-def export(source: str, folder: Path, formats: list[str], check: str | None = None) -> dict[str, Any]:
+def export(source: str, folder: Path, formats: list[str]) -> dict[str, Any]:
     """Write the graphs of a model folder or Hub id into `folder`; returns what export.json says.
 
     Raises:
-        ValueError, FileNotFoundError: no such model, or `check` is no puzzle of it.
+        ValueError, FileNotFoundError: no such model.
         ImportError: ONNX is not installed.
     """
     # An exported program keeps its weights' wish for gradients, and would then refuse to overwrite temporaries.
     model = load_model(source, "cpu", torch.float32).requires_grad_(False)
-    task = task_from_config(model.config)
-    puzzle = None
-    if check is not None:
-        task.check_puzzle(check)
-        puzzle = task.as_tokens(check)[None].astype(np.int64)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": source, "inputs": list(INPUTS), "outputs": list(OUTPUTS), "files": {}}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -209,18 +202,8 @@ def export(source: str, folder: Path, formats: list[str], check: str | None = No
         np.savez(place / "start.npz", z_h=carry.z_h[0].numpy(), z_l=carry.z_l[0].numpy())
         for name in (name for kind, name in FORMATS.items() if kind in formats):
             step = onnx_step(place / name)
-            entry = {"bytes": (place / name).stat().st_size, "largest_difference": compare(model, step)}
-            if puzzle is not None:
-                begin = time.perf_counter()
-                found, used = solve_with(step, model, puzzle, model.config.halt_max_steps)
-                entry["seconds"] = round(time.perf_counter() - begin, 3)
-                entry["answer"], entry["act_steps"] = task.decode(found[0]), int(used[0])
-            report["files"][name] = entry
-        if puzzle is not None:
-            begin = time.perf_counter()
-            found = model.solve(torch.from_numpy(puzzle)).predictions
-            report["model_seconds"] = round(time.perf_counter() - begin, 3)
-            report["model_answer"] = task.decode(found[0])
+            size = (place / name).stat().st_size
+            report["files"][name] = {"bytes": size, "largest_difference": compare(model, step)}
         write_json(place / "export.json", report)
         for path in sorted(place.iterdir()):
             os.replace(path, folder / path.name)

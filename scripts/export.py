@@ -2,7 +2,6 @@
 
     python scripts/export.py --model checkpoints/air-sudoku --output-dir exported                  # model.onnx
     python scripts/export.py --model DIR --output-dir exported --format onnx int8
-    python scripts/export.py --model DIR --output-dir exported --check 53..7....6..195...    # and solve with it
 
 The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, z_h, z_l), float32, any
 batch size. Start from the states in start.npz (z_h, z_l, each (T, D)), feed z_h and z_l back, and stop after a fixed
@@ -26,10 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"])
-    parser.add_argument("--check", metavar="PUZZLE", help="solve this puzzle with each export and with the model")
     args = parser.parse_args(argv)
     try:
-        report = export(args.model, args.output_dir, args.format, args.check)
+        report = export(args.model, args.output_dir, args.format)
     except ImportError as error:
         print(f"export: {error}. Install what it needs: pip install 'air-model[export]'.", file=sys.stderr)
         return 1

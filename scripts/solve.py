@@ -5,7 +5,6 @@
     cat maze.txt | python scripts/solve.py --model DIR -                # standard input
     python scripts/solve.py --model DIR --attempts 1 --json puzzle.txt  # a single pass, nothing tried again
     python scripts/solve.py --model SIX NINE mixed.txt                  # puzzles of each size to the model made for it
-    python scripts/solve.py --model DIR --animate thinking.gif puzzle.txt
 
 A puzzle is worked on until the rules accept an answer: a search of up to 256 nodes for a Sudoku, all symmetric views of
 a maze; Ctrl-C prints the best so far. Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
@@ -33,7 +32,6 @@ from air_model.attempts_air import solve_puzzles
 from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
 from air_model.processing_air import GridTask, task_from_config
 from air_model.reading_air import puzzle_of
-from air_model.solving_air import AirRollout
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -67,7 +65,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=["digits", "tokens"],
         help="what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)",
     )
-    add("--animate", type=Path, metavar="GIF", help="how both states evolve on the first puzzle")
     add("--color", choices=["auto", "always", "never"], default="auto")
     # `--model DIR PUZZLE` would swallow the puzzle: of the words after the first only folders and ids are models.
     args = parser.parse_args(argv)
@@ -157,7 +154,7 @@ def solve(args: argparse.Namespace) -> int:
             seed=args.seed,
             batch_size=args.batch_size,
             dtype=args.dtype,
-            return_rollout=args.rollout or args.animate is not None,
+            return_rollout=args.rollout,
             progress=sys.stderr.isatty(),
             interruptible=True,
         )
@@ -180,14 +177,6 @@ def solve(args: argparse.Namespace) -> int:
             print(report(task, puzzle, answers, i, color), end="\n\n" if number + 1 < len(texts) else "\n")
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
-    if args.animate and where:
-        from air_model.analysis.figures import animate_rollout
-
-        task, puzzle, answers, i = where[min(where)]
-        z_h, z_l, updates = answers.rollout
-        rollout = AirRollout(z_h[i : i + 1], z_l[i : i + 1], updates)
-        animate_rollout(rollout, puzzle, task, args.animate)
-        print(f"wrote {args.animate}", file=sys.stderr)
     return 1 if refused else 0
 
 
