@@ -90,6 +90,6 @@ def own_process(target: Callable[..., Any], *arguments: Any, **environment: str)
         AcceleratorState._reset_state(reset_partial_state=True)
         sys.exit(target(*arguments))
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
     process.start()
     return process
