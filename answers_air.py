@@ -90,7 +90,7 @@ def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
 
 
 class Work(NamedTuple):
-    """Puzzles, tokens (N, S), and who attempts them."""
+    """Puzzles that fit into memory at once, tokens (N, S), and who attempts them."""
 
     models: list[AirModel]
     task: GridTask

@@ -31,6 +31,7 @@ from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from
 from .reading_air import encode_puzzles
 from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 
+ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
 
 
@@ -107,10 +108,14 @@ def solve_puzzles(
     options |= {"return_rollout": return_rollout, "progress": progress}
     _add_defaults(options, models[0], len(tokens), by_pins)
 
+    def attempt(work: Work, first: int) -> Answers:
+        tell = _counted_from(first, on_answers)
+        if by_pins:
+            return Search(work, attempts, _counted_from(first, on_nodes)).run(hook, options, tell, interruptible)
+        return _Views(work, views, selection).run(noise, seed, hook, options, tell, interruptible)
+
     work = Work(models, task, tokens, _ids(puzzle_ids, len(tokens)))
-    if by_pins:
-        return Search(work, attempts, on_nodes).run(hook, options, on_answers, interruptible)
-    return _Views(work, views, selection).run(noise, seed, hook, options, on_answers, interruptible)
+    return _in_parts(work, max(1, ROWS_AT_ONCE // len(views.cells)), attempt)
 
 
 def _add_defaults(options: dict[str, Any], model: AirModel, count: int, by_pins: bool) -> None:
@@ -125,6 +130,20 @@ def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
     if ids is not None and ids.shape != (count,):
         raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
     return ids
+
+
+def _counted_from(first: int, call: Callable | None) -> Callable | None:
+    """A callback whose puzzles are counted from `first` on."""
+    return None if call is None else lambda puzzles, found: call(first + puzzles, found)
+
+
+def _in_parts(work: Work, size: int, attempt: Callable[[Work, int], Answers]) -> Answers:
+    parts = []
+    for at in range(0, max(len(work.puzzles), 1), size):
+        rows = slice(at, at + size)
+        ids = None if work.puzzle_ids is None else work.puzzle_ids[rows]
+        parts.append(attempt(work._replace(puzzles=work.puzzles[rows], puzzle_ids=ids), at))
+    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
@@ -352,6 +371,30 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
         return z_h + strength * bell[:, 0], z_l + strength * bell[:, 1]
 
     return disturb
+
+
+def _joined(parts: list[Answers]) -> Answers:
+    def whole(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def listed(name: str) -> list | None:
+        lists = [getattr(part, name) for part in parts]
+        return None if lists[0] is None else [entry for part in lists for entry in part]
+
+    rollout = None
+    if parts[0].rollout is not None:
+        z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
+        rollout = (z_h, z_l, parts[0].rollout[2])
+    names = ("q_halt_logits", "act_steps", "attempts", "view")
+    return Answers(
+        whole("tokens"),
+        Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3))),
+        *map(whole, names),
+        rollout=rollout,
+        stats=sum_of_stats([part.stats for part in parts]),
+        pins=listed("pins"),
+        trees=listed("trees"),
+    )
 
 
 __all__ = ["Answers", "Node", "solve_puzzles", "symmetric_views"]

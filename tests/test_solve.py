@@ -398,6 +398,18 @@ def test_the_rollout_of_the_chosen_view_ends_in_its_answer():
     assert (answers.rollout[0][:, -1] == answers.tokens).all()
 
 
+def test_puzzles_that_come_in_parts_are_joined_in_order(monkeypatch):
+    import air_model.attempts_air as attempts_air
+
+    model, puzzles = halting_model(), puzzles_of(7)
+    seen = []
+    whole = solve_puzzles(model, None, puzzles, attempts=2, retry="views")
+    monkeypatch.setattr(attempts_air, "ROWS_AT_ONCE", 6)
+    keep = lambda rows, answers: seen.extend(rows)  # noqa: E731
+    parts = solve_puzzles(model, None, puzzles, attempts=2, retry="views", on_answers=keep)
+    assert (parts.tokens == whole.tokens).all() and sorted(seen) == list(range(7))
+
+
 def test_bad_settings_end_in_one_sentence():
     model = tiny_model()
     for options, words in (
