@@ -1268,13 +1268,12 @@ def test_a_run_resumed_for_its_final_evaluation_keeps_its_speed_and_repeats_no_l
     assert (tmp_path / "a/metrics.jsonl").read_text() == lines
 
 
-def test_operations_are_counted_with_the_cycles_of_each_step(recipe, tmp_path):
-    assert recipe("a", q_continue=False, cycles={"0": [1, 1], "11": [4, 4]}) == 0
+def test_operations_are_counted_step_by_step(recipe, tmp_path):
+    assert recipe("a", q_continue=False) == 0
     state = read_state(tmp_path / "a/checkpoints/checkpoint_12")
-    configs = [AirConfig(**{**json.loads((tmp_path / "a/run.json").read_text())["model_config"],
-               "l_cycles": c, "h_cycles": c}) for c in (1, 4)]  # fmt: skip
-    steps = [training_flops(config, TINY["batch_size"]) for config in configs]
-    assert state["work"]["steps"] == 12 and state["work"]["flops"] == pytest.approx(11 * steps[0] + 1 * steps[1])
+    config = AirConfig(**json.loads((tmp_path / "a/run.json").read_text())["model_config"])
+    a_step = training_flops(config, TINY["batch_size"])
+    assert state["work"]["steps"] == 12 and state["work"]["flops"] == pytest.approx(12 * a_step)
 
 
 def test_the_best_model_is_chosen_anew_when_other_puzzles_evaluate_it(recipe, tmp_path):
