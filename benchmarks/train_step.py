@@ -244,12 +244,16 @@ def plot(rows: Rows, target: Path) -> None:
     save_figure(figure, target)
 
 
+def integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main(argv: list[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     parser = arguments(__doc__)
     add = parser.add_argument
     add("--recipe", default="sudoku_extreme")
-    add("--batch-size", default="768" if on_gpu else "16", help="one or several, joined by commas")
+    add("--batch-size", type=integers, default="768" if on_gpu else "16", help="one or several, joined by commas")
     add("--steps", type=int, default=20 if on_gpu else 1, help="steps timed together")
     add("--rounds", type=int, default=3, help="the median of so many rounds counts")
     add("--warmup", type=int, default=10 if on_gpu else 1, help="steps before timing")
@@ -257,14 +261,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--no-public-compile", action="store_true", help="time the public code uncompiled only")
     add("--cpu-time", action="store_true", help="this process's CPU seconds: fair on a busy CPU, with one thread")
     add("--sweep", action="store_true", help="grid sizes and layers at a fixed width, and a plot beside --output")
-    add("--widths", help="hidden sizes joined by commas; a table beside --output")
+    add("--widths", type=integers, help="hidden sizes joined by commas; a table beside --output")
     add("--cycles", action="store_true", help="memory kept for the backward pass against cycles")
     add("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     options = parser.parse_intermixed_args(argv)
-    batches = [int(part) for part in options.batch_size.split(",")]
     rows: Rows = []
     if options.cycles:
-        for batch_size, (h_cycles, l_cycles) in itertools.product(batches, ((1, 1), (2, 2), (3, 6), (8, 8))):
+        for batch_size, (h_cycles, l_cycles) in itertools.product(
+            options.batch_size, ((1, 1), (2, 2), (3, 6), (8, 8))
+        ):
             mib = saved_bytes(options, batch_size, h_cycles, l_cycles) / 2**20
             rows.append({"batch_size": batch_size, "h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": mib})
             print(f"batch {batch_size}, {h_cycles} x {l_cycles} cycles: {mib:9.1f} MiB for the backward pass")
@@ -273,15 +278,15 @@ def main(argv: list[str] | None = None) -> int:
         layers = [{"grid_height": 9, "num_hidden_layers": n} for n in (1, 2, 4, 8)]
         for swept, points in (("grid_height", grids), ("num_hidden_layers", layers)):
             for point in points:
-                rows.append({"swept": swept, **measure(options, batches[0], **point)})
+                rows.append({"swept": swept, **measure(options, options.batch_size[0], **point)})
                 show(rows[-1])
     elif options.widths:
-        for width in map(int, options.widths.split(",")):
+        for width in options.widths:
             sizes = {"hidden_size": width, "intermediate_size": 3 * width}
-            rows.append(measure(options, batches[0], **sizes))
+            rows.append(measure(options, options.batch_size[0], **sizes))
             show(rows[-1])
     else:
-        for batch_size in batches:
+        for batch_size in options.batch_size:
             rows.append(measure(options, batch_size))
             show(rows[-1])
     about = {"recipe": options.recipe, "overrides": options.overrides}

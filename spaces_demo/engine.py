@@ -244,7 +244,13 @@ class Engine:
                     if checkpoint.vacant and not vacant:
                         raise ValueError(checkpoint.missing)
                     return self.in_size(checkpoint, task), tokens
-        raise ValueError(f"This is a {title(found[0][0])}; this page solves {sizes}.")
+        largest = make_task("maze", MOST_SIDE)
+        more = (
+            f", and mazes of other sizes to {MOST_SIDE}×{MOST_SIDE}"
+            if any(takes_size(c.config, largest) for c in known)
+            else ""
+        )
+        raise ValueError(f"This is a {title(found[0][0])}; this page solves {sizes}{more}.")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
         """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.

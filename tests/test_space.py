@@ -428,6 +428,8 @@ def test_a_maze_of_another_size_is_read_and_run_by_the_model_that_takes_it():
     with pytest.raises(ValueError, match="4 to 100 rows"):
         one.checkpoint("maze@101x70")
     assert "An ACT step takes" in one.describe(one.checkpoint("maze@100x70"))["forecast"]
+    with pytest.raises(ValueError, match="and mazes of other sizes to 100×100"):
+        one.job(f"S{' ' * 99}\n" + f"{' ' * 100}\n" * 99 + f"{' ' * 99}G")
     drawn = "┌──────┐\n" + "│S  #  │\n" + "│      │\n" * 4 + "│   # G│\n" + "└──────┘"
     assert one.job(drawn).puzzle == "S  #  " + " " * 24 + "   # G"
     assert make_engine().job(",".join("1" + "0" * 15)).puzzle == FOUR
