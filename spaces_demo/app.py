@@ -209,9 +209,14 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
         checkpoint, tokens = ENGINE.read(text, vacant=True)
         note = checkpoint.missing
         if not checkpoint.vacant:
-            job = ENGINE.job(text, data.get("settings"))
-            checkpoint, note = ENGINE.checkpoint(job.checkpoint), "Puzzle and settings come from the link."
-            more = {"halt": job.halt}
+            settings, note = data.get("settings"), "Puzzle and settings come from the link."
+            if isinstance(settings, dict) and (named := settings.get("checkpoint")):
+                try:
+                    ENGINE.checkpoint(str(named))
+                except ValueError as error:  # links live longer than names of checkpoints
+                    settings, note = settings | {"checkpoint": None}, f"{error} {checkpoint.key} took its puzzle."
+            job = ENGINE.job(text, settings)
+            checkpoint, more = ENGINE.checkpoint(job.checkpoint), {"halt": job.halt}
     else:
         checkpoint, tokens, note = ENGINE.read_loosely(text, data.get("checkpoint"))
     return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note, **more}

@@ -209,6 +209,14 @@ def test_the_model_that_fits_the_text_is_chosen(engine):
     assert engine.read(MAZE)[0].key == "maze"
 
 
+def test_a_link_to_a_checkpoint_that_is_gone_keeps_its_puzzle_and_settings(engine, monkeypatch):
+    monkeypatch.setattr(app, "ENGINE", engine, raising=False)
+    settings = {"checkpoint": "five", "halt": "max"}
+    found = app.puzzle_for({"action": "link", "text": FOUR, "settings": settings})
+    assert (found["puzzle"], found["checkpoint"], found["halt"]) == (FOUR, "four", "max")
+    assert "no checkpoint 'five'" in found["note"] and "four took its puzzle" in found["note"]
+
+
 def test_of_two_models_of_a_size_the_better_one_answers_and_comes_first(monkeypatch, tmp_path):
     for name, exact in (("air-a", 0.2), ("air-b", 0.6)):
         folder = tmp_path / "checkpoints" / name
