@@ -1,6 +1,6 @@
 """What the trained models show: docs/findings.md, its five figures and results/findings.json, all out of results/.
 
-    python scripts/make_tables.py            # reads results/studies/*.json, results/small_runs.jsonl, published.json
+    python scripts/make_tables.py            # reads results/studies/*.json, results/small_runs*.jsonl, published.json
 
 A study is what `scripts/analyze.py report` leaves in summary.json, kept as results/studies/CHECKPOINT.json. Sentences
 are made of their own numbers, so that none outlives the file it came from.
@@ -21,11 +21,15 @@ from matplotlib.axes import Axes
 from air_model.analysis.common import INJECTION, markdown_table, share, summary, variant_name
 from air_model.analysis.figures import FAINT, INK, MUTED, STATE_COLOURS, STATE_NAMES, new_figure, save
 from air_model.configuration_air import AirConfig
+from air_model.records import read_lines
 from air_model.training.sweep import RUNGS, SMALL_SUITES
 
 Study = dict[str, Any]  # what `summarize` returns
 Studies = dict[str, Study]  # by the checkpoint's name
 Run = dict[str, Any]  # a line of results/small_runs.jsonl
+Size = tuple[str, int]  # grid, layers
+TABLE: Size = ("4x4", 2)
+LADDERS: list[Size] = [TABLE, ("6x6", 2)]
 THEIRS, OURS = "#999999", "#D55E00"
 SYMMETRIC = ("Lx_Hx", "L2x_H2x")
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, 97.5 %
@@ -90,17 +94,15 @@ def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]
 
 
 def read_results(results: Path) -> tuple[Studies, list[Run]]:
-    """The studies by name, and the runs of the small sweep (lines of `run_grid.py --curves`)."""
+    """The studies by name, and the small sweeps' runs (lines of `run_grid.py --curves`, a file for each grid)."""
     studies = {path.stem: json.loads(path.read_text()) for path in sorted((results / "studies").glob("*.json"))}
-    runs = results / "small_runs.jsonl"
-    return studies, [json.loads(line) for line in runs.read_text().splitlines()] if runs.is_file() else []
+    return studies, [row for path in sorted(results.glob("small_runs*.jsonl")) for row in read_lines(path)]
 
 
 def title(name: str, study: Study) -> str:
-    """'sudoku 9x9 `Lx_H`'."""
-    return f"{study['task']} {study['grid'][0]}x{study['grid'][1]} `{study['variant'] or name}`" + (
-        " (trained further)" if name == "air-sudoku-9x9" else ""
-    )
+    """'sudoku-9x9 `Lx_Hx`', or 'sudoku-9x9 twin `Lx_H`' where the rule is part of the checkpoint's name."""
+    variant = study["variant"] or name
+    return f"{name.removeprefix('air-').replace(f'-{variant}', ' twin')} `{variant}`"
 
 
 def is_asymmetric(study: Study) -> bool:
@@ -201,8 +203,13 @@ def attention_rows(studies: Studies, published: dict[str, Any]) -> str:
 # ---- the sweep -----------------------------------------------------------------------------------------------------
 
 
+def of_size(runs: Sequence[Run], size: Size) -> list[Run]:
+    """The runs on these grids with so many layers."""
+    return [run for run in runs if (run["grid"], run["layers"]) == size]
+
+
 def on(runs: Sequence[Run], rung: str) -> list[Run]:
-    """The runs of a rung; those of the table are the ladder's lowest."""
+    """The runs of a rung; those of the table are the lowest of a ladder of their size."""
     return [run for run in runs if (run["rung"] or "published") == rung]
 
 
@@ -266,14 +273,25 @@ def ladder_gaps(runs: Sequence[Run], which: int) -> dict[str, tuple[float, float
     return out
 
 
+def size_words(size: Size) -> str:
+    """'6x6, 2 layers'."""
+    return f"{size[0]}, {size[1]} layer" + "s" * (size[1] > 1)
+
+
 def ladder_table(runs: Sequence[Run]) -> str:
-    rows, gaps = [], [ladder_gaps(runs, which) for which in (0, -1)]
-    for rung in RUNGS:
-        for which, steps in enumerate(budgets(runs, rung)):
-            accuracies = [summary(list(of_rung(runs, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
-            rows.append([RUNG_WORDS[rung], f"{steps:,}", *accuracies, gap_text(gaps[which][rung])])
-    header = ["recipe", "steps", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"]), "`Lx_H` minus `Lx_Hx` (seeds)"]
-    return markdown_table(header, rows, left=1) if rows else ""
+    rows = []
+    for size in LADDERS:
+        mine = of_size(runs, size)
+        gaps = [ladder_gaps(mine, which) for which in (0, -1)]
+        for rung in RUNGS:
+            for which, steps in enumerate(budgets(mine, rung)):
+                accuracies = [summary(list(of_rung(mine, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
+                rows.append(
+                    [size_words(size), RUNG_WORDS[rung], f"{steps:,}", *accuracies, gap_text(gaps[which][rung])]
+                )
+    header = ["size", "recipe", "steps", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"])]
+    header.append("`Lx_H` minus `Lx_Hx` (seeds)")
+    return markdown_table(header, rows, left=2) if rows else ""
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
@@ -325,10 +343,15 @@ def say_attention(studies: Studies) -> str:
 
 
 def say_ladder(runs: Sequence[Run]) -> str:
-    """Who is ahead on which rung after the longer budget, and where the interval leaves out 0."""
+    """Who is ahead on which rung after the shorter budget, and where the interval leaves out 0; a line a size."""
+    lines = [f"{size_words(size)}. {line}" for size in LADDERS if (line := _say_ladder(of_size(runs, size)))]
+    return "\n\n".join(lines) or "No rung has been run yet."
+
+
+def _say_ladder(runs: Sequence[Run]) -> str:
     known = {rung: gap for rung, gap in ladder_gaps(runs, 0).items() if gap is not None}
     if not known:
-        return "No rung has been run yet."
+        return ""
     words = {rung: RUNG_WORDS[rung].removeprefix("+ ") for rung in known}
     sure = [words[r] for r, (mean, half, _) in known.items() if half is not None and abs(mean) > half]
     texts = []
@@ -347,13 +370,14 @@ def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
     """{name: Markdown} for the markers of docs/findings.md."""
     studies, runs = read_results(results)
     expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
-    counts = [sum(bool(run["rung"]) == ladder for run in runs) for ladder in (False, True)]
+    mine = of_size(runs, TABLE)
+    table, ladder = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
     return {
         "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
         "findings-freeze": f"{freeze_rows(studies, published)}\n{say_freeze(studies)}",
         "findings-attention": f"{attention_rows(studies, published)}\n{say_attention(studies)}",
-        "findings-sweep": sweep_table(runs, published)
-        + f"\nRuns so far: {counts[0]} of {expected[0]} of this table, {counts[1]} of {expected[1]} of the ladder.",
+        "findings-sweep": sweep_table(table, published)
+        + f"\nRuns so far: {len(table)} of {expected[0]} of this table, {len(ladder)} of {expected[1]} of the ladder.",
         "findings-ladder": f"{ladder_table(runs)}\n{say_ladder(runs)}",
     }
 
@@ -372,7 +396,7 @@ def _clean(ax: Axes, title: str = "", **labels: Any) -> None:
 
 def draw_sweep(runs: Sequence[Run], published: dict[str, Any], path: Path) -> Path:
     """The paper's table above, ours below at both budgets; symmetric variants hatched."""
-    both, variants = budgets(runs), SMALL_SUITES["small"]
+    both, variants, runs = budgets(of_size(runs, TABLE)), SMALL_SUITES["small"], of_size(runs, TABLE)
     figure = new_figure(8, 4.6)
     theirs, mine = figure.subplots(2, 1, sharex=True)
     for i, variant in enumerate(variants):
@@ -386,49 +410,61 @@ def draw_sweep(runs: Sequence[Run], published: dict[str, Any], path: Path) -> Pa
                 mine.bar(x, statistics.mean(values), 0.3, color=OURS, alpha=0.5 + 0.5 * j, hatch=hatch, ec="white")
                 mine.plot([x] * len(values), values, "o", ms=2.5, color=INK)
     _clean(theirs, "the paper: Sudoku-Extreme, 13.6 M parameters, 5 seeds", ylabel="exact, %", ylim=(40, 65))
-    _clean(mine, f"ours: 4x4, {' and '.join(f'{s:,}' for s in both)} steps; dots are seeds", ylabel="exact, %")
+    _clean(
+        mine,
+        f"ours: {size_words(TABLE)}, {' and '.join(f'{s:,}' for s in both)} steps; dots are seeds",
+        ylabel="exact, %",
+    )
     mine.set_xticks(range(len(variants)), [v.removeprefix("L2x_H2x_") for v in variants], rotation=30, ha="right")
     return save(figure, path, 120, tight=True)
 
 
 def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
-    """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds."""
-    figure = new_figure(7, 4.2)
-    ax = figure.subplots()
-    for j in range(2):
-        for i, gap in enumerate(ladder_gaps(runs, -j).values()):
-            if gap is not None:
-                mean, half, n = gap
-                y = i + 0.16 * (2 * j - 1)
-                ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
-                ax.annotate(f"n = {n}", (mean, y), (0, 4), textcoords="offset points", fontsize=6, ha="center")
-    ax.axvline(0, color=INK, lw=0.8)
-    steps = [" and ".join(f"{s:,}" for s in budgets(runs, rung)) for rung in RUNGS]
-    labels = [RUNG_WORDS[r] + (f"\n({s} steps)" if s else "\n(not run yet)") for r, s in zip(RUNGS, steps)]
-    ax.set_yticks(range(len(RUNGS)), labels)
-    ax.set_ylim(len(RUNGS) - 0.5, -0.5)
-    _clean(ax, "symmetric ahead  ←  →  asymmetric ahead  (pale: half the steps)",
-           xlabel="exact, Lx_H minus Lx_Hx, points")  # fmt: skip
+    """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds; a panel a size."""
+    sizes = [size for size in LADDERS if any(run["rung"] for run in of_size(runs, size))] or LADDERS[:1]
+    figure = new_figure(3 + 3.5 * len(sizes), 4.4)
+    for ax, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes):
+        mine = of_size(runs, size)
+        for j in range(2):
+            for i, gap in enumerate(ladder_gaps(mine, -j).values()):
+                if gap is not None:
+                    mean, half, n = gap
+                    y = i + 0.16 * (2 * j - 1)
+                    ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
+                    ax.annotate(f"n = {n}", (mean, y), (0, 4), textcoords="offset points", fontsize=6, ha="center")
+        ax.axvline(0, color=INK, lw=0.8)
+        steps = [" and ".join(f"{s:,}" for s in budgets(mine, rung)) for rung in RUNGS]
+        labels = [RUNG_WORDS[r] + (f"\n({s} steps)" if s else "\n(not run yet)") for r, s in zip(RUNGS, steps)]
+        ax.set_yticks(range(len(RUNGS)), labels)
+        ax.set_ylim(len(RUNGS) - 0.5, -0.5)
+        ax.set_xlim(-100, 100)  # intervals of two seeds go far beyond what a gap can be
+        _clean(ax, f"{size_words(size)} (pale: half the steps)", xlabel="Lx_H minus Lx_Hx, exact, points")
     return save(figure, path, 120, tight=True)
 
 
 def draw_states(studies: Studies, path: Path) -> Path:
     """Per model: cells right and cells held back after every update, both states."""
-    figure = new_figure(2.7 * max(1, len(studies)), 4.4)
-    axes = figure.subplots(2, max(1, len(studies)), sharey="row", squeeze=False)
-    for column, (name, study) in zip(axes.T, studies.items()):
+    wide = min(4, len(studies))  # more do not fit on a page
+    lines = math.ceil(len(studies) / wide)
+    figure = new_figure(2.7 * wide, 3.6 * lines)
+    axes = figure.subplots(2 * lines, wide, squeeze=False)
+    top = max(10, *(140 * held_back(study)["z_L"] for study in studies.values()))
+    for ax in axes[-2:, (len(studies) - 1) % wide + 1 :].flat:
+        ax.set_visible(False)
+    for i, (name, study) in enumerate(studies.items()):
+        right, held = axes[i // wide * 2 : i // wide * 2 + 2, i % wide]
         kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
         for level in "hl":
             by = study["rollout"][f"z_{level.upper()}"]
             x = (np.arange(len(by["accuracy"])) + 1) / len(study["schedule"])
             style = {"color": STATE_COLOURS[level], "label": STATE_NAMES[level], "lw": 1.5}
-            column[0].plot(x, 100 * np.array(by["accuracy"]), **style)
-            column[1].plot(x, 100 * sum(np.array(by[kind]) for kind in kinds), **style)
-        _clean(column[0], title(name, study).replace("`", ""))
-        _clean(column[1], xlabel="ACT step")
-    axes[0, 0].set_ylabel("cells right, %")
-    axes[1, 0].set_ylabel("cells held back, %")
-    axes[1, 0].set_ylim(-1, max(10, *(140 * held_back(study)["z_L"] for study in studies.values())))
+            right.plot(x, 100 * np.array(by["accuracy"]), **style)
+            held.plot(x, 100 * sum(np.array(by[kind]) for kind in kinds), **style)
+        _clean(right, title(name, study).replace("`", ""), ylim=(-5, 105))
+        _clean(held, xlabel="ACT step", ylim=(-1, top))
+        if i % wide == 0:
+            right.set_ylabel("cells right, %")
+            held.set_ylabel("cells held back, %")
     axes[0, 0].legend(frameon=False, fontsize=9)
     return save(figure, path, 120, tight=True)
 
@@ -461,7 +497,7 @@ def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> P
     theirs = [entry["delta_nbr"][0] for entry in published_attention(published).values()]
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#117733")
     for colour, (name, study) in zip(colours, studies.items()):
         if study.get("attention"):
             near = [next(iter(layer["control"]["metrics"].values())) for layer in study["attention"].values()]

@@ -13,11 +13,9 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from air_model.analysis.common import markdown_table, share, summary
 from air_model.analysis.figures import new_figure, save
@@ -335,47 +333,32 @@ def fill(text: str, tables: dict[str, str], name: str) -> str:
 
 
 def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path) -> list[Path]:
-    """One chart a suite and task, published bars beside ours, and one an own sweep; none where there is nothing."""
+    """One chart a suite and task: published bars beside ours; none where there is nothing."""
     charts = []
     for suite, variants in SUITES.items():
         for task in ("sudoku", "maze"):
-            theirs = {v: published_of(published, suite, v, task) for v in variants}
-            mine = {v: ours(runs, v, task) for v in variants}
+            mine = {variant: ours(runs, variant, task) for variant in variants}
             if any(published.get(suite, {}).get(v, {}).get(task) for v in variants) or any(mine.values()):
-                figure = _suite_chart(theirs, mine)
-                charts.append(_finished(figure, variants, f"{suite}, {task}", folder / f"{suite}_{task}.png"))
-    for what, variants in small_sweeps(runs).items():
-        figure = new_figure(7, 3.2)
-        axes = figure.subplots()
-        for i, mine in enumerate(variants.values()):
-            values = [accuracy(r)[0] for r in mine]
-            axes.bar(i, statistics.mean(values), 0.6, color=OURS, label=None if i else "mean")
-            axes.plot([i] * len(values), values, "o", color="black", markersize=3, label=None if i else "a seed")
-        slug = re.sub(r"[^a-z0-9]+", "_", what.replace(",", "").lower()).strip("_")
-        charts.append(_finished(figure, variants, what, folder / f"sweep_{slug}.png"))
+                theirs = [published_of(published, suite, variant, task) for variant in variants]
+                charts.append(_chart(theirs, mine, f"{suite}, {task}", folder / f"{suite}_{task}.png"))
     return charts
 
 
-def _suite_chart(theirs: dict[str, dict[str, Any] | None], mine: dict[str, list[float]]) -> Figure:
+def _chart(theirs: list[dict[str, Any] | None], mine: dict[str, list[float]], title: str, path: Path) -> Path:
     figure = new_figure(7, 3.2)
     axes = figure.subplots()
-    for i, variant in enumerate(theirs):
-        if entry := theirs[variant]:
+    for i, (entry, values) in enumerate(zip(theirs, mine.values())):
+        if entry:
             axes.bar(i - 0.2, entry["mean"], 0.38, yerr=entry.get("std"), color=THEIRS, capsize=2)
-        if values := mine[variant]:
+        if values:
             spread = statistics.stdev(values) if len(values) > 1 else None
             axes.bar(i + 0.2, statistics.mean(values), 0.38, yerr=spread, color=OURS, capsize=2)
             axes.text(i + 0.2, 1, f"n={len(values)}", ha="center", fontsize=6, color="white")
-    if any(theirs.values()):  # the published value of HRM alone comes without a spread
+    if any(theirs):  # the published value of HRM alone comes without a spread
         axes.bar(0, 0, color=THEIRS, label="published, ± s.d.\nof 5 seeds")
     if any(mine.values()):
         axes.bar(0, 0, color=OURS, label="ours")
-    return figure
-
-
-def _finished(figure: Figure, variants: Collection[str], title: str, path: Path) -> Path:
-    axes = figure.axes[0]
-    axes.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(range(len(mine)), mine, rotation=30, ha="right", fontsize=8)
     axes.set(ylabel="exact accuracy, %", ylim=(0, 101), title=title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.set_layout_engine("constrained")

@@ -35,6 +35,7 @@ from air_model.training.sweep import (
     append_reports,
     make_runs,
     run_grid,
+    without_known,
     write_curves,
 )
 
@@ -58,7 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, help="runs at a time on a machine without GPUs, default 1")
     parser.add_argument("--retries", type=int, default=1, help="how often a failed run is tried again")
     parser.add_argument("--append-runs", type=Path, metavar="FILE.jsonl", help="append every finished run's run.json")
-    parser.add_argument("--curves", type=Path, metavar="FILE.jsonl", help="write every finished run's evaluations")
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="write every finished run's evaluations; runs that it holds are not made again",
+    )
     parser.add_argument("--partition", help="of Slurm")
     parser.add_argument("--hours", type=int, default=24, help="Slurm's time limit of a job; it resumes in a new one")
     parser.add_argument("--cpus-per-run", type=int, default=4, help="of a Slurm job")
@@ -68,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         runs = make_runs(arguments)
+        if arguments.curves:
+            runs = without_known(runs, arguments.curves)
         if arguments.dry_run:
             for run in runs:
                 print(shlex.join(run.command("python")))

@@ -33,10 +33,11 @@ from torch import Tensor
 
 import air_model
 from air_model.analysis.attention import attention_rows
+from air_model.analysis.common import INJECTION, variant_name
 from air_model.analysis.interventions import Intervention
 from air_model.answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import NODES, solve_puzzles
-from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.configuration_air import AirConfig
 from air_model.datasets_builders.files import puzzles_in
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import MOST_SIDE, describe, forecast, in_size, load_model, readings, takes_size
@@ -459,13 +460,7 @@ def _card(checkpoint: Checkpoint) -> str:
 
 def rule_name(config: AirConfig) -> str:
     """The row of VARIANTS that a checkpoint follows; sizes, positions and how gradients ran aside."""
-    fields = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
-    same = (
-        name
-        for name, row in VARIANTS.items()
-        if all(getattr(config, f) == row.get(f, getattr(AirConfig, f)) for f in fields)
-    )
-    return config.variant or next(same, "own rule")
+    return config.variant or variant_name(config, INJECTION) or "own rule"
 
 
 # ---- finding checkpoints --------------------------------------------------------------------------------------------
@@ -522,19 +517,15 @@ def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
 
 def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
     """What a single pass and a search by pins reach, by scripts/evaluate.py's files in the folder."""
-    single: list[dict[str, Any]] = []
-    searched: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {"single": [], "searched": []}
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
         for one in read_evaluations(folder).values():
             steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
             if attempts == 1 and steps in (None, config.halt_max_steps):
-                single.append(one)
+                found["single"].append(one)
             elif setting(one, "retry") == "pins":
-                searched.append(one)
-    best = {
-        name: max(found, key=lambda one: one["exact_accuracy"], default={})
-        for name, found in (("single", single), ("searched", searched))
-    }
+                found["searched"].append(one)
+    best = {name: max(files, key=lambda one: one["exact_accuracy"], default={}) for name, files in found.items()}
     return {
         "accuracy": best["single"].get("exact_accuracy"),
         "searched": best["searched"].get("exact_accuracy"),

@@ -12,8 +12,9 @@ from air_model.training import sweep
 PUBLISHED = json.loads((ROOT / "results" / "published.json").read_text())
 
 
-def run(variant: str, seed: int, exact: float, rung: str = "") -> dict:
-    return {"suite": "x", "rung": rung, "variant": variant, "seed": seed, "exact": {"50": exact / 2, "100": exact}}
+def run(variant: str, seed: int, exact: float, rung: str = "", size: findings.Size = findings.TABLE) -> dict:
+    about = {"suite": "x", "rung": rung, "variant": variant, "seed": seed, "grid": size[0], "layers": size[1]}
+    return {**about, "exact": {"50": exact / 2, "100": exact}}
 
 
 def study(variant: str = "Lx_H", held: float = 0.2) -> dict:
@@ -46,13 +47,22 @@ def test_the_first_half_of_a_run_is_the_shorter_budget():
     runs = [run("Lx_H", 0, 0.6), run("Lx_Hx", 0, 0.8)]
     assert findings.budgets(runs) == [50, 100]
     assert findings.of_rung(runs, "published", "Lx_H", 50) == {0: 30.0}
-    assert "`Lx_Hx` by 10.0 (50 steps, 1 seed)" in findings.say_ladder(runs)
+
+
+def test_a_ladder_is_told_size_by_size():
+    small, large = findings.LADDERS
+    pairs = [(large, 0.9, 0.4), (small, 0.6, 0.8)]
+    runs = [run(v, 0, exact, size=size) for size, *both in pairs for v, exact in zip(("Lx_H", "Lx_Hx"), both)]
+    first, second = findings.say_ladder(runs).split("\n\n")
+    assert first.startswith("4x4, 2 layers.") and "`Lx_Hx` by 10.0 (50 steps, 1 seed)" in first
+    assert second.startswith("6x6, 2 layers.") and "`Lx_H` by 25.0 (50 steps, 1 seed)" in second
+    assert findings.say_ladder(runs[:1]) == "No rung has been run yet."
 
 
 def test_sentences_say_which_state_holds_back():
-    text = findings.say_states({"a": study(held=0.2), "b": study("Lx_Hx", held=0.0)})
-    assert "leaves clearly more cells open than z_H in sudoku 4x4 `Lx_H` (20.0 against 0.0 %)" in text
-    assert "no more cells open than z_H in sudoku 4x4 `Lx_Hx`" in text
+    text = findings.say_states({"air-4x4": study(held=0.2), "air-4x4-Lx_Hx": study("Lx_Hx", held=0.0)})
+    assert "leaves clearly more cells open than z_H in 4x4 `Lx_H` (20.0 against 0.0 %)" in text
+    assert "no more cells open than z_H in 4x4 twin `Lx_Hx`" in text
 
 
 def test_a_card_tells_what_the_states_of_its_model_do(tmp_path):
@@ -66,7 +76,8 @@ def test_a_card_tells_what_the_states_of_its_model_do(tmp_path):
 def test_the_page_its_figures_and_the_spaces_part_come_out_of_files(tmp_path):
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "a.json").write_text(json.dumps(study()))
-    lines = [run(v, s, 0.6, r) for v in sweep.SMALL_SUITES["ladder"] for s in (0, 1) for r in ("", "rope2d")]
+    ladder = [(v, s, r) for v in sweep.SMALL_SUITES["ladder"] for s in (0, 1) for r in ("", "rope2d")]
+    lines = [run(v, s, 0.6, r, size) for v, s, r in ladder for size in findings.LADDERS]
     (tmp_path / "small_runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = (ROOT / "docs" / "findings.md").read_text()
     assert all(f"<!-- table: {name} -->" in page for name in findings.tables(tmp_path, PUBLISHED))

@@ -79,6 +79,14 @@ def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
     assert "2 runs in" in capsys.readouterr().out
 
 
+def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):
+    command = ["--grid", "variant=Lx_H,Lx_Hx", "--task", "sudoku", "--output-dir", str(tmp_path), "--dry-run"]
+    curves = tmp_path / "curves.jsonl"
+    curves.write_text(json.dumps({"suite": "grid-sudoku", "name": "Lx_H-seed0"}) + "\n")
+    assert main([*command, "--curves", str(curves)]) == 0
+    assert [line.count("variant=Lx_Hx") for line in capsys.readouterr().out.splitlines()] == [1]
+
+
 def test_seeds_are_read_as_ranges_and_lists():
     assert grid.parse_seeds("0-4") == [0, 1, 2, 3, 4] and grid.parse_seeds("7,0-1") == [7, 0, 1]
     with pytest.raises(ValueError, match="0-4"):

@@ -110,12 +110,6 @@ def test_small_sweeps_have_their_own_table():
     assert row_of(tables.injection_table(runs, PUBLISHED), "Lx_H")[5] == ""
 
 
-def test_an_own_sweep_has_a_chart(tmp_path):
-    runs = [record(v, hidden_size=64) for v in ("Lx_H", "Lx_Hx")]
-    drawn = tables.bar_charts(runs, {}, tmp_path)
-    assert [path.name for path in drawn] == ["sweep_sudoku_9x9_d_64_26040_steps.png"] and drawn[0].stat().st_size
-
-
 def test_the_newest_of_two_equal_runs_counts(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text("".join(json.dumps(record(exact=e)) + "\n" for e in (0.5, 0.7)))

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.records import append_runs_to, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
@@ -36,10 +38,16 @@ SMALL_SUITES = {
     "ladder": ["Lx_H", "Lx_Hx", "L_Hx", "L2x_H2x", "L2x_H2x_prepend"],
 }
 SMALL_RECIPE = "published_small"
-RUNGS: dict[str, dict[str, Any]] = {  # each is the one before with one thing changed; the lowest is the table "small"
+# Each rung is the one before with one thing changed, and the steps that it takes; the lowest is the table "small".
+RUNGS: dict[str, dict[str, Any]] = {
     "published": {},
-    "rope2d": {"position_embedding": "rope2d", "cell_embedding": True, "max_steps": 400, "eval_every": 100},
-    "relations": {"head_relations": ["row", "column", "box", "all"], "num_attention_heads": 4},
+    "rope2d": {"position_embedding": "rope2d", "cell_embedding": True, "max_steps": 320, "eval_every": 40},
+    "relations": {
+        "head_relations": ["row", "column", "box", "all"],
+        "num_attention_heads": 4,
+        "max_steps": 160,
+        "eval_every": 20,
+    },
     "muon": {"optimizer": "muon_adamw", "lr": 5e-3, "weight_decay": 0.0},
     "qk_norm": {"qk_norm": True},
     "one_forward": {"q_continue": False},
@@ -269,6 +277,8 @@ class Here:
         except Exception:  # the other runs go on
             traceback.print_exc()
             return 1
+        finally:
+            torch.compiler.reset()  # else the ninth model of a process is no longer compiled
         return 0
 
     def ended(self, run: Run) -> int | None:
@@ -440,22 +450,30 @@ def append_reports(runs: list[Run], target: Path) -> int:
     return append_runs_to(target, [run.report() for run in runs if run.finished()])
 
 
+def without_known(runs: list[Run], curves: Path) -> list[Run]:
+    """The runs of which the file of `write_curves` has no line; their folders may be long gone."""
+    known = {(row["suite"], row["name"]) for row in read_lines(curves)}
+    return [run for run in runs if (run.folder.parent.name, run.name) not in known]
+
+
 def write_curves(runs: list[Run], target: Path) -> int:
     """One line per finished run: rung, variant, seed, and exact accuracy at every evaluation; returns how many.
 
     Lines of other runs in the file are kept.
     """
-    key = ("suite", "rung", "variant", "seed")
-    rows = {tuple(row[name] for name in key): row for row in read_lines(target)}
+    rows = {(row["suite"], row["name"]): row for row in read_lines(target)}
     done = [run for run in runs if run.finished()]
     for run in done:
         report, suite = run.report(), run.folder.parent.name
         evaluations = [row for row in read_lines(run.folder / "metrics.jsonl") if "eval/exact_accuracy" in row]
-        rows[suite, run.rung, report["variant"], report["seed"]] = {
+        rows[suite, run.name] = {
             "suite": suite,
+            "name": run.name,
             "rung": run.rung,
             "variant": report["variant"],
             "seed": report["seed"],
+            "grid": "x".join(map(str, report["grid"])),
+            "layers": report["config"]["num_hidden_layers"],
             "n": report["metrics"]["eval"]["n"],
             "parameters": report["parameters"],
             "seconds": round(report["wall_seconds"]),
