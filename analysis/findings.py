@@ -1,4 +1,4 @@
-"""What the trained models show: docs/findings.md, its five figures and results/findings.json, all out of results/.
+"""What the trained models show: docs/findings.md, its five figures and the Space's table of it, all out of results/.
 
     python scripts/make_tables.py            # reads results/studies/*.json, results/small_runs*.jsonl, published.json
 
@@ -525,18 +525,24 @@ def draw(results: Path, published: dict[str, Any], folder: Path) -> list[Path]:
     return out
 
 
-def for_the_space(results: Path, published: dict[str, Any]) -> dict[str, Any]:
-    """What the Space's Learn tab tells: title, sentence of measured numbers, and its figure under results/figures/."""
+def for_the_space(results: Path) -> dict[str, Any]:
+    """What the Space's Learn tab shows in tables: a row for each model studied, and the smaller budget of each rung.
+
+    Returns:
+        models: {checkpoint: asymmetric, puzzles, held_back (percent of z_H's and z_L's cells), solved (percent: both
+        states, z_H frozen, z_L frozen), nearer (attention mass near the cell, L minus H, or None)}. ladder: rows of
+        recipe, steps, seeds, and the mean exact accuracy in percent by variant.
+    """
     studies, runs = read_results(results)
-    told = [
-        ("Does z_L hold back while z_H commits?", say_states(studies), "findings_states.png"),
-        ("Does each state need the other?", say_freeze(studies), "findings_freeze.png"),
-        ("Do L-updates look nearer?", say_attention(studies), "findings_attention.png"),
-        ("Does asymmetry help?", say_ladder(runs), "findings_ladder.png"),
-    ]
     models = {
-        name: {"title": title(name, study), "asymmetric": is_asymmetric(study), "puzzles": study["n_puzzles"],
-               "held_back": _short(held_back(study)), "nearer": _short(distance(study))}
+        name: {"asymmetric": is_asymmetric(study), "puzzles": study["n_puzzles"], "solved": solved(study),
+               "held_back": [f"{100 * x:.1f}" for x in held_back(study).values()], "nearer": _short(distance(study))}
         for name, study in studies.items()
     }  # fmt: skip
-    return {"findings": [dict(zip(("title", "text", "figure"), one)) for one in told], "models": models}
+    ladder, mine = [], of_size(runs, TABLE)
+    for rung in RUNGS:
+        if both := budgets(mine, rung):
+            exact = {v: of_rung(mine, rung, v, both[0]) for v in ("Lx_H", "Lx_Hx")}
+            means = {v: round(statistics.mean(by.values()), 1) for v, by in exact.items() if by}
+            ladder.append({"recipe": RUNG_WORDS[rung], "steps": both[0], "seeds": len(exact["Lx_H"]), **means})
+    return {"models": models, "ladder": ladder}

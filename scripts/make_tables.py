@@ -1,6 +1,6 @@
 """Write every table and sentence of README.md, docs/findings.md and results/TABLES.md, and draw their figures.
 
-    python scripts/make_tables.py                          # those, results/findings.json and results/figures/*.png
+    python scripts/make_tables.py                          # those, the Space's findings.json, results/figures/*.png
     python scripts/make_tables.py --check                  # write nothing; exit 1 where a table is out of date
     python scripts/make_tables.py --runs my/runs.jsonl --file my_report.md
 
@@ -24,6 +24,7 @@ from air_model.analysis import findings, tables
 from air_model.records import write_text
 
 RESULTS = tables.ROOT / "results"
+SPACE = tables.ROOT / "spaces_demo" / "static"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -54,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
         wanted[args.tables] = tables.page(made, published, args.tables)
         if not args.file:
-            told = findings.for_the_space(RESULTS, published)
-            wanted[RESULTS / "findings.json"] = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+            told = findings.for_the_space(RESULTS)
+            wanted[SPACE / "findings.json"] = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -346,6 +346,8 @@ def build(engine: Engine) -> gr.Blocks:
                 gr.HTML(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>', apply_default_css=False)
             with gr.Column(elem_classes="air-card"):
                 View("figure")
+            with gr.Column(elem_classes="air-card"):
+                View("measured")
         with gr.Column(elem_id="panel-share", elem_classes=["air-panel", "air-page", "air-hidden"]):
             with gr.Column(elem_classes="air-card"):
                 View("share")

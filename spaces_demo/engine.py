@@ -16,6 +16,7 @@ All computing is `solve_puzzles` on `AirModel.solve`; the updates come out throu
 
 import contextlib
 import io
+import json
 import math
 import queue
 import re
@@ -399,6 +400,7 @@ class Engine:
             "default": self.default,
             "checkpoints": [self.describe(c) for c in self.checkpoints.values()],
             "vacant": [self.describe(c) for c in self.vacant.values()],
+            "measured": json.loads((Path(__file__).parent / "static" / "findings.json").read_text()),
             "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS, "nodes": NODES},
             "version": air_model.__version__,
         }

@@ -83,8 +83,9 @@ def test_the_page_its_figures_and_the_spaces_part_come_out_of_files(tmp_path):
     assert all(f"<!-- table: {name} -->" in page for name in findings.tables(tmp_path, PUBLISHED))
     drawn = findings.draw(tmp_path, PUBLISHED, tmp_path / "figures")
     assert len(drawn) == 5 and all(f"results/figures/{path.name}" in page for path in drawn)
-    told = findings.for_the_space(tmp_path, PUBLISHED)
-    assert len(told["findings"]) == 4 and told["models"]["a"]["asymmetric"]
+    told = findings.for_the_space(tmp_path)
+    assert told["models"]["a"]["asymmetric"] and told["models"]["a"]["solved"] == ["100.0", "100.0", "100.0"]
+    assert [(row["steps"], row["seeds"], row["Lx_Hx"]) for row in told["ladder"]] == [(50, 2, 30.0)] * 2
 
 
 def test_a_report_keeps_its_numbers_without_puzzles():

@@ -444,6 +444,20 @@ def test_a_bad_link_says_why_on_the_first_screen(visit):
         assert box["y"] + box["height"] < 844
 
 
+def test_what_was_measured_can_be_tried_on_the_run_at_hand(visit):
+    with visit() as page:
+        solve(page)
+        open_tab(page, "Learn")
+        models, ladder = (page.locator(".measured").nth(i).locator("tbody tr") for i in (0, 1))
+        assert models.filter(has_text="air-maze-small").count() == 1 and ladder.first.inner_text().startswith(
+            "published"
+        )
+        page.click("#try-h")
+        page.wait_for_function("AIR.S.other && AIR.S.other.end")
+        assert page.get_by_role("tab", name="Explore").get_attribute("aria-selected") == "true"
+        assert page.evaluate("AIR.S.other.wanted.freeze") == "z_h"
+
+
 def test_exploring_scrubs_and_compares(visit):
     with visit() as page:
         page.uncheck("#air-halt")

@@ -38,7 +38,7 @@ window.AIR = window.AIR || (() => {
      played to its end, so that the verdict has been said. */
   const S = { catalog: null, boards: {}, wires: {}, views: {}, run: null, other: null, search: null, at: -1, told: false, playing: false, waiting: false, speed: 1, looked: null, lessons: {}, sized: [] };
   const WIRES = ["solve", "whatif", "puzzle", "attention", "learn"];
-  const VIEWS = ["header", "setup", "tools", "loop", "title-a", "title-b", "player", "look", "verdict", "whatif", "charts", "share", "figure"];
+  const VIEWS = ["header", "setup", "tools", "loop", "title-a", "title-b", "player", "look", "verdict", "whatif", "charts", "share", "figure", "measured"];
   const TABS = ["Solve", "Explore", "Learn", "Share"];
   const BOARDS = ["editor", "a-h", "a-l", "b-h", "b-l"];
 
@@ -848,6 +848,7 @@ window.AIR = window.AIR || (() => {
 
   function learn() {
     const root = S.views.figure, ck = S.ck;
+    measured();
     if (S.learned === ck.key) return;
     const place = $("learn-loop"), lesson = S.lessons[ck.key];
     if (ck.vacant) {
@@ -864,6 +865,46 @@ window.AIR = window.AIR || (() => {
     }
     root.replaceChildren(h("p", { class: "note" }, "Drawing an example with the model of this page…"));
     if (S.lessonOf !== ck.key) fetchLesson(ck, (run) => { if (run && run.end && S.tab === "Learn" && S.ck === ck) learn(); });
+  }
+
+  /* The prepared run of this model once more in Explore, with something changed. */
+  function tryOut(changed) {
+    const lesson = S.lessons[S.ck.key];
+    if (!S.run && lesson) {
+      setPuzzle(lesson.puzzle);
+      begin(lesson);
+      stage.rest();
+    }
+    if (computing(S.other)) {
+      S.wires.whatif.stop();
+      S.other = null;
+    }
+    openTab("Explore");
+    buildCompareChoices();
+    $("if-freeze").value = changed.freeze || "none";
+    $("if-model").value = changed.checkpoint || S.ck.key;
+    whatIf();
+  }
+
+  /* What was measured on shipped models (results/studies, results/small_runs*.jsonl), and the same to try on this one. */
+  function measured() {
+    const { models, ladder } = S.catalog.measured, ck = S.ck;
+    const table = (caption, head, rows) => h("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": caption }, h("table", { class: "measured" },
+      h("thead", {}, h("tr", {}, head.map((cell) => h("th", { scope: "col" }, cell)))),
+      h("tbody", {}, rows.map(([first, ...rest]) => h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell)))))));
+    const rowOf = ([name, m]) => [name, m.asymmetric ? "L alone" : "both", `${m.held_back[0]} / ${m.held_back[1]}`, m.solved[0], m.solved[1], m.solved[2], m.nearer === null ? "" : Math.abs(m.nearer) < 5e-4 ? "0" : m.nearer.toFixed(3)];
+    S.views.measured.replaceChildren(
+      h("h2", {}, "What our models do"),
+      h("p", { class: "note" }, "Where only the L-update sees the puzzle, the two states part: the scratchpad keeps cells open, and in mazes neither solves anything without the other. Where both updates see it, the states become the same. In percent, on up to 1,000 puzzles:"),
+      table("Models", ["model", "updates that see the puzzle", "cells held back: z_H / z_L", "solved", "with z_H frozen", "with z_L frozen", "L looks nearer by"], Object.entries(models).map(rowOf)),
+      h("div", { class: "actions" },
+        h("span", { class: "note" }, "Try it on this model:"),
+        h("button", { type: "button", id: "try-h", onclick: () => tryOut({ freeze: "z_h" }) }, "Freeze z_H"),
+        h("button", { type: "button", id: "try-l", onclick: () => tryOut({ freeze: "z_l" }) }, "Freeze z_L"),
+        ck.twin ? h("button", { type: "button", id: "try-twin", onclick: () => tryOut({ checkpoint: ck.twin }) }, "Run its twin") : null),
+      h("h2", {}, "Does asymmetry help?"),
+      h("p", { class: "note" }, "Under the paper's arithmetic the asymmetric rule Lx_H learns first, here too. What turns the order round is heads that look along rows, columns and boxes. 4x4 Sudokus solved early in training, in percent; each line keeps the changes above it:"),
+      table("Recipes", ["recipe", "steps", "seeds", "Lx_H", "Lx_Hx"], ladder.map((row) => [row.recipe, row.steps.toLocaleString("en"), row.seeds, row.Lx_H.toFixed(1), row.Lx_Hx.toFixed(1)])));
   }
 
   /* A film strip: both states after some updates, and what the numbers of this run say. */
