@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
 from air_model.scripts.run_grid import main
+from air_model.training import run as run_module
 from air_model.training import sweep as grid
 from air_model.training.launch import alone_in
 from air_model.training.miniature import miniature, miniature_data
@@ -77,6 +79,20 @@ def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
     rows = [json.loads(line) for line in curves.read_text().splitlines()]
     assert [row["variant"] for row in rows] == ["Lx_H", "Lx_Hx"] and set(rows[0]["exact"]) == {"1", "2"}
     assert "2 runs in" in capsys.readouterr().out
+
+
+def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(tmp_path, monkeypatch):
+    finish, curves = run_module._finish, tmp_path / "curves.jsonl"
+
+    def interrupted(trainer):
+        report = finish(trainer)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return report
+
+    monkeypatch.setattr(run_module, "_finish", interrupted)
+    command = ["--grid", "variant=Lx_H,Lx_Hx", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path)]
+    assert main([*command, "--launcher", "here", "--curves", str(curves), "max_steps=2"]) == 130
+    assert [json.loads(line)["variant"] for line in curves.read_text().splitlines()] == ["Lx_H"]
 
 
 def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):

@@ -81,12 +81,14 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     append_runs: Path | None = None,
+    signals: Signals | None = None,
 ) -> dict[str, Any]:
     """A whole run: data, training, checkpoints, evaluation, files. Returns the contents of run.json.
 
     Args:
         resume: go on from the newest complete checkpoint under output_dir, or start where there is none.
         overwrite: delete an earlier run in output_dir. append_runs: a .jsonl to which run.json is appended at the end.
+        signals: the caller's, who wants to know afterwards whether one came.
     """
     start = time.perf_counter()
     output_dir = Path(output_dir)
@@ -94,7 +96,7 @@ def run_training(
     first_process = is_first_process()
     if append_runs is not None and first_process:
         Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
-    with alone_in(output_dir) if first_process else contextlib.nullcontext(), Signals() as signals:
+    with alone_in(output_dir) if first_process else contextlib.nullcontext(), signals or Signals() as signals:
         if (output_dir / "run.json").exists() and not (resume or overwrite):
             raise already_there(output_dir)
         earlier = read_run(output_dir)

@@ -20,7 +20,7 @@ import torch
 
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.records import append_runs_to, read_lines, read_run, write_lines
-from air_model.training.launch import TAKEN, FolderTaken, is_taken, say
+from air_model.training.launch import TAKEN, FolderTaken, Signals, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import as_words, has_finished, read_recipe, split_word
 
@@ -259,18 +259,18 @@ class Here:
             return False
         run.folder.mkdir(parents=True, exist_ok=True)
         with (run.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            self.codes[run.name] = self.train(run)
-        if run.report().get("status") == "stopped":  # by a signal, which was meant for the grid
+            self.codes[run.name] = self.train(run, signals := Signals())
+        if signals.received:  # meant for the grid, also where the run was already done
             raise KeyboardInterrupt
         return True
 
     @staticmethod
-    def train(run: Run) -> int:
+    def train(run: Run, signals: Signals) -> int:
         """What the run's command would do, and its exit status."""
         from air_model.training.run import run_training
 
         try:
-            run_training(read_recipe(run.recipe, run.words()), run.folder, resume=True)
+            run_training(read_recipe(run.recipe, run.words()), run.folder, resume=True, signals=signals)
         except (ValueError, OSError, ImportError) as error:
             say(f"error: {error}")
             return TAKEN if isinstance(error, FolderTaken) else 1
