@@ -425,18 +425,18 @@ def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
     figure = new_figure(3 + 3.5 * len(sizes), 4.4)
     for ax, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes):
         mine = of_size(runs, size)
+        rungs = [rung for rung in RUNGS if budgets(mine, rung)]
         for j in range(2):
-            for i, gap in enumerate(ladder_gaps(mine, -j).values()):
+            for i, gap in enumerate(ladder_gaps(mine, -j)[rung] for rung in rungs):
                 if gap is not None:
                     mean, half, n = gap
                     y = i + 0.16 * (2 * j - 1)
                     ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
                     ax.annotate(f"n = {n}", (mean, y), (0, 4), textcoords="offset points", fontsize=6, ha="center")
         ax.axvline(0, color=INK, lw=0.8)
-        steps = [" and ".join(f"{s:,}" for s in budgets(mine, rung)) for rung in RUNGS]
-        labels = [RUNG_WORDS[r] + (f"\n({s} steps)" if s else "\n(not run yet)") for r, s in zip(RUNGS, steps)]
-        ax.set_yticks(range(len(RUNGS)), labels)
-        ax.set_ylim(len(RUNGS) - 0.5, -0.5)
+        steps = [" and ".join(f"{s:,}" for s in budgets(mine, rung)) for rung in rungs]
+        ax.set_yticks(range(len(rungs)), [f"{RUNG_WORDS[r]}\n({s} steps)" for r, s in zip(rungs, steps)])
+        ax.set_ylim(len(rungs) - 0.5, -0.5)
         ax.set_xlim(-100, 100)  # intervals of two seeds go far beyond what a gap can be
         _clean(ax, f"{size_words(size)} (pale: half the steps)", xlabel="Lx_H minus Lx_Hx, exact, points")
     return save(figure, path, 120, tight=True)

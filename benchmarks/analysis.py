@@ -28,7 +28,7 @@ from air_model import AirConfig, AirModel
 from air_model.analysis.attention import PUBLISHED_STEPS, attention_study
 from air_model.analysis.common import Study
 from air_model.analysis.freeze import freeze_study
-from air_model.benchmarks.bench import arguments, forget_peak, peak_gib, save, seconds
+from air_model.benchmarks.bench import arguments, forget_peak, in_sentences, peak_gib, save, seconds
 from air_model.processing_air import task_from_config
 
 
@@ -96,4 +96,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -29,6 +29,15 @@ def arguments(text: str, output: Path | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def in_sentences(main: Callable[[], int]) -> int:
+    """The exit status of a benchmark; what its user got wrong is said without a traceback."""
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
 def seconds(
     work: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter, repeats: int = 1
 ) -> tuple[float, Any]:

@@ -28,7 +28,7 @@ if not __package__:
 import numpy as np
 
 from air_model.analysis.geometry import ranks
-from air_model.benchmarks.bench import ROOT, arguments
+from air_model.benchmarks.bench import ROOT, arguments, in_sentences
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.datasets_builders.build import BuildConfig, build
 from air_model.datasets_builders.generate_maze import make_mazes
@@ -196,4 +196,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -27,7 +27,7 @@ from air_model.analysis.common import markdown_table
 from air_model.analysis.figures import new_figure
 from air_model.analysis.figures import save as save_figure
 from air_model.attempts_air import solve_puzzles
-from air_model.benchmarks.bench import ROOT, arguments, save
+from air_model.benchmarks.bench import ROOT, arguments, in_sentences, save
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import seeds_for
 from air_model.metrics.puzzle_accuracy.scores import wilson
@@ -143,4 +143,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -15,7 +15,7 @@ if not __package__:
 import numpy as np
 
 from air_model import load_model, solve_puzzles
-from air_model.benchmarks.bench import arguments
+from air_model.benchmarks.bench import arguments, in_sentences
 from air_model.datasets_builders.loading import load_puzzles
 from air_model.records import command_line, environment, read_json, write_json
 
@@ -55,4 +55,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

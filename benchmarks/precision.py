@@ -19,7 +19,7 @@ if not __package__:
 
 import torch
 
-from air_model.benchmarks.bench import arguments, save, seconds, table
+from air_model.benchmarks.bench import arguments, in_sentences, save, seconds, table
 from air_model.datasets_builders import load_puzzles
 from air_model.pipeline_air import load_model
 
@@ -71,4 +71,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -23,7 +23,7 @@ from typing import Any
 if not __package__:
     import bench  # noqa: F401
 
-from air_model.benchmarks.bench import ROOT, arguments, table
+from air_model.benchmarks.bench import ROOT, arguments, in_sentences, table
 from air_model.records import write_json, write_text
 from air_model.scripts import build_dataset
 from air_model.scripts.quickstart import CONFIRMED, DATA
@@ -99,4 +99,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

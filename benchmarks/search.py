@@ -25,7 +25,7 @@ import torch
 import air_model.pins_air as pins_air
 from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
-from air_model.benchmarks.bench import arguments, save
+from air_model.benchmarks.bench import arguments, in_sentences, save
 from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.sudoku_solver import solve as solve_classically
 from air_model.pipeline_air import load_model
@@ -128,4 +128,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -34,7 +34,7 @@ if not __package__:
 import torch
 
 from air_model.attempts_air import solve_puzzles
-from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds
+from air_model.benchmarks.bench import Rows, arguments, forget_peak, in_sentences, peak_gib, save, seconds
 from air_model.blocks_air import forward_flops
 from air_model.configuration_air import AirConfig
 from air_model.datasets_builders.build import BuildConfig, build
@@ -247,4 +247,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from air_model import AirConfig, AirModel
-from air_model.benchmarks.bench import CPU, ROOT, arguments
+from air_model.benchmarks.bench import CPU, ROOT, arguments, in_sentences
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
 from air_model.records import environment, read_json, write_json
@@ -230,4 +230,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))

@@ -32,7 +32,7 @@ import torch
 
 from air_model.analysis.figures import new_figure
 from air_model.analysis.figures import save as save_figure
-from air_model.benchmarks.bench import Rows, arguments, forget_peak, peak_gib, save, seconds, table
+from air_model.benchmarks.bench import Rows, arguments, forget_peak, in_sentences, peak_gib, save, seconds, table
 from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.processing_air import make_task
@@ -300,4 +300,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_sentences(main))
