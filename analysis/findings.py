@@ -8,6 +8,7 @@ are made of their own numbers, so that none outlives the file it came from.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -26,7 +27,7 @@ from air_model.training.sweep import RUNGS, SMALL_SUITES
 
 Study = dict[str, Any]  # what `summarize` returns
 Studies = dict[str, Study]  # by the checkpoint's name
-Run = dict[str, Any]  # a line of results/small_runs.jsonl
+Run = dict[str, Any]  # a line of results/small_runs*.jsonl
 Size = tuple[str, int]  # grid, layers
 TABLE: Size = ("4x4", 2)
 LADDERS: list[Size] = [TABLE, ("6x6", 2)]
@@ -498,7 +499,7 @@ def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> P
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#117733")
-    for colour, (name, study) in zip(colours, studies.items()):
+    for colour, (name, study) in zip(itertools.cycle(colours), studies.items()):
         if study.get("attention"):
             near = [next(iter(layer["control"]["metrics"].values())) for layer in study["attention"].values()]
             near = [(m["mean"], m["ci95"]) for m in near if m["mean"] is not None]

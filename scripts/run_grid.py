@@ -75,7 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = make_runs(arguments)
         if arguments.curves:
-            runs = without_known(runs, arguments.curves)
+            asked, runs = len(runs), without_known(runs, arguments.curves)
+            if not runs:
+                print(f"All {asked} runs are in {arguments.curves}: nothing to do.")
+                return 0
         if arguments.dry_run:
             for run in runs:
                 print(shlex.join(run.command("python")))

@@ -101,6 +101,17 @@ def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):
     curves.write_text(json.dumps({"suite": "grid-sudoku", "name": "Lx_H-seed0"}) + "\n")
     assert main([*command, "--curves", str(curves)]) == 0
     assert [line.count("variant=Lx_Hx") for line in capsys.readouterr().out.splitlines()] == [1]
+    assert main([*command, "--curves", str(curves), "--grid", "variant=Lx_H", "--launcher", "slurm"]) == 0
+    assert "All 1 runs are in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "sentence"), [(None, "is a folder"), ('{"suite": "x"}', "without suite and name")])
+def test_what_is_no_file_of_curves_is_refused_before_a_run_begins(tmp_path, capsys, text, sentence):
+    curves = tmp_path / "curves.jsonl"
+    curves.write_text(text) if text else curves.mkdir()
+    command = ["--grid", "variant=Lx_H", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path / "runs")]
+    assert main([*command, "--launcher", "here", "--curves", str(curves)]) == 1
+    assert sentence in capsys.readouterr().err and not list((tmp_path / "runs").glob("*/*/run.json"))
 
 
 def test_seeds_are_read_as_ranges_and_lists():

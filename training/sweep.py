@@ -451,8 +451,20 @@ def append_reports(runs: list[Run], target: Path) -> int:
 
 
 def without_known(runs: list[Run], curves: Path) -> list[Run]:
-    """The runs of which the file of `write_curves` has no line; their folders may be long gone."""
-    known = {(row["suite"], row["name"]) for row in read_lines(curves)}
+    """The runs of which the file of `write_curves` has no line; their folders may be long gone.
+
+    Raises:
+        ValueError: a folder, or a file of something else.
+    """
+    if curves.is_dir():
+        raise ValueError(f"--curves {curves} is a folder: give a file, as {curves / 'curves.jsonl'}.")
+    rows = read_lines(curves)
+    if strange := next((row for row in rows if not {"suite", "name"} <= set(row)), None):
+        raise ValueError(
+            f"--curves {curves} holds a line without suite and name, {str(strange)[:80]}: it is no file of curves, "
+            "or one of an earlier version. Give another file."
+        )
+    known = {(row["suite"], row["name"]) for row in rows}
     return [run for run in runs if (run.folder.parent.name, run.name) not in known]
 
 
