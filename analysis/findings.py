@@ -486,7 +486,7 @@ def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path
         ax.bar(x, [max(values[k], 0.1) for values in groups.values()], 0.19, color=colour, label=label, **style)
     ax.set_yscale("log")
     ax.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
-    _clean(ax, ylabel="content changes per puzzle")
+    _clean(ax, ylabel="content changes per puzzle\n(none is drawn as 0.1)")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return save(figure, path, 120, tight=True)
 
