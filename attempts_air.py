@@ -32,7 +32,8 @@ from .reading_air import encode_puzzles
 from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
-NODES = 256  # attempts=None: Sudokus are searched so far; other tasks run all their views, at most 8
+NODES = 256  # attempts=None: Sudokus are searched so far
+VIEWS = 16  # and mazes looked at in all their views
 
 
 def solve_puzzles(
@@ -69,8 +70,9 @@ def solve_puzzles(
         model: one model, or several checkpoints: each then makes up to `attempts` attempts at what is still unsolved.
         processor: an AirProcessor or a GridTask; None takes the model's own task.
         puzzles: N texts or token grids, or an array (N, S).
-        attempts: nodes of the search, or views, per model; without noise no more views than the task has symmetries (8
-            for a square maze). 1 is the single pass; None goes on: up to 256 nodes of a Sudoku, all views of a maze.
+        attempts: nodes of the search, or views, per model; without noise no more views than the task has symmetries
+            (16 for a square maze: 8 turns, each from S to G and from G to S). 1 is the single pass; None goes on: up
+            to 256 nodes of a Sudoku, all views of a maze.
         retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". With
             halt="rules" a node also ends when its answer has not changed, and after half of the ACT steps if it is not
             the first.
@@ -166,7 +168,7 @@ def default_attempts(task: GridTask) -> int:
     """How far `attempts=None` goes."""
     if task.name == "sudoku":
         return NODES
-    return len(symmetric_views(task, 8).cells) if task.name == "maze" else 1
+    return len(symmetric_views(task, VIEWS).cells) if task.name == "maze" else 1
 
 
 def retry_of(

@@ -4,6 +4,7 @@ Shapes: B puzzles, S cells, T positions of a state, D hidden size, H heads; S ce
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -236,7 +237,7 @@ class AirRotaryEmbedding(AirTables):
 
 def relations_of_heads(config: AirConfig) -> list[str]:
     """The relation of each head, in turn from `head_relations`."""
-    names = config.head_relations
+    names = config.head_relations or ["all"]
     return [names[head % len(names)] for head in range(config.num_attention_heads)]
 
 
@@ -293,6 +294,16 @@ def _hidden(seen: Tensor) -> Tensor:
     return torch.zeros(seen.shape, dtype=torch.float32, device="cpu").masked_fill(~seen, -torch.inf)
 
 
+class AirHeadScales(AirTables):
+    """of_heads (H, 1, 1): what each head's scores are multiplied by, after `log_scale_positions`."""
+
+    @staticmethod
+    def tables(config: AirConfig) -> dict[str, Tensor]:
+        factor = math.log(config.num_stack_positions) / math.log(config.log_scale_positions)
+        of_heads = [factor if name == "all" else 1.0 for name in relations_of_heads(config)]
+        return {"of_heads": torch.tensor(of_heads, device="cpu")[:, None, None]}
+
+
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -305,6 +316,7 @@ class AirAttention(nn.Module):
         self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
         if config.qk_norm:
             self.q_norm, self.k_norm = AirHeadNorm(config), AirHeadNorm(config)
+        self.scales = AirHeadScales(config) if config.log_scale_positions else None
         self.observer: Callable | None = None
 
     def forward(
@@ -316,6 +328,8 @@ class AirAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if cos is not None:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self.scales is not None:
+            query = query * self.scales.of_heads.to(query.dtype)
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation

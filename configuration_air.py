@@ -131,6 +131,9 @@ class AirConfig(PreTrainedConfig):
             "adjacent" (the four neighbours), each with the cell itself, or "all". Default: every head sees all cells
             (extension). Positions that are no cells see and are seen by every head.
         qk_norm: RMSNorm of each head's queries and keys before rotation, with learned gains (extension; Qwen3's form).
+        log_scale_positions: heads that see all cells multiply their scores by log(positions) / log(this number), so
+            that they look as sharply on a larger grid as on one of so many positions (extension; log-length scaling,
+            arXiv:2202.12172). Default: never.
         puzzle_embedding_size: e; default hidden_size; 0 for none. num_puzzle_identifiers: rows of that table.
         prefix_length: positions P that hold the puzzle embedding; default ceil(e / d).
         halt_max_steps: ACT steps of the published protocol.
@@ -173,6 +176,7 @@ class AirConfig(PreTrainedConfig):
     cell_embedding: bool = False
     head_relations: list[str] | None = None
     qk_norm: bool = False
+    log_scale_positions: int | None = None
     rope_theta: int | float = 10000.0
     puzzle_embedding_size: int | None = None
     num_puzzle_identifiers: int = 1
@@ -396,6 +400,10 @@ class AirConfig(PreTrainedConfig):
             )
         if self.qk_norm and self.token_mixer == "mlp":
             raise ValueError("token_mixer='mlp' has no queries and keys: leave qk_norm out.")
+        if self.log_scale_positions is not None and self.token_mixer == "mlp":
+            raise ValueError("token_mixer='mlp' has no scores to scale: leave log_scale_positions out.")
+        if self.log_scale_positions is not None and self.log_scale_positions < 2:
+            raise ValueError(f"log_scale_positions={self.log_scale_positions} must be 2 or more, or left out.")
         if self.head_relations is not None:
             known = ["all", "row", "column", "adjacent"] + ["box"] * (self.task == "sudoku")
             for name in self.head_relations:

@@ -1,6 +1,7 @@
 """AirModel: properties of the update rules, over every row of VARIANTS where they can differ."""
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -413,6 +414,35 @@ def test_a_mixer_without_queries_refuses_to_normalise_them():
         AirConfig.from_variant("TRM_mlp", qk_norm=True)
 
 
+def queries(model):
+    seen = []
+    with model.observe_attention(lambda layer, query, key, scaling: seen.append(query)):
+        model(torch.arange(2, model.config.vocab_size).repeat(model.config.seq_len)[None, : model.config.seq_len])
+    return seen[0]  # of the first layer: no score has gone into it yet
+
+
+def test_scores_of_heads_that_see_all_grow_with_the_logarithm_of_the_positions():
+    fields = {"task": "maze", "grid_height": 6, "head_relations": ["adjacent", "all"], "num_attention_heads": 2}
+    plain, scaled = (tiny_model(**fields, prefix_length=1, log_scale_positions=n) for n in (None, 10))
+    scaled.load_state_dict(plain.state_dict())
+    factors = torch.tensor([1.0, math.log(37) / math.log(10)])[:, None, None]
+    torch.testing.assert_close(queries(scaled), queries(plain) * factors)
+
+
+def test_at_its_own_positions_a_model_with_scaled_scores_computes_what_it_did(tmp_path):
+    plain, scaled = (tiny_model(log_scale_positions=n) for n in (None, 17))
+    scaled.load_state_dict(plain.state_dict())
+    assert torch.equal(scaled(tiny_batch()[0]).logits, plain(tiny_batch()[0]).logits)
+    scaled.save_pretrained(tmp_path)
+    assert AirModel.from_pretrained(tmp_path, dtype=torch.bfloat16).config.log_scale_positions == 17
+
+
+@pytest.mark.parametrize("fields", [{"variant": "TRM_mlp", "log_scale_positions": 9}, {"log_scale_positions": 1}])
+def test_scores_that_cannot_be_scaled_are_refused(fields):
+    with pytest.raises(ValueError, match="log_scale_positions"):
+        AirConfig.from_variant(fields.pop("variant", "Lx_H"), **fields)
+
+
 @pytest.fixture
 def empty_is_nan():
     torch.use_deterministic_algorithms(True)  # then torch fills what it leaves empty with NaN
@@ -424,7 +454,7 @@ def empty_is_nan():
     "fields",
     [
         {"position_embedding": "rope2d", "head_relations": ["row", "all"], "hidden_size": 32},
-        {"level_token": "prepend_keep", "qk_norm": True},
+        {"level_token": "prepend_keep", "qk_norm": True, "log_scale_positions": 9},
         {"position_embedding": "learned", "cell_embedding": True},
     ],
 )

@@ -274,8 +274,16 @@ def test_views_are_different_symmetries_and_the_first_is_the_puzzle_itself():
     views = symmetric_views(TASK, 10)
     assert (views.cells[0] == np.arange(16)).all() and (views.tokens[0] == np.arange(6)).all()
     assert len({(c.tobytes(), t.tobytes()) for c, t in zip(views.cells, views.tokens)}) == 10
-    assert len(symmetric_views(MazeTask(5), 50).cells) == 8
-    assert len(symmetric_views(MazeTask(5, 7), 50).cells) == 4
+    assert len(symmetric_views(MazeTask(5), 50).cells) == 16
+    assert len(symmetric_views(MazeTask(5, 7), 50).cells) == 8
+
+
+def test_half_of_a_mazes_views_go_from_goal_to_start_and_come_last():
+    views, task = symmetric_views(MazeTask(5), 16), MazeTask(5)
+    swaps = views.tokens[:, task.START] == task.GOAL
+    assert swaps.tolist() == [False] * 8 + [True] * 8
+    assert (symmetric_views(task, 8).cells == views.cells[:8]).all()
+    assert len({(c.tobytes(), t.tobytes()) for c, t in zip(views.cells, views.tokens)}) == 16
 
 
 @pytest.mark.parametrize("task", [SudokuTask(4), SudokuTask(6), MazeTask(4, 6)])
@@ -386,8 +394,8 @@ def test_a_maze_takes_the_shortest_path_that_joins_start_and_goal():
 def test_more_attempts_than_symmetries_are_cut_with_a_warning_unless_there_is_noise():
     model = tiny_model(task="maze", grid_height=4)
     maze = ["S  #" + "#  #" + "#   " + "  #G"]
-    with pytest.warns(UserWarning, match="8 symmetric views"):
-        assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1).attempts[0] == 8
+    with pytest.warns(UserWarning, match="16 symmetric views"):
+        assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1).attempts[0] == 16
     assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1, noise=0.3).attempts[0] == 20
 
 
