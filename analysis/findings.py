@@ -265,6 +265,19 @@ def sweep_table(runs: Sequence[Run], published: dict[str, Any]) -> str:
     return markdown_table(header, rows, left=1)
 
 
+def group_gap(runs: Sequence[Run], steps: int) -> tuple[float, float | None, int] | None:
+    """Paired gap of the mean of all asymmetric injections to that of all symmetric ones, without level tokens."""
+    rules = {name: AirConfig.from_variant(name) for name in SMALL_SUITES["small"]}
+    plain = {name: rule for name, rule in rules.items() if rule.shared_block and rule.level_token == "none"}
+    means = []
+    for asymmetric in (True, False):
+        names = [name for name, rule in plain.items() if (rule.l_injection != rule.h_injection) == asymmetric]
+        found = [of_rung(runs, "published", name, steps) for name in names]
+        seeds = set.intersection(*map(set, found))
+        means.append({seed: statistics.mean(one[seed] for one in found) for seed in seeds})
+    return paired(*means)
+
+
 def ladder_gaps(runs: Sequence[Run], which: int) -> dict[str, tuple[float, float | None, int] | None]:
     """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget."""
     out = {}
@@ -343,6 +356,13 @@ def say_attention(studies: Studies) -> str:
     return f"Attention mass near the cell, L- minus H-updates, all layers and rows together: {'; '.join(texts)}."
 
 
+def say_groups(runs: Sequence[Run]) -> str:
+    """Whether asymmetric injections are ahead as a group."""
+    texts = [f"{gap_text(gap)} points after {n:,} steps" for n in budgets(runs) if (gap := group_gap(runs, n))]
+    what = "The asymmetric injections together minus the symmetric ones, each without level tokens, by seed"
+    return f"{what}: {', '.join(texts)}." if texts else ""
+
+
 def say_ladder(runs: Sequence[Run]) -> str:
     """Who is ahead on which rung after the shorter budget, and where the interval leaves out 0; a line a size."""
     lines = [f"{size_words(size)}. {line}" for size in LADDERS if (line := _say_ladder(of_size(runs, size)))]
@@ -373,12 +393,12 @@ def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
     expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
     mine = of_size(runs, TABLE)
     table, ladder = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
+    so_far = f"Runs so far: {len(table)} of {expected[0]} of this table, {len(ladder)} of {expected[1]} of the ladder."
     return {
         "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
         "findings-freeze": f"{freeze_rows(studies, published)}\n{say_freeze(studies)}",
         "findings-attention": f"{attention_rows(studies, published)}\n{say_attention(studies)}",
-        "findings-sweep": sweep_table(table, published)
-        + f"\nRuns so far: {len(table)} of {expected[0]} of this table, {len(ladder)} of {expected[1]} of the ladder.",
+        "findings-sweep": f"{sweep_table(table, published)}\n{say_groups(table)} {so_far}",
         "findings-ladder": f"{ladder_table(runs)}\n{say_ladder(runs)}",
     }
 

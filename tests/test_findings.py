@@ -59,6 +59,18 @@ def test_a_ladder_is_told_size_by_size():
     assert findings.say_ladder(runs[:1]) == "No rung has been run yet."
 
 
+def test_asymmetric_and_symmetric_rules_are_compared_as_groups_over_seeds_that_all_have():
+    size = findings.TABLE
+    asymmetric = ("L_Hx", "Lx_H", "L_H2x", "L2x_H", "Lx_H2x", "L2x_Hx")
+    runs = [run(v, 0, 0.8 if v == "Lx_H" else 0.5, size=size) for v in asymmetric]
+    runs += [run(v, 0, 0.4, size=size) for v in ("Lx_Hx", "L2x_H2x")]
+    runs += [run("HRM", 0, 0.9, size=size), run("Lx_H", 1, 0.9, size=size)]
+    assert findings.group_gap(runs, 100) == (pytest.approx(15.0), None, 1)
+    assert findings.say_groups(runs).endswith(
+        "by seed: +7.5 (1) points after 50 steps, +15.0 (1) points after 100 steps."
+    )
+
+
 def test_sentences_say_which_state_holds_back():
     text = findings.say_states({"air-4x4": study(held=0.2), "air-4x4-Lx_Hx": study("Lx_Hx", held=0.0)})
     assert "leaves clearly more cells open than z_H in 4x4 `Lx_H` (20.0 against 0.0 %)" in text
