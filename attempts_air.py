@@ -34,6 +34,8 @@ from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far
 VIEWS = 16  # and mazes looked at in all their views
+# Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
+STILL = 3
 
 
 def solve_puzzles(
@@ -74,8 +76,8 @@ def solve_puzzles(
             (16 for a square maze: 8 turns, each from S to G and from G to S). 1 is the single pass; None goes on: up
             to 256 nodes of a Sudoku, all views of a maze.
         retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". With
-            halt="rules" a node also ends when its answer has not changed, and after half of the ACT steps if it is not
-            the first.
+            halt="rules" an attempt that can be followed by another also ends when its answer stands still (a node
+            after one step, a view after three), and a node that is not the first after half of the ACT steps.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
             multiply it in hardware.
         halt: "q" and "max" as there; "rules" stops at the first step whose answer the rules accept.
@@ -241,11 +243,14 @@ class _Views:
         rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
         stats, interrupted = [], {}
+        gives_up = len(self.answers) > 1 and not noise  # a still answer that noise cannot move: the next attempt
+        last, still = np.zeros_like(self.puzzles), np.full(n, -1)
         for m, model in enumerate(self.models):
 
             def finish(rows: Tensor, *found: Tensor, m: int = m) -> Tensor:
                 rows = rows.cpu().numpy()
                 view, i = rows // n, rows % n
+                still[i] = -1
                 self._record(m * k + view, i, view, *found[:3])  # logits are for a search
                 again = ~self.accepted[i] & (view + 1 < k)
                 done = i[self.accepted[i] | (m == len(self.models) - 1) & ~again]
@@ -255,7 +260,11 @@ class _Views:
 
             def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
                 view, i = np.divmod(rows.cpu().numpy(), n)
-                return torch.from_numpy(self.task.verdicts(self.puzzles[i], self._home(view, i, predictions)).valid)
+                answers = self._home(view, i, predictions)
+                same = (answers == last[i]).all(-1)
+                still[i], last[i] = np.where(same, still[i] + 1, 0), answers
+                valid = self.task.verdicts(self.puzzles[i], answers).valid
+                return torch.from_numpy(valid | (gives_up & (still[i] >= STILL)))
 
             try:
                 solution = model.solve(

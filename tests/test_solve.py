@@ -327,6 +327,15 @@ def test_halting_by_the_rules_stops_at_the_first_accepted_step_and_never_at_a_wr
     assert solve_puzzles(model, None, puzzles, halt="q").act_steps.tolist() == [1] * 4
 
 
+def test_a_view_whose_refused_answer_stands_still_makes_room_for_the_next_but_a_single_pass_goes_on(monkeypatch):
+    model, puzzle = tiny_model(), puzzles_of(1)
+    Oracle(monkeypatch, model, set())  # the same refused answer at every step
+    options = {"halt": "rules", "max_act_steps": 9, "retry": "views"}
+    assert solve_puzzles(model, TASK, puzzle, attempts=3, **options).act_steps.tolist() == [3 * 4]
+    assert solve_puzzles(model, TASK, puzzle, attempts=3, noise=0.1, **options).act_steps.tolist() == [3 * 9]
+    assert solve_puzzles(model, TASK, puzzle, attempts=1, **options).act_steps.tolist() == [9]
+
+
 def test_a_wrong_answer_with_high_confidence_is_never_called_solved(monkeypatch):
     model, puzzles = tiny_model(), puzzles_of(3)
     Oracle(monkeypatch, model, set(), q=20.0)
