@@ -86,10 +86,9 @@ def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
         both = np.concatenate([np.concatenate([cells, drawn.cells]), np.concatenate([tokens, drawn.tokens])], axis=1)
         first = np.sort(np.unique(both, axis=0, return_index=True)[1])[:attempts]
         cells, tokens = both[first, : task.seq_len], both[first, task.seq_len :].astype(np.uint8)
-    if task.name == "maze" and attempts > len(cells):  # a path is as short from G to S
-        swapped = tokens.copy()
-        swapped[:, [task.START, task.GOAL]] = tokens[:, [task.GOAL, task.START]]
-        cells, tokens = (np.concatenate(both)[:attempts] for both in ((cells, cells), (tokens, swapped)))
+    if attempts > len(cells):  # the same again, with the tokens' other meanings
+        cells = np.tile(cells, (len(task.token_maps), 1))[:attempts]
+        tokens = np.concatenate([names[tokens] for names in task.token_maps])[:attempts]
     return Symmetry(cells, tokens)
 
 

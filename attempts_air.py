@@ -76,8 +76,8 @@ def solve_puzzles(
             (16 for a square maze: 8 turns, each from S to G and from G to S). 1 is the single pass; None goes on: up
             to 256 nodes of a Sudoku, all views of a maze.
         retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". With
-            halt="rules" an attempt that can be followed by another also ends when its answer stands still (a node
-            after one step, a view after three), and a node that is not the first after half of the ACT steps.
+            halt="rules" one of several attempts also ends when its answer stands still (a node after one step, a
+            view without noise after three), and a node that is not the first after half of the ACT steps.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
             multiply it in hardware.
         halt: "q" and "max" as there; "rules" stops at the first step whose answer the rules accept.
@@ -243,7 +243,7 @@ class _Views:
         rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
         stats, interrupted = [], {}
-        gives_up = len(self.answers) > 1 and not noise  # a still answer that noise cannot move: the next attempt
+        gives_up = len(self.answers) > 1 and not noise  # noise may move what stands still
         last, still = np.zeros_like(self.puzzles), np.full(n, -1)
         for m, model in enumerate(self.models):
 

@@ -328,6 +328,11 @@ class GridTask:
         turned = [grid, grid.T] if self.height == self.width else [grid]
         return np.stack([g[::up, ::left].reshape(-1) for g in turned for up in (1, -1) for left in (1, -1)])
 
+    @property
+    def token_maps(self) -> np.ndarray:
+        """(K, V) further symmetries of tokens that `random_symmetries` does not draw; the first is the identity."""
+        return np.arange(self.vocab_size, dtype=np.uint8)[None]
+
     def random_symmetries(self, rng: np.random.Generator, n: int) -> Symmetry:
         """n symmetries drawn uniformly: cells (n, S), tokens (n, V)."""
         cells = self.dihedral[rng.integers(len(self.dihedral), size=n)]
@@ -554,6 +559,12 @@ class MazeTask(GridTask):
         lines = self._styled(tokens, puzzle, ansi)
         rule = "─" * self.width
         return "\n".join([f"┌{rule}┐", *(f"│{''.join(line)}│" for line in lines), f"└{rule}┘"])
+
+    @property
+    def token_maps(self) -> np.ndarray:
+        swapped = np.arange(self.vocab_size, dtype=np.uint8)
+        swapped[[self.START, self.GOAL]] = self.GOAL, self.START  # a path is as short from G to S
+        return np.concatenate([super().token_maps, swapped[None]])
 
     # ---- rules
 
