@@ -304,6 +304,15 @@ class AirHeadScales(AirTables):
         return {"of_heads": torch.tensor(of_heads, device="cpu")[:, None, None]}
 
 
+# torch's fused attention trains slowly in bfloat16 on CPUs: over 82 positions plain products take a quarter of its
+# time, over 145 two fifths, over 197 as long, over 226 a third longer; float32 half of it or less (results/LOG.md).
+FEW_POSITIONS = 200
+
+
+def slow_to_train(query: Tensor) -> bool:
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
+
+
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -333,11 +342,12 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation
-        # The backward pass of torch's fused attention takes two to three times as long in bfloat16 on a CPU.
-        slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] > 200
-        if implementation == "sdpa" and slow and torch.is_grad_enabled():
-            query, key, value = query.float(), key.float(), value.float()
-            bias = None if bias is None else bias.float()
+        if implementation == "sdpa" and slow_to_train(query):
+            if query.shape[2] > FEW_POSITIONS:
+                query, key, value = query.float(), key.float(), value.float()
+                bias = None if bias is None else bias.float()
+            else:
+                implementation = "eager"
         if bias is not None and implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"attn_implementation={implementation!r} cannot hide cells from a head, and this model's config has "

@@ -363,6 +363,17 @@ def test_heads_by_groups_compute_what_masked_heads_do(prefix):
         torch.testing.assert_close(grouped, masked, atol=1e-5, rtol=1e-5)
 
 
+def test_a_small_grid_trains_in_bfloat16_by_plain_products():
+    model, inputs = tiny_model(gradient_scope="all"), tiny_batch()[0]
+    gradients = []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        model(inputs, labels=inputs, dtype=torch.bfloat16).loss.backward()
+        gradients.append([p.grad for p in model.stack.parameters()])
+    assert all(torch.equal(fused, plain) for fused, plain in zip(*gradients))
+
+
 def test_an_attention_that_cannot_hide_cells_is_refused():
     model = tiny_model(head_relations=["row"], hidden_size=32)
     model.config._attn_implementation = "flex_attention"

@@ -184,10 +184,6 @@ class Trainer:
         if self.train.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(self.device).train()
-        if self.bf16 and self.device.type == "cpu" and self.config.num_stack_positions <= 200:
-            # torch's fused attention trains slowly in bf16 on CPUs: over 82 positions plain products take a quarter of
-            # its time, over 145 two fifths, over 197 as long, over 226 a third longer (results/LOG.md).
-            self.model.set_attn_implementation("eager")
         if self.device.type == "cuda" and self.config.head_relations:
             # A mask goes to cuDNN as a bias, which nobody has tried on these shapes; the kernel after it is known.
             torch.backends.cuda.enable_cudnn_sdp(False)
