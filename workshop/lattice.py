@@ -1,15 +1,17 @@
 """Train an AIR on candidate lattices: what a Sudoku's cells may still hold, narrowed down by the model itself.
 
     python workshop/lattice.py --init-from checkpoints/air-sudoku-9x9 --data train_1000.csv.gz --minutes 60 \\
-        --output-dir runs/lattice                   # the same once more goes on from where it stopped
+        --output-dir runs/lattice       # the same once more goes on from its weights, the rate falling anew
 
 After Lattice Deduction Transformers (arXiv:2605.08605). The model reads a set of candidates for each cell (the tokens'
 own embeddings, mixed: a clue is a set of one, a blank the set of all) and computes two ACT steps from fresh states.
 Then candidates that it hardly believes are struck out, one random open cell is pinned to a digit drawn by belief, and
 the next step trains on what is left, until it is solved, lost or old. What it learns shows in one pass and in search.
+--output-dir becomes a model folder (the mean of the weights) with what a run needs to go on beside it.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -23,15 +25,18 @@ if not __package__:
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from air_model.datasets_builders import load_puzzles
 from air_model.modeling_air import AirModel
-from air_model.optim_air import WeightEMA, build_optimizers
-from air_model.pipeline_air import load_model
+from air_model.optim_air import Optimizers, WeightEMA, build_optimizers
+from air_model.pipeline_air import load_model, save_release
+from air_model.processing_air import AirProcessor, task_from_config
+from air_model.records import whole_folder
+from air_model.solving_air import bf16_is_fast
 from air_model.training.batches import PuzzleSampler
-from air_model.training.checkpoints import write_model_folder
 
 STRIKE = 0.1  # belief below which a candidate goes; a right one lost costs eight times a wrong one kept
 TEMPERATURE, OLD = 1.5, 100  # of the drawn digit; steps that a lattice is trained on at most
@@ -45,7 +50,7 @@ class Lattice(nn.Module):
     def __init__(self, air: AirModel) -> None:
         super().__init__()
         self.air, n, d = air, air.config.grid_height, air.config.hidden_size
-        self.keep = nn.Linear(d, n)
+        self.keep, self.dtype = nn.Linear(d, n), torch.bfloat16 if bf16_is_fast() else torch.float32
         with torch.no_grad():  # what the language head believes, to begin with
             self.keep.weight.copy_(0.1 * air.lm_head.weight[2:])
             self.keep.bias.fill_(-4.0)
@@ -59,7 +64,7 @@ class Lattice(nn.Module):
         x, parts = air.encode(blank, None, torch.float32), 1 + 3 * air.config.cell_embedding
         change = live.float() @ (table[2:] - base) + base - table[1]  # of a blank's embedding
         x = x + F.pad(change * math.sqrt(table.shape[1]) * parts**-0.5, (0, 0, prefix, 0))
-        return x.to(torch.bfloat16)
+        return x.to(self.dtype)
 
     def read(self, z_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Digits (B, S, n), keep (B, S, n) and q (B, 2): solved, and lost."""
@@ -68,7 +73,7 @@ class Lattice(nn.Module):
 
     def forward(self, live: Tensor, before: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What two ACT steps from fresh states read, after `before` steps without gradient."""
-        x, carry = self.encode(live), self.air.initial_carry(len(live), dtype=torch.bfloat16)
+        x, carry = self.encode(live), self.air.initial_carry(len(live), dtype=self.dtype)
         z_h, z_l, found = carry.z_h, carry.z_l, []
         with torch.no_grad():
             for _ in range(before):
@@ -94,7 +99,7 @@ def fresh(sampler: PuzzleSampler, step: int) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(found: list, live: Tensor, digits: Tensor) -> Tensor:
-    """Mean over the ACT steps: keep (729 yes-or-no questions), the digit of open cells, lost, and solved."""
+    """Mean over the ACT steps: keep (a yes or no for each candidate), the digit of open cells, lost, and solved."""
     stands = live.gather(2, digits[..., None])[..., 0]
     lost, open_cells = (~stands).any(1), live.sum(-1) > 1
     target, asked = F.one_hot(digits, live.shape[-1]) * live, (live & open_cells[..., None]).float()
@@ -123,17 +128,43 @@ def advance(live: Tensor, logits: Tensor, keep: Tensor) -> Tensor:
     return pinned
 
 
-def save(folder: Path, lattice: Lattice, average: WeightEMA, optimizers: object, step: int) -> None:
+def save(target: Path, lattice: Lattice, average: WeightEMA, optimizers: Optimizers, step: int) -> None:
+    """A model folder with the mean of the weights, and beside it what else a run needs to go on."""
     tensors, values = optimizers.state()
     state = {f"weights.{k}": v for k, v in lattice.state_dict().items()}
-    state |= {f"average.{k}": v for k, v in average.shadow.items()} | {f"optimizer.{k}": v for k, v in tensors.items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / STATE, {"values": json.dumps(values)})
-    with average.applied():
-        write_model_folder(lattice.air, lattice.air.config, folder / "model")
-    (folder / "values.json").write_text(json.dumps({"step": step, "optimizer": values}))
+    state |= {f"mean.{k}": v for k, v in average.shadow.items() if k.startswith("keep.")}
+    state |= {f"optimizer.{k}": v for k, v in tensors.items()}
+    metadata = {"step": str(step), "optimizer": json.dumps(values)}
+    with whole_folder(target) as folder:
+        with average.applied():
+            save_release(lattice.air, folder, AirProcessor.from_config(lattice.air.config))
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / STATE, metadata)
 
 
-def main(argv: list[str] | None = None) -> int:
+def load(start: Path, rates: dict[str, float]) -> tuple[Lattice, WeightEMA, Optimizers, int]:
+    """What `save` wrote, or a new run from a model folder; with the steps done."""
+    lattice, step, state, values = Lattice(load_model(str(start))), 0, {}, {}
+    lattice.air.config.loss_type = "softmax_cross_entropy"
+    if (start / STATE).is_file():
+        try:
+            with safe_open(start / STATE, "pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+                step, values = int(file.metadata()["step"]), json.loads(file.metadata()["optimizer"])
+        except SafetensorError as error:
+            raise ValueError(f"{start / STATE} is damaged ({error}). Start anew from a model folder.") from None
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+
+    lattice.load_state_dict(part("mean."), strict=False)
+    average = WeightEMA(lattice, 0.998, warmup=True)
+    lattice.load_state_dict(part("weights."), strict=bool(state))
+    optimizers = build_optimizers(lattice, "muon", weight_decay=0.1, **rates)
+    optimizers.load_state(part("optimizer."), values)
+    return lattice, average, optimizers, step
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init-from", required=True, help="model folder, or an earlier --output-dir to go on from")
     parser.add_argument("--data", required=True, help="puzzles with answers; those to train on")
@@ -144,54 +175,65 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=1.6e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return train(parse_arguments(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def train(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    start = args.output_dir if (args.output_dir / STATE).is_file() else Path(args.init_from)
-    values = {"step": 0, "optimizer": {}}
-    lattice = Lattice(load_model(str(start / "model" if (start / STATE).is_file() else start)))
-    lattice.air.config.loss_type = "softmax_cross_entropy"
-    rates = {"lr": args.lr, "muon_lr": args.muon_lr, "weight_decay": 0.1}
-    optimizers = build_optimizers(lattice, "muon", **rates)
-    average = WeightEMA(lattice, 0.998, warmup=True)
-    if (start / STATE).is_file():
-        state, values = load_file(start / STATE), json.loads((start / "values.json").read_text())
-        part = lambda name: {k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{name}.")}  # noqa: E731
-        lattice.load_state_dict(part("weights"))
-        average.load(part("average"))
-        optimizers.load_state(part("optimizer"), values["optimizer"])
-        print(f"Going on from {start}, step {values['step']}.")
+    goes_on = (args.output_dir / STATE).is_file()
+    if not goes_on and args.output_dir.is_dir() and any(args.output_dir.iterdir()):
+        raise ValueError(f"{args.output_dir} holds other files, and would be written over. Name a new folder.")
+    puzzles, start = load_puzzles(args.data), args.output_dir if goes_on else Path(args.init_from)
+    lattice, average, optimizers, first = load(start, {"lr": args.lr, "muon_lr": args.muon_lr})
+    if (task := task_from_config(lattice.air.config)) != puzzles.task or task.name != "sudoku":
+        raise ValueError(
+            f"{start} solves {task}, and {args.data} holds {puzzles.task}: both must be Sudokus of one size."
+        )
+    torch.manual_seed(args.seed + first)
+    print(f"From {start}, step {first}, in {lattice.dtype}.", flush=True)
     for stack in lattice.air.stacks:
         stack.compile(dynamic=False)
     lattice.train()
-    sampler = PuzzleSampler(load_puzzles(args.data), args.batch_size, seed=args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    began, step, first, losses = time.time(), values["step"], values["step"], []
+    sampler = PuzzleSampler(puzzles, args.batch_size, seed=args.seed)
+    began, step, losses = time.time(), first, []
     live, digits = fresh(sampler, step + 1)
     age = torch.zeros(len(live), dtype=torch.long)
-    while (spent := (time.time() - began) / 60 / args.minutes) < 1:
-        step += 1
-        found = lattice(live, before=int(torch.tensor([0, 0, 1, 2])[torch.randint(4, ())]))
-        loss = loss_of(found, live, digits)
-        loss.backward()
-        optimizers.set_lr_factor(max(0.02, min((step - first) / 50, 1 - spent)))
-        optimizers.step()
-        optimizers.zero_grad()
-        average.update(step - first)
-        logits, keep, q = (t.detach() for t in found[-1])
-        struck = (live & (keep.sigmoid() >= STRIKE)).sum(-1)
-        live, age = advance(live, logits, keep), age + 1
-        lost = ~live.gather(2, digits[..., None])[..., 0].all(1)
-        over = (struck == 1).all(1) | (lost & ((q[:, 1] > 0) | (struck == 0).any(1))) | (age >= OLD)
-        new, solutions = fresh(sampler, step + 1)
-        live, digits = torch.where(over[:, None, None], new, live), torch.where(over[:, None], solutions, digits)
-        age[over] = 0
-        losses.append(loss.item())
-        if step % 50 == 0:
-            mean = statistics.fmean(losses[-50:])
-            print(f"step {step}: loss {mean:.3f}, {100 * spent:.0f} % of the time", flush=True)
-        if step % 500 == 0:
-            save(args.output_dir, lattice, average, optimizers, step)
+    with contextlib.suppress(KeyboardInterrupt):  # what has been learned is written all the same
+        while (spent := (time.time() - began) / 60 / args.minutes) < 1:
+            step += 1
+            found = lattice(live, before=int(torch.tensor([0, 0, 1, 2])[torch.randint(4, ())]))
+            loss = loss_of(found, live, digits)
+            loss.backward()
+            optimizers.set_lr_factor(max(0.02, min((step - first) / 50, 1 - spent)))
+            optimizers.step()
+            optimizers.zero_grad()
+            average.update(step - first)
+            logits, keep, q = (t.detach() for t in found[-1])
+            struck = (live & (keep.sigmoid() >= STRIKE)).sum(-1)
+            live, age = advance(live, logits, keep), age + 1
+            lost = ~live.gather(2, digits[..., None])[..., 0].all(1)
+            over = (struck == 1).all(1) | (lost & ((q[:, 1] > 0) | (struck == 0).any(1))) | (age >= OLD)
+            new, solutions = fresh(sampler, step + 1)
+            live, digits = torch.where(over[:, None, None], new, live), torch.where(over[:, None], solutions, digits)
+            age[over] = 0
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise ValueError(
+                    f"The loss of step {step} is {losses[-1]}. Go on from {args.output_dir} at lower rates."
+                )
+            if step % 50 == 0:
+                mean = statistics.fmean(losses[-50:])
+                print(f"step {step}: loss {mean:.3f}, {100 * spent:.0f} % of the time", flush=True)
+            if step % 500 == 0:
+                save(args.output_dir, lattice, average, optimizers, step)
     save(args.output_dir, lattice, average, optimizers, step)
     return 0
 
