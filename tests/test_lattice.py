@@ -1,13 +1,32 @@
-"""Candidate lattices of workshop/lattice.py: what is read, struck out and pinned, and what costs."""
+"""Candidate lattices (training/lattices.py): what is read, struck out and pinned, what costs, and a run of them."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from safetensors.torch import load_file
 from test_solve import SOLVED, TASK
+from test_training import TINY, sudokus
 
-from air_model.training.batches import PuzzleSampler
-from air_model.workshop.lattice import STATE, Lattice, advance, fresh, load, loss_of, main, save
+from air_model.datasets_builders import PuzzleSet
+from air_model.pipeline_air import load_model
+from air_model.records import read_run
+from air_model.training import run as whole
+from air_model.training.batches import LOSSES
+from air_model.training.lattices import Lattice, LatticeTrainer, lattice_losses, new_lattices, pinned, struck_out
+from air_model.training.launch import RunError
+from air_model.training.recipe import make_recipe
+
+RUN = {
+    **TINY, "data": "given", "lattices": True, "loss_type": "softmax_cross_entropy", "q_continue": False,
+    "easier_share": 0.0, "eval_every": 0,
+}  # fmt: skip
+
+LEARNS = {
+    "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "cell_embedding": True, "optimizer": "muon",
+    "head_relations": ["row", "column", "box", "all"], "position_embedding": "none", "puzzle_embedding_size": 0,
+    "prefix_length": 1, "max_steps": 80, "batch_size": 32, "muon_lr": 1e-2, "weight_decay": 0.0,
+}  # fmt: skip
 
 
 def lattice_of(grid: np.ndarray) -> torch.Tensor:
@@ -20,95 +39,133 @@ def half_open() -> np.ndarray:
     return np.where(np.arange(16) % 2, SOLVED, TASK.blank_token).astype(np.uint8)
 
 
-def test_clues_and_blanks_read_as_sets_of_candidates_are_encoded_as_their_tokens():
-    for overrides in ({}, {"cell_embedding": True}):
-        air = tiny_model(puzzle_embedding_size=0, prefix_length=1, **overrides)
-        x = Lattice(air).encode(lattice_of(half_open()))
-        expected = air.encode(torch.from_numpy(half_open()).long()[None], None, torch.float32)
-        torch.testing.assert_close(x.float(), expected, atol=0.05, rtol=0.01)
+@pytest.mark.parametrize("overrides", [{}, {"cell_embedding": True}])
+def test_clues_and_blanks_read_as_sets_of_candidates_are_encoded_as_their_tokens(overrides):
+    air = tiny_model(puzzle_embedding_size=0, prefix_length=1, **overrides)
+    x = Lattice(air).encode(lattice_of(half_open()), torch.float32)
+    expected = air.encode(torch.from_numpy(half_open()).long()[None], None, torch.float32)
+    torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_striking_out_revives_nothing_and_pins_one_open_cell():
-    torch.manual_seed(0)
-    live = lattice_of(half_open()).expand(8, -1, -1)
-    keep = torch.zeros(8, 16, 4)
-    keep[:, ::2, 0] = -5.0  # hardly believed in the open cells
-    found = advance(live, torch.zeros(8, 16, 4), keep)
-    assert not (found & ~live).any() and not found[:, ::2, 0].any()
-    before, after = (live & (keep > -1)).sum(-1), found.sum(-1)
-    assert ((before != after).sum(1) == 1).all() and (after[before != after] == 1).all()
+def test_striking_out_revives_nothing_and_goes_by_what_the_head_believes():
+    live = lattice_of(half_open())
+    keep = torch.full((1, 16, 4), 5.0)
+    keep[:, ::2, 0] = -5.0
+    struck = struck_out(live, keep)
+    assert not (struck & ~live).any() and (live & ~struck)[:, ::2, 0].all() and (live & ~struck).sum() == 8
+
+
+def test_one_open_cell_is_pinned_and_a_lattice_without_one_stays_as_it_is():
+    generator = torch.Generator().manual_seed(0)
+    live = torch.cat([lattice_of(half_open()).expand(8, -1, -1), lattice_of(SOLVED)])
+    found = pinned(live, torch.zeros(9, 16, 6), generator)
+    before, after = live.sum(-1), found.sum(-1)
+    assert not (found & ~live).any()
+    assert (before != after).sum(1).tolist() == [1] * 8 + [0] and (after[before != after] == 1).all()
+
+
+def test_a_cell_is_pinned_to_a_candidate_whatever_the_model_believes_of_the_others():
+    live = lattice_of(half_open())
+    live[:, ::2, 2:] = False
+    logits = torch.zeros(1, 16, 6)
+    logits[..., 4] = 50.0  # a digit that was struck out
+    for seed in range(8):
+        found = pinned(live, logits, torch.Generator().manual_seed(seed))
+        assert (found.sum(-1) >= 1).all() and not (found & ~live).any()
 
 
 def test_new_lattices_hold_the_solution_unless_a_wrong_digit_was_filled_in():
-    class Puzzles:
-        inputs, labels = np.stack([half_open()] * 64), np.stack([SOLVED] * 64)
-        puzzle_ids, groups, task = np.zeros(64, np.int64), np.arange(64), TASK
-
-    torch.manual_seed(0)
-    live, digits = fresh(PuzzleSampler(Puzzles(), 64, seed=0), 1)
-    stands = live.gather(2, digits[..., None])[..., 0].all(1)
+    inputs, labels = (torch.from_numpy(np.stack([grid] * 64)).long() for grid in (half_open(), SOLVED))
+    live = new_lattices(inputs, labels, 4, torch.Generator().manual_seed(0), slice(None), 64)
+    stands = live.gather(2, labels[..., None] - 2)[..., 0].all(1)
     assert live.any(-1).all() and 0.5 < stands.float().mean() < 1
     assert set(live.sum(-1).unique().tolist()) == {1, 4}
+    assert (live[:, 1::2].sum(-1) == 1).all() and live.gather(2, labels[..., None] - 2)[:, 1::2].all(), "clues stay"
+
+
+def test_processes_share_the_lattices_of_one_batch():
+    inputs, labels = (torch.from_numpy(np.stack([grid] * 8)).long() for grid in (half_open(), SOLVED))
+
+    def part(rows: slice) -> torch.Tensor:
+        return new_lattices(inputs[rows], labels[rows], 4, torch.Generator().manual_seed(0), rows, 8)
+
+    assert torch.equal(part(slice(None)), torch.cat([part(slice(0, 4)), part(slice(4, 8))]))
 
 
 def test_the_loss_is_least_where_the_solution_alone_is_kept():
-    live, digits = lattice_of(half_open()), torch.from_numpy(SOLVED).long()[None] - 2
-    right = torch.nn.functional.one_hot(digits, 4).float() * 20 - 10
-    q = torch.tensor([[10.0, -10.0]])
-    best = loss_of([(right, right, q)], live, digits)
+    live, labels = lattice_of(half_open()), torch.from_numpy(SOLVED).long()[None]
+    right = torch.nn.functional.one_hot(labels, 6).float() * 20 - 10
+    yes, no = torch.tensor([10.0]), torch.tensor([-10.0])
+    best = lattice_losses(right, right[..., 2:], yes, no, live, labels)[0]
     assert best < 0.01
-    for worse in ((-right, right, q), (right, -right, q), (right, right, -q)):
-        assert loss_of([worse], live, digits) > best + 0.5
+    for logits, keep, solved, lost in (
+        (-right, right, no, no), (right, -right, yes, no), (right, right, no, no), (right, right, yes, yes)
+    ):  # fmt: skip
+        assert lattice_losses(logits, keep[..., 2:], solved, lost, live, labels)[0] > best + 0.5
 
 
-RATES = {"lr": 1e-3, "muon_lr": 1e-3}
+def test_digits_of_a_lattice_that_lost_the_solution_are_not_asked():
+    live, labels = lattice_of(half_open()), torch.from_numpy(SOLVED).long()[None]
+    live[0, 0] = torch.nn.functional.one_hot((labels[0, 0] - 1) % 4, 4).bool()  # another digit than the solution's
+    logits, keep, q = torch.randn(1, 16, 6), torch.zeros(1, 16, 4), torch.zeros(1)
+    assert lattice_losses(logits, keep, q, q, live, labels)[1] == 0
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A folder of a run of two steps, and what it held in memory."""
-    torch.manual_seed(0)
-    tiny_model(puzzle_embedding_size=0, prefix_length=1).save_pretrained(tmp_path / "start")
-    held = load(tmp_path / "start", RATES)
-    lattice, average, optimizers, _ = held
-    live, digits = lattice_of(half_open()), torch.from_numpy(SOLVED).long()[None] - 2
-    for step in (1, 2):
-        loss_of(lattice(live, before=1), live, digits).backward()
-        optimizers.step()
-        optimizers.zero_grad()
-        average.update(step)
-    save(tmp_path / "run", lattice, average, optimizers, 2)
-    return tmp_path / "run", held
+def test_a_run_of_lattices_that_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    sets = sudokus(24), sudokus(10, 1)
+    monkeypatch.setattr(whole, "load_data", lambda recipe: sets)
+    step = LatticeTrainer.train_step
+
+    def stop_after_seven(self):
+        step(self)
+        if self.step == 7:
+            self.stop_reason = "signal"
+
+    whole.run_training(make_recipe(RUN), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(LatticeTrainer, "train_step", stop_after_seven)
+        whole.run_training(make_recipe(RUN), tmp_path / "stopped")
+    assert read_run(tmp_path / "stopped")["status"] == "stopped"
+    whole.run_training(make_recipe(RUN), tmp_path / "stopped", resume=True)
+    ours, theirs = (
+        load_file(tmp_path / n / "checkpoints/checkpoint_12/model.safetensors") for n in ("whole", "stopped")
+    )
+    assert "keep.weight" in ours and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_a_saved_run_goes_on_with_its_weights_their_mean_its_optimizers_and_its_steps(saved):
-    folder, (lattice, average, optimizers, _) = saved
-    again, mean, other, step = load(folder, RATES)
-    assert step == 2
-    for before, after in (
-        (lattice.state_dict(), again.state_dict()),
-        (average.shadow, mean.shadow),
-        (optimizers.state()[0], other.state()[0]),
-    ):
-        assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert optimizers.state()[1] == other.state()[1]
-    assert not all(torch.equal(v, lattice.state_dict()[k]) for k, v in mean.shadow.items()), "a mean of its own"
+def test_lattices_teach_the_digits_of_open_cells(tmp_path):
+    run = LatticeTrainer(make_recipe({**RUN, **LEARNS}), tmp_path, sudokus(24), None)
+    for _ in range(80):
+        if run.step == 60:
+            run.totals.zero_()
+        run.train_step()
+    losses = dict(zip(LOSSES, (run.totals[-len(LOSSES) :] / 20).tolist()))
+    assert losses["lm_loss"] < 1.25 < np.log(4), "by chance: log 4"
 
 
-def test_a_wrong_file_ends_in_one_sentence_and_leaves_all_as_it_was(saved, tmp_path, capsys):
-    folder, _ = saved
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.txt").write_text("kept")
-    damaged = (folder / STATE).read_bytes()[:1000]
-    (folder / STATE).write_bytes(damaged)
-    (tmp_path / "sudokus.csv").write_text(f"question,answer\n{TASK.decode(half_open())},{TASK.decode(SOLVED)}\n")
-    for data, output, said in (
-        ("missing.csv", "new", "missing.csv"),
-        ("sudokus.csv", "other", "would be written over"),
-        ("sudokus.csv", "run", "is damaged"),
-    ):
-        names = {"--init-from": "start", "--data": data, "--output-dir": output}
-        code = main([part for option, name in names.items() for part in (option, str(tmp_path / name))])
-        error = capsys.readouterr().err
-        assert code == 1 and said in error and "Traceback" not in error, error
-    assert (tmp_path / "other" / "mine.txt").read_text() == "kept" and (folder / STATE).read_bytes() == damaged
+def test_a_run_of_lattices_leaves_an_ordinary_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "load_data", lambda recipe: (sudokus(24), sudokus(10, 1)))
+    report = whole.run_training(make_recipe(RUN), tmp_path)
+    model = load_model(str(tmp_path / "model"))
+    assert not [name for name in model.state_dict() if "keep" in name] and model.config.halt_max_steps == 4
+    assert report["metrics"]["eval"]["n"] == 8 and report["metrics"]["train"]["lm_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"loss_type": "stablemax_cross_entropy"}, "loss_type=softmax_cross_entropy"),
+        ({"q_continue": True}, "q_continue=false"),
+    ],
+)
+def test_what_lattices_cannot_train_is_refused_with_what_to_set(tmp_path, values, said):
+    with pytest.raises(RunError, match=said):
+        LatticeTrainer(make_recipe({**RUN, **values}), tmp_path, sudokus(4), None)
+
+
+def test_lattices_need_whole_solutions(tmp_path):
+    puzzles = sudokus(4)
+    labels = puzzles.labels.copy()
+    labels[0, 0] = 0
+    with pytest.raises(RunError, match="its whole solution"):
+        LatticeTrainer(make_recipe(RUN), tmp_path, PuzzleSet(puzzles.inputs, labels, TASK), None)

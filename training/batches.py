@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from air_model.solving_air import AirCarry
-
 
 def seeded(generator: torch.Generator, *key: int) -> torch.Generator:
     """The generator, set to a state that depends on the key alone. Host work only: nothing waits for the device."""
@@ -193,19 +191,14 @@ class Slots:
     @torch.no_grad()
     def refill(self, model: nn.Module, fresh: Puzzles) -> None:
         """Slots that halted take their row of `fresh`, the initial states and zero steps."""
-        halted, column = self.halted, self.halted[:, None]
-        self.puzzles = Puzzles(
-            torch.where(column, fresh.inputs, self.puzzles.inputs),
-            torch.where(column, fresh.labels, self.puzzles.labels),
-            torch.where(halted, fresh.ids, self.puzzles.ids),
-        )
-        start = model.initial_carry(len(halted), halted.device, self.carry.z_h.dtype)
-        z_h, z_l, steps = self.carry.z_h, self.carry.z_l, self.carry.steps
-        self.carry = AirCarry(
-            z_h=torch.where(column[:, None], start.z_h, z_h),
-            z_l=torch.where(column[:, None], start.z_l, z_l),
-            steps=torch.where(halted, torch.zeros_like(steps), steps),
-        )
+        halted = self.halted
+        start = model.initial_carry(len(halted), halted.device)
+
+        def put(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(halted.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)
+
+        self.puzzles = Puzzles(*(put(new, old) for new, old in zip(fresh, self.puzzles)))
+        self.carry = type(self.carry)(**{name: put(start[name], old) for name, old in self.carry.items()})
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a checkpoint keeps."""
@@ -216,7 +209,7 @@ class Slots:
         device = self.halted.device
         tensors = {k: v.to(device) for k, v in tensors.items()}
         self.puzzles = Puzzles(*(tensors[f"puzzles.{k}"] for k in Puzzles._fields))
-        self.carry = AirCarry(z_h=tensors["z_h"], z_l=tensors["z_l"], steps=tensors["steps"])
+        self.carry = type(self.carry)(**{name: tensors[name] for name in self.carry})
         self.halted = tensors["halted"]
 
 

@@ -196,7 +196,7 @@ def _rank_state(trainer: Any) -> dict[str, Tensor]:
 
 
 def _save_shared(trainer: Any, folder: Path) -> None:
-    save_tensors(trainer.model.state_dict(), folder / "model.safetensors")
+    save_tensors(trainer.trained.state_dict(), folder / "model.safetensors")
     tensors, values = trainer.optimizers.state()
     save_tensors(tensors, folder / "optimizer.safetensors")
     if trainer.ema is not None:
@@ -253,7 +253,7 @@ def load_checkpoint(trainer: Any) -> bool:
 
 
 def _load_shared(trainer: Any, path: Path, state: dict[str, Any]) -> None:
-    trainer.model.load_state_dict(read_tensors(path / "model.safetensors"))
+    trainer.trained.load_state_dict(read_tensors(path / "model.safetensors"))
     trainer.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
     if trainer.ema is not None:
         trainer.ema.load(read_tensors(path / "ema.safetensors"))

@@ -46,6 +46,7 @@ class TrainConfig:
     easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
     easier_most: float = 1.0  # the most of the open cells that such a copy shows: 0.2 keeps it near the hard ones
     nearly_share: float = 0.0  # share of copies that are shown nearly solved, 1 to 12 open cells left
+    lattices: bool = False  # Sudokus: train on what cells may still hold, narrowed down by the model (lattices.py)
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test
     eval_limit: int = 512  # puzzles evaluated while training; 0 for all

@@ -16,6 +16,7 @@ from air_model.processing_air import make_task
 from air_model.records import append_runs_to, read_run, write_json
 from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
 from air_model.training.journal import leave_curve, make_trackers
+from air_model.training.lattices import LatticeTrainer
 from air_model.training.launch import (
     RunError,
     Signals,
@@ -100,7 +101,8 @@ def run_training(
         if (output_dir / "run.json").exists() and not (resume or overwrite):
             raise already_there(output_dir)
         earlier = read_run(output_dir)
-        trainer = Trainer(recipe, output_dir, *load_data(recipe))
+        kind = LatticeTrainer if recipe.train.lattices else Trainer
+        trainer = kind(recipe, output_dir, *load_data(recipe))
         trainer.clock.setting_up = start
         if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
             earlier = {}

@@ -62,6 +62,8 @@ class BadLoss(RunError):
 class Trainer:
     """One run: everything that is made once, and the loop over optimizer steps."""
 
+    act_steps = 1.0  # of an optimizer step, with gradient
+
     def __init__(self, recipe: Recipe, output_dir: Path, train_set: Any, eval_set: Any | None) -> None:
         self.recipe, self.train, self.output_dir = recipe, recipe.train, output_dir
         num_ids = 1 + max(int(s.puzzle_ids.max(initial=0)) for s in (train_set, eval_set) if s is not None)
@@ -87,9 +89,10 @@ class Trainer:
         self._make_optimizers()
         self.stacks = self._compile()
         # The puzzle table's gradient travels as rows (PuzzleSignSGD), not as a dense table.
-        self.model._ddp_params_and_buffers_to_ignore = [n for n, _ in self.model.named_parameters() if "puzzle" in n]
-        self.wrapped = self.accelerator.prepare_model(self.model) if self.world > 1 else self.model
-        self.slots = Slots(self.model, self.local_batch, self.config.seq_len, self.device)
+        tables = [name for name, _ in self.trained.named_parameters() if "puzzle" in name]
+        self.trained._ddp_params_and_buffers_to_ignore = tables
+        self.wrapped = self.accelerator.prepare_model(self.trained) if self.world > 1 else self.trained
+        self.slots = Slots(self.trained, self.local_batch, self.config.seq_len, self.device)
         self.explorer = torch.Generator(self.device)
 
         self.store = CheckpointStore(output_dir / "checkpoints", self.train.total_limit)
@@ -189,21 +192,26 @@ class Trainer:
             torch.backends.cuda.enable_cudnn_sdp(False)
         if self.device.type == "cpu" and not self.bf16 and slow_products():
             use_onednn(self.model)
+        self.trained = self._module().to(self.device).train()
+
+    def _module(self) -> nn.Module:
+        """All that is trained: its forward takes a batch and a carry, and returns losses."""
+        return self.model
 
     def _make_optimizers(self) -> None:
         config = self.train
         self.optimizers = build_optimizers(
-            self.model,
+            self.trained,
             config.optimizer,
             betas=(config.beta1, config.beta2),
             **self._values("lr", "weight_decay", "atan2_scale", "muon_lr", "muon_weight_decay"),
             **self._values("puzzle_lr", "puzzle_weight_decay"),
         )
-        self.ema = WeightEMA(self.model, config.ema, config.ema_warmup) if config.ema else None
+        self.ema = WeightEMA(self.trained, config.ema, config.ema_warmup) if config.ema else None
 
     def _compile(self) -> list[nn.Module]:
         """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
-        whole_run = training_flops(self.config, self.train.batch_size) * self.max_steps
+        whole_run = self._flops() * self.max_steps
         mode = self.compile_mode = compile_mode(self.train.compile, self.device.type, whole_run)
         if mode == "off":
             return []
@@ -214,6 +222,10 @@ class Trainer:
         for stack in stacks:
             stack.compile(mode=mode, dynamic=False)
         return stacks
+
+    def _flops(self) -> float:
+        """Operations of an optimizer step."""
+        return self.act_steps * training_flops(self.config, self.train.batch_size)
 
     def _undo_compile(self, error: Exception) -> None:
         for stack in self.stacks:
@@ -226,7 +238,7 @@ class Trainer:
         if self.train.init_from:
             self.say(start_from(self.model, self.train.init_from))
             if self.ema is not None:
-                self.ema = WeightEMA(self.model, self.train.ema, self.train.ema_warmup)
+                self.ema = WeightEMA(self.trained, self.train.ema, self.train.ema_warmup)
             self.earlier_runs = earlier_runs(self.train.init_from)
             self.step = self.train.start_step
 
@@ -246,7 +258,7 @@ class Trainer:
     def train_step(self) -> None:
         """One ACT step of all slots and one update of all weights. Nothing in here waits for the device."""
         step = self.step + 1
-        self.slots.refill(self.model, self._draw(step))
+        self.slots.refill(self.trained, self._draw(step))
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
         pieces = self._gradients()
@@ -360,7 +372,7 @@ class Trainer:
             self._undo_compile(error)
             self.optimizers.zero_grad()
             return False
-        self.clock.count_step(training_flops(self.config, self.train.batch_size))
+        self.clock.count_step(self._flops())
         return True
 
     def _after_step(self, bar: Any) -> None:
@@ -423,7 +435,7 @@ class Trainer:
             raise BadLoss(f"The loss of optimizer step {int(first)} is not a finite number.")
 
     def weights_are_finite(self) -> bool:
-        return all(torch.stack([torch.isfinite(p).all() for p in self.model.parameters()]).tolist())
+        return all(torch.stack([torch.isfinite(p).all() for p in self.trained.parameters()]).tolist())
 
     def check_weights(self) -> None:
         """Raises BadLoss where they are no numbers: a finite loss says nothing of the update that followed it."""

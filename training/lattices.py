@@ -1,0 +1,196 @@
+"""Training on candidate lattices (`lattices: true`): what Sudoku cells may still hold, narrowed down by the model.
+
+After Lattice Deduction Transformers (arXiv:2605.08605). A slot holds a set of candidates for each cell, where it holds
+a token otherwise. An optimizer step computes ACT steps from fresh states and trains on the last two. Then candidates
+that the model hardly believes are struck out, one random open cell is pinned to a digit drawn by belief, and the next
+step trains on what is left, until it is solved, lost or old (`train_act_steps`). What it learns shows in one pass of
+the unchanged model, and in search.
+
+Shape letters: B slots, S cells, n digits, T state positions, D hidden.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from air_model.modeling_air import AirModel
+from air_model.training.batches import Puzzles, seeded, step_metrics
+from air_model.training.launch import RunError
+from air_model.training.trainer import Trainer
+
+STRIKE = 0.1  # belief below which a candidate goes; a right one lost costs eight times a wrong one kept
+TEMPERATURE = 1.5  # of the digit that is drawn
+WRONG = 0.25  # share of new lattices with cells filled in of which some are wrong
+WARM = (0, 0, 1, 2)  # ACT steps without gradient before the two that are trained on, one of these at random
+
+
+class LatticeOutput(NamedTuple):
+    """One step. keep (B, S, n): logit of a candidate's standing; the rest is named as in AirOutput.
+
+    The q head's second number, which q_continue has elsewhere, says whether the lattice has lost the solution.
+    """
+
+    loss: Tensor
+    lm_loss: Tensor
+    q_halt_loss: Tensor
+    q_continue_loss: Tensor
+    logits: Tensor
+    keep: Tensor
+    q_halt_logits: Tensor
+    q_continue_logits: Tensor
+    carry: dict[str, Tensor]
+
+
+class Lattice(nn.Module):
+    """An AirModel that reads candidates, with a head that says of each whether it may stand."""
+
+    def __init__(self, air: AirModel) -> None:
+        super().__init__()
+        self.air, self.keep = air, nn.Linear(air.config.hidden_size, air.config.vocab_size - 2)
+        nn.init.zeros_(self.keep.weight)  # nothing is struck out before it has learned something
+        nn.init.zeros_(self.keep.bias)
+
+    def initial_carry(self, batch_size: int, device: Any = None) -> dict[str, Tensor]:
+        """Lattices carry no states from step to step, only how often they were trained on."""
+        return {"steps": torch.zeros(batch_size, dtype=torch.int32, device=device)}
+
+    def encode(self, live: Tensor, dtype: torch.dtype) -> Tensor:
+        """x (B, T, D), linear in the candidates (B, S, n): that of a digit for a set of one, of the blank for all."""
+        air, prefix = self.air, self.air.config.num_prefix_positions
+        table = air.embed_tokens.weight
+        base = (table[2:].sum(0) - table[1]) / (live.shape[-1] - 1)
+        blank = torch.ones(1, live.shape[1], dtype=torch.long, device=live.device)
+        x, parts = air.encode(blank, None, torch.float32), 1 + 3 * air.config.cell_embedding
+        change = live.float() @ (table[2:] - base) + base - table[1]  # of a blank's embedding
+        return (x + F.pad(change * math.sqrt(table.shape[1]) * parts**-0.5, (0, 0, prefix, 0))).to(dtype)
+
+    def forward(self, live: Tensor, ids: Tensor, labels: Tensor, carry: dict[str, Tensor]) -> LatticeOutput:
+        """Two ACT steps with gradient on candidates (B, S, n) bool, whose solutions are labels (B, S) tokens."""
+        air, dtype = self.air, self.air.activation_dtype(live.device.type)
+        losses, warm = [], WARM[int(torch.randint(len(WARM), ()))]
+        with torch.autocast(live.device.type, enabled=False):  # precision is explicit, as in AirModel.forward
+            x, start = self.encode(live, dtype), air.initial_carry(len(live), live.device, dtype)
+            z_h, z_l = start.z_h, start.z_l
+            for step in range(warm + 2):
+                with torch.set_grad_enabled(step >= warm and torch.is_grad_enabled()):
+                    z_h, z_l = air.recur(z_h, z_l, x)
+                if step >= warm:
+                    cells = z_h[:, air.config.num_prefix_positions :].float()
+                    read = air.decode_state(z_h).float(), self.keep(cells), *air.q_head(z_h[:, 0]).unbind(-1)
+                    losses.append(lattice_losses(*read, live, labels))
+        total, *parts = torch.stack([torch.stack(found) for found in losses]).mean(0)
+        return LatticeOutput(total, *parts, *read, {"steps": carry["steps"] + 1})
+
+
+def lattice_losses(
+    logits: Tensor, keep: Tensor, solved: Tensor, lost: Tensor, live: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(all, digits of the open cells, solved, lost): means of what one ACT step reads off a lattice.
+
+    Whether candidates may stand is asked in open cells, and digits only of lattices that still hold the solution.
+    """
+    held = live.gather(2, labels[..., None] - 2)[..., 0].all(1)  # (B,)
+    open_cells = live.sum(-1) > 1
+    target, asked = F.one_hot(labels - 2, live.shape[-1]) * live, (live & open_cells[..., None]).float()
+    weight = torch.where(target > 0, 4.0, 0.5) * asked
+    kept = F.binary_cross_entropy_with_logits(keep, target.float(), weight, reduction="sum") / asked.sum().clamp(1)
+    counted = (open_cells & held[:, None]).float()
+    cells = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none") * counted
+    cells = cells.sum() / counted.sum().clamp(1)
+    right = (among(logits, live).argmax(-1) == labels).all(1)
+    judged = [F.binary_cross_entropy_with_logits(q, t.to(q)) for q, t in ((solved, right), (lost, ~held))]
+    return kept + cells + 0.1 * sum(judged), cells, *judged
+
+
+def among(logits: Tensor, live: Tensor) -> Tensor:
+    """Token logits (B, S, n + 2) with all but the candidates at minus infinity."""
+    return logits.masked_fill(~F.pad(live, (2, 0)), -math.inf)
+
+
+def new_lattices(
+    inputs: Tensor, labels: Tensor, n: int, generator: torch.Generator, rows: slice, batch_size: int
+) -> Tensor:
+    """Candidates (B, S, n) bool of puzzles (B, S), of a WRONG share with cells filled in of which some are wrong.
+
+    The draws are those of the global batch (`batch_size`), of which this process has `rows`.
+    """
+    cells = inputs.shape[1]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(batch_size, *shape, generator=generator, device=inputs.device)[rows]
+
+    filled = (inputs == 1) & (uniform(cells) < uniform(1)) & (uniform(1) < WRONG)
+    wrong = filled & (uniform(cells) < 0.3 * uniform(1))
+    other = 1 + (uniform(cells) * (n - 1)).long()
+    digits = torch.where(filled, labels, inputs) - 2
+    digits = torch.where(wrong, (digits + other) % n, digits)
+    return (digits[..., None] == torch.arange(n, device=inputs.device)) | (digits < 0)[..., None]
+
+
+def struck_out(live: Tensor, keep: Tensor) -> Tensor:
+    """The candidates (B, S, n) that the model believes to STRIKE or more."""
+    return live & (keep.sigmoid() >= STRIKE)
+
+
+def pinned(live: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The candidates with one random open cell pinned to a digit drawn by belief; unchanged where there is none."""
+    count = live.sum(-1)
+    cell = (torch.rand(count.shape, generator=generator, device=live.device) * (count > 1)).argmax(1)
+    rows = torch.arange(len(live), device=live.device)
+    beliefs = (among(logits, live)[rows, cell, 2:] / TEMPERATURE).nan_to_num(neginf=-1e9).softmax(-1)
+    digit = torch.multinomial(beliefs, 1, generator=generator)[:, 0]
+    found = live.clone()
+    found[rows, cell] = F.one_hot(digit, live.shape[-1]).bool()
+    may = (count > 1).any(1) & (count > 0).all(1)
+    return torch.where(may[:, None, None], found, live)
+
+
+class LatticeTrainer(Trainer):
+    """A Trainer whose slots hold candidates: `slots.puzzles.inputs` is (B, S, n) bool."""
+
+    act_steps = 2 + sum(WARM) / len(WARM) / 3  # of a step; one without gradient costs a third
+
+    def __init__(self, recipe: Any, output_dir: Any, train_set: Any, eval_set: Any | None) -> None:
+        super().__init__(recipe, output_dir, train_set, eval_set)
+        for wrong, what in (
+            (self.config.task != "sudoku", f"only Sudokus have candidates, and the data holds {train_set.task!r}"),
+            (
+                self.config.loss_type != "softmax_cross_entropy",
+                "it reads beliefs: set loss_type=softmax_cross_entropy",
+            ),
+            (self.config.q_continue, "the q head's second number says what is lost: set q_continue=false"),
+            (bool((train_set.labels < 2).any()), "every training puzzle needs its whole solution"),
+        ):
+            if wrong:
+                raise RunError(f"lattices=true cannot train here: {what}.")
+        cells = self.slots.puzzles.inputs[..., None].expand(-1, -1, self.config.vocab_size - 2)
+        self.slots.puzzles = self.slots.puzzles._replace(inputs=cells.bool())
+
+    def _module(self) -> nn.Module:
+        return Lattice(self.model)
+
+    def _draw(self, step: int) -> Puzzles:
+        inputs, labels, ids = super()._draw(step)
+        share = seeded(self.explorer, self.train.seed, 4, step), self.sampler.rows, self.train.batch_size
+        return Puzzles(new_lattices(inputs, labels, self.config.vocab_size - 2, *share), labels, ids)
+
+    @torch.no_grad()
+    def _advance_slots(self, step: int, pieces: list[LatticeOutput], losses: Tensor) -> None:
+        """Which candidates are left, which lattices are over, and the sums of what those score."""
+        slots, (live, labels, ids) = self.slots, self.slots.puzzles
+        names = ("logits", "keep", "q_halt_logits", "q_continue_logits")
+        logits, keep, q_solved, q_lost = (torch.cat([getattr(out, name).detach() for out in pieces]) for name in names)
+        steps = torch.cat([out.carry["steps"] for out in pieces])
+        struck = struck_out(live, keep)
+        left = pinned(struck, logits, seeded(self.explorer, self.train.seed, 5, step, self.rank))
+        lost, count = ~left.gather(2, labels[..., None] - 2)[..., 0].all(1), struck.sum(-1)
+        # One that is called lost and is not goes on: ended, such ones would fill the slots with what is held for lost.
+        over = (count == 1).all(1) | (lost & ((q_lost > 0) | (count == 0).any(1)))
+        over |= steps >= (self.train.train_act_steps or self.config.halt_max_steps)
+        self.totals += torch.cat(
+            [step_metrics(among(logits, live), labels, q_solved, steps, over, self.config.ignore_index), losses]
+        )
+        slots.puzzles, slots.carry, slots.halted = Puzzles(left, labels, ids), {"steps": steps}, over
