@@ -259,6 +259,11 @@ def training_text(run: Record | None) -> str:
             f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch"
             + ("." if most == 1.0 else f", which show at most {most:g} of the open cells.")
         )
+    if config.get("lattices"):
+        lines.append(
+            "- Learned on candidate lattices: what cells may still hold, narrowed down by the model itself, as far as"
+            " that goes without a guess, and by guesses of its own."
+        )
     earlier, before = run.get("earlier_runs") or [], config.get("start_step") or 0
     if earlier:
         parts = ", ".join(f"`{part.get('name')}` ({part.get('steps') or 0:,} steps)" for part in earlier)
