@@ -563,7 +563,7 @@ def test_shipped_sudokus_have_one_solution_and_the_rating_of_their_level():
 def client_of(url: str):
     from gradio_client import Client
 
-    return Client(url, verbose=False, httpx_kwargs={"timeout": 120})  # its own five seconds are those of a quiet machine
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 120})  # its own: five seconds, too few where busy
 
 
 def test_solve_takes_text_and_returns_json(server):
