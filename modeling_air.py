@@ -187,12 +187,15 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
 
     def encode(self, input_ids: Tensor, puzzle_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The encoded puzzle x (B, T, D) that the updates inject; zero at a kept level token."""
-        config = self.config
         # Gathered in the weights' precision: thousands of blank cells share a row, and its gradient must not be a sum
         # in bfloat16 (on CUDA the gradient of an index would also add up one cell after another).
-        cells = self.embed_tokens(input_ids.long()).to(dtype)  # (B, S, D)
+        return self.encode_cells(self.embed_tokens(input_ids.long()), puzzle_ids, dtype)
+
+    def encode_cells(self, cells: Tensor, puzzle_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """`encode` of cells (B, S, D) that are embedded already."""
+        config, cells = self.config, cells.to(dtype)
         if config.cell_embedding:
-            index = torch.arange(config.seq_len, device=input_ids.device)
+            index = torch.arange(config.seq_len, device=cells.device)
             row, column = index // config.grid_width, index % config.grid_width
             parts = [self.embed_rows(row), self.embed_columns(column)]
             if config.task == "sudoku":
@@ -204,7 +207,7 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
             prefix = cells.new_zeros(cells.shape[0], config.prefix_length * config.hidden_size)
             if config.puzzle_embedding_size:
                 if puzzle_ids is None:
-                    puzzle_ids = input_ids.new_zeros(input_ids.shape[0], dtype=torch.long)
+                    puzzle_ids = cells.new_zeros(cells.shape[0], dtype=torch.long)
                 row = self.puzzle_embedding(puzzle_ids.long()).to(dtype)
                 prefix = F.pad(row, (0, prefix.shape[1] - row.shape[1]))
             cells = torch.cat([prefix.view(cells.shape[0], config.prefix_length, -1), cells], dim=1)

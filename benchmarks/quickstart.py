@@ -35,16 +35,8 @@ PROCESSORS = {
 }
 OUTPUT = ROOT / "results" / "quickstart_processors.json"
 SHOWN = (
-    "device",
-    "processor",
-    "environment",
-    "threads",
-    "seed",
-    "precision",
-    "steps",
-    "exact_accuracy",
-    "cpu_seconds",
-)
+    "device", "processor", "environment", "threads", "seed", "precision", "steps", "exact_accuracy", "cpu_seconds",
+)  # fmt: skip
 
 
 def run(folder: Path, data: Path, processor: str, seed: int, overrides: list[str]) -> dict[str, Any]:

@@ -39,10 +39,12 @@ def half_open() -> np.ndarray:
     return np.where(np.arange(16) % 2, SOLVED, TASK.blank_token).astype(np.uint8)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"cell_embedding": True}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"cell_embedding": True}, {"position_embedding": "learned"}, {"input_operator": "tanh_linear"}]
+)
 def test_clues_and_blanks_read_as_sets_of_candidates_are_encoded_as_their_tokens(overrides):
-    air = tiny_model(puzzle_embedding_size=0, prefix_length=1, **overrides)
-    x = Lattice(air).encode(lattice_of(half_open()), torch.float32)
+    air = tiny_model(**overrides)
+    x = air.encode_cells(Lattice(air).embed(lattice_of(half_open())), None, torch.float32)
     expected = air.encode(torch.from_numpy(half_open()).long()[None], None, torch.float32)
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 

@@ -10,6 +10,7 @@ Shape letters: B slots, S cells, n digits, T state positions, D hidden.
 """
 
 import math
+import random
 from typing import Any, NamedTuple
 
 import torch
@@ -52,27 +53,24 @@ class Lattice(nn.Module):
         self.air, self.keep = air, nn.Linear(air.config.hidden_size, air.config.vocab_size - 2)
         nn.init.zeros_(self.keep.weight)  # nothing is struck out before it has learned something
         nn.init.zeros_(self.keep.bias)
+        self.warm = 0  # ACT steps without gradient; the trainer draws them for every step
 
     def initial_carry(self, batch_size: int, device: Any = None) -> dict[str, Tensor]:
         """Lattices carry no states from step to step, only how often they were trained on."""
         return {"steps": torch.zeros(batch_size, dtype=torch.int32, device=device)}
 
-    def encode(self, live: Tensor, dtype: torch.dtype) -> Tensor:
-        """x (B, T, D), linear in the candidates (B, S, n): that of a digit for a set of one, of the blank for all."""
-        air, prefix = self.air, self.air.config.num_prefix_positions
-        table = air.embed_tokens.weight
+    def embed(self, live: Tensor) -> Tensor:
+        """(B, S, D), linear in the candidates (B, S, n): of one its digit's embedding, of all the blank's."""
+        table = self.air.embed_tokens.weight
         base = (table[2:].sum(0) - table[1]) / (live.shape[-1] - 1)
-        blank = torch.ones(1, live.shape[1], dtype=torch.long, device=live.device)
-        x, parts = air.encode(blank, None, torch.float32), 1 + 3 * air.config.cell_embedding
-        change = live.float() @ (table[2:] - base) + base - table[1]  # of a blank's embedding
-        return (x + F.pad(change * math.sqrt(table.shape[1]) * parts**-0.5, (0, 0, prefix, 0))).to(dtype)
+        return live.float() @ (table[2:] - base) + base
 
     def forward(self, live: Tensor, ids: Tensor, labels: Tensor, carry: dict[str, Tensor]) -> LatticeOutput:
         """Two ACT steps with gradient on candidates (B, S, n) bool, whose solutions are labels (B, S) tokens."""
         air, dtype = self.air, self.air.activation_dtype(live.device.type)
-        losses, warm = [], WARM[int(torch.randint(len(WARM), ()))]
+        losses, warm = [], self.warm
         with torch.autocast(live.device.type, enabled=False):  # precision is explicit, as in AirModel.forward
-            x, start = self.encode(live, dtype), air.initial_carry(len(live), live.device, dtype)
+            x, start = air.encode_cells(self.embed(live), ids, dtype), air.initial_carry(len(live), live.device, dtype)
             z_h, z_l = start.z_h, start.z_l
             for step in range(warm + 2):
                 with torch.set_grad_enabled(step >= warm and torch.is_grad_enabled()):
@@ -149,18 +147,20 @@ def pinned(live: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class LatticeTrainer(Trainer):
-    """A Trainer whose slots hold candidates: `slots.puzzles.inputs` is (B, S, n) bool."""
+    """A Trainer whose slots hold candidates: `slots.puzzles.inputs` is (B, S, n) bool.
+
+    Candidates and cells are averaged over the lattices of one forward pass, and pins are drawn by each process: unlike
+    a Trainer's, the weights depend on how a batch is shared (processes, `accumulation`).
+    """
 
     act_steps = 2 + sum(WARM) / len(WARM) / 3  # of a step; one without gradient costs a third
 
     def __init__(self, recipe: Any, output_dir: Any, train_set: Any, eval_set: Any | None) -> None:
         super().__init__(recipe, output_dir, train_set, eval_set)
+        softmax = self.config.loss_type == "softmax_cross_entropy"
         for wrong, what in (
             (self.config.task != "sudoku", f"only Sudokus have candidates, and the data holds {train_set.task!r}"),
-            (
-                self.config.loss_type != "softmax_cross_entropy",
-                "it reads beliefs: set loss_type=softmax_cross_entropy",
-            ),
+            (not softmax, "it draws by belief: set loss_type=softmax_cross_entropy"),
             (self.config.q_continue, "the q head's second number says what is lost: set q_continue=false"),
             (bool((train_set.labels < 2).any()), "every training puzzle needs its whole solution"),
         ):
@@ -174,6 +174,7 @@ class LatticeTrainer(Trainer):
 
     def _draw(self, step: int) -> Puzzles:
         inputs, labels, ids = super()._draw(step)
+        self.trained.warm = random.Random(f"{self.train.seed} {step}").choice(WARM)
         share = seeded(self.explorer, self.train.seed, 4, step), self.sampler.rows, self.train.batch_size
         return Puzzles(new_lattices(inputs, labels, self.config.vocab_size - 2, *share), labels, ids)
 
