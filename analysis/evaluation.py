@@ -1,7 +1,8 @@
 """Evaluation: puzzles through `solve_puzzles`, by any number of processes, so that a killed run goes on.
 
-    result = Evaluation(models, puzzles, parts_folder, attempts=8).run()      # the JSON of scripts/evaluate.py
-    curve = thought_curve(model, puzzles, max_act_steps=64, attempts=8)       # accuracy against ACT steps and attempts
+    evaluation = Evaluation(models, puzzles, parts_folder, attempts=8)
+    evaluation.run(), evaluation.result()                                 # the JSON of scripts/evaluate.py
+    curve = thought_curve(model, puzzles, max_act_steps=64, attempts=8)   # accuracy against ACT steps and attempts
 
 Every process takes each W-th puzzle that no part holds yet, and writes what it has finished as a part every half
 minute. Parts belong to one combination of weights, data and settings; the number of processes may change.
@@ -9,9 +10,11 @@ minute. Parts belong to one combination of weights, data and settings; the numbe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,15 +41,6 @@ SAVE_SECONDS = 30.0
 COLUMNS = ("row", "tokens", "q_halt_logits", "act_steps", "attempts", "view", "complete", "consistent", "valid")
 
 
-def fingerprint(models: Sequence[AirModel], puzzles: PuzzleSet, settings: dict[str, Any]) -> str:
-    """Hash of everything that decides the answers."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(puzzles.fingerprint.encode())
-    for model in models:
-        add_model(digest, model)
-    return digest.hexdigest()[:16]
-
-
 class Evaluation:
     """One evaluation of one or several checkpoints (together) on one split.
 
@@ -71,32 +65,31 @@ class Evaluation:
         self.models, self.puzzles, self.options = list(models), puzzles, options
         self.rank, self.world, self.wait = rank, world, wait
         self.progress, self.save_seconds = progress, save_seconds
-        # batch_size changes speed, not answers.
+        # What decides the answers; batch_size changes speed alone.
         deciding = {k: v for k, v in options.items() if k != "batch_size"}
-        self.folder = Path(folder) / fingerprint(self.models, puzzles, deciding)
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode())
+        digest.update(puzzles.fingerprint.encode())
+        for model in self.models:
+            add_model(digest, model)
+        self.folder = Path(folder) / digest.hexdigest()[:16]
+        self.stats: dict[str, Any] = {}  # of `AirModel.solve`, after `run`
+        self.saved = 0.0  # when the newest part was written
 
     def run(self) -> None:
         """Solve this process's share of what no part holds yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         total = len(self.puzzles)
-        done = np.zeros(total, bool)
-        done[self.read()["row"]] = True
-        rows = np.flatnonzero(~done)[self.rank :: self.world]
+        rows = np.setdiff1d(np.arange(total), self.read()["row"])[self.rank :: self.world]
         # Nobody writes before everybody has read, or the shares would not fit together.
         self.wait()
+        if not len(rows):
+            return
         mine = self.puzzles.select(rows)
         pending: list[tuple[np.ndarray, Answers]] = []
         exact = seen = 0
-        since = last = time.perf_counter()
+        self.saved = time.perf_counter()
         shown = (total, total - len(rows)) if self.world == 1 else (len(rows), 0)
         bar = tqdm(total=shown[0], initial=shown[1], unit="puzzle", disable=not self.progress, desc="evaluate")
-
-        def write() -> None:
-            nonlocal last, pending
-            now = time.perf_counter()
-            if pending:
-                self.write(pending, (now - last) / self.world)
-            last, pending = now, []
 
         def keep(at: np.ndarray, answers: Answers) -> None:
             nonlocal exact, seen
@@ -105,34 +98,31 @@ class Evaluation:
             seen += len(at)
             bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
-            if time.perf_counter() - last > self.save_seconds:
-                write()
+            if time.perf_counter() - self.saved > self.save_seconds:
+                self.write(pending)
 
-        if not len(rows):
-            return
         ids = mine.puzzle_ids if self.models[0].config.num_puzzle_identifiers > 1 else None
         given = {"check": False, "puzzle_ids": ids, "on_answers": keep, **self.options}
         with bar:
-            answers = solve_puzzles(self.models, self.puzzles.task, mine.inputs, **given)
-        write()
-        self.stats = {**answers.stats, "seconds": time.perf_counter() - since}
+            self.stats = solve_puzzles(self.models, self.puzzles.task, mine.inputs, **given).stats
+        if pending:
+            self.write(pending)
 
-    def write(self, pending: list[tuple[np.ndarray, Answers]], seconds: float) -> None:
-        """One part: an .npz that appears whole."""
-        columns = {"row": np.concatenate([row for row, _ in pending])}
-        for name in COLUMNS[1:6]:
-            columns[name] = np.concatenate([getattr(answers, name) for _, answers in pending])
-        for name in COLUMNS[6:]:
-            columns[name] = np.concatenate([getattr(answers.verdict, name) for _, answers in pending])
+    def write(self, pending: list[tuple[np.ndarray, Answers]]) -> None:
+        """Empty `pending` into one part: an .npz that appears whole."""
+        now = time.perf_counter()
+        found = [{"row": row, **vars(answers), **answers.verdict._asdict()} for row, answers in pending]
+        columns = {name: np.concatenate([one[name] for one in found]) for name in COLUMNS}
         part = self.folder / f"part-{self.rank}-{uuid.uuid4().hex}.npz"
         with whole(part) as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **columns, seconds=np.float64(seconds))
+            np.savez_compressed(file, **columns, seconds=np.float64((now - self.saved) / self.world))
+        self.saved = now
+        pending.clear()
 
     def read(self) -> dict[str, np.ndarray]:
         """All parts together, one row per puzzle, in the order of the puzzles; and the seconds they took."""
-        size = self.puzzles.inputs.shape[1]
-        empty = {"row": np.zeros(0, np.int64), "tokens": np.zeros((0, size), np.uint8)}
-        empty |= {name: np.zeros(0) for name in COLUMNS[2:]}
+        empty = {name: np.zeros(0) for name in COLUMNS}
+        empty |= {"row": np.zeros(0, np.int64), "tokens": np.zeros((0, self.puzzles.task.seq_len), np.uint8)}
         parts, seconds = [empty], 0.0
         for path in sorted(self.folder.glob("part-*.npz")):
             with np.load(path, allow_pickle=False) as part:
@@ -150,16 +140,14 @@ class Evaluation:
                 f"{len(puzzles) - len(table['row'])} of {len(puzzles)} puzzles are unsolved in {self.folder}: a "
                 "process has died. Run the same command again; it goes on from there."
             )
-        task, labels = puzzles.task, puzzles.labels
+        task, labels, seconds = puzzles.task, puzzles.labels, float(table["seconds"])
         known = {"inputs": puzzles.inputs, "blank_token": task.blank_token, "rating": puzzles.rating}
-        edges = MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES
-        numbers = score(table["tokens"], labels, **known, valid=table["valid"].astype(bool), edges=edges)
+        known |= {"valid": table["valid"], "edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         exact = ((table["tokens"] == labels) | (labels == 0)).all(-1)
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
-        seconds = float(table["seconds"])
         return {
-            **numbers,
+            **score(table["tokens"], labels, **known),
             "mean_act_steps": float(table["act_steps"].mean()),
             "mean_attempts": float(table["attempts"].mean()),
             "puzzles_per_second": len(puzzles) / seconds if seconds else None,
@@ -169,11 +157,9 @@ class Evaluation:
 
     def clear(self) -> None:
         """Remove the parts, once the result is written."""
-        for path in self.folder.glob("*"):
-            path.unlink()
-        for folder in (self.folder, self.folder.parent):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # those of other settings stay
+            self.folder.parent.rmdir()
 
 
 def thought_curve(
@@ -203,11 +189,10 @@ def thought_curve(
     shape = (len(views.cells), len(steps), n)
     exact, valid, q = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.float32)
     halted_at, halted_right = np.full(n, max_act_steps + 1), np.zeros(n, bool)  # the puzzle as given, under halt="q"
-    back, last = views.inverse(), len(model.config.schedule) - 1
+    last = len(model.config.schedule) - 1
 
-    for v in tqdm(range(len(views.cells)), desc="views", disable=not progress):
-        view = Symmetry(views.cells[v], views.tokens[v])
-        home = Symmetry(back.cells[v], back.tokens[v])
+    pairs = zip(map(Symmetry, *views), map(Symmetry, *views.inverse()))  # there and back
+    for v, (view, home) in enumerate(tqdm(pairs, total=len(exact), desc="views", disable=not progress)):
 
         def look(update: AirUpdate, z_h: Tensor, z_l: Tensor, v: int = v, home: Symmetry = home) -> None:
             if update.index != last:
@@ -227,27 +212,21 @@ def thought_curve(
         options = {"max_act_steps": max_act_steps, "batch_size": batch_size, "return_logits": False}
         model.solve(torch.from_numpy(view.apply(puzzles.inputs)), halt="max", hook=look, **options)
 
-    result: dict[str, Any] = {"n": n, "steps": steps, "attempts": list(range(1, shape[0] + 1))}
-    tables: dict[str, list] = {"exact_accuracy": [], "valid_accuracy": [], "mean_act_steps": []}
-    everyone = np.arange(n)
-    for k in result["attempts"]:
-        accepted = valid[:k].any(0) if task.name != "grid" else np.zeros(shape[1:], bool)
-        first = valid[:k].argmax(0)
-        choice = np.where(accepted, first, q[:k].argmax(0))  # (steps, N)
-        spent = np.where(accepted, first + 1, k) * np.array(steps)[:, None]
-        pick = [(choice[s], s, everyone) for s in range(len(steps))]
-        tables["exact_accuracy"].append([float(exact[p].mean()) for p in pick])
-        tables["valid_accuracy"].append([float(valid[p].mean()) for p in pick])
-        tables["mean_act_steps"].append([float(row.mean()) for row in spent])
-    result |= tables
+    tries = range(1, len(exact) + 1)
+    result: dict[str, Any] = {"n": n, "steps": steps, "attempts": list(tries)}
+    result |= {"exact_accuracy": [], "valid_accuracy": [], "mean_act_steps": []}
     limits = np.array(steps)[:, None]
-    right = np.where(halted_at <= limits, halted_right, exact[0]).mean(1)
-    spent = np.minimum(halted_at, limits).mean(1)
-    result["halting"] = [
-        {"max_act_steps": limit, "exact_accuracy": float(r), "mean_act_steps": float(used)}
-        for limit, r, used in zip(steps, right, spent)
-    ]
-    return result
+    for k in tries:
+        accepted = valid[:k].any(0) & (task.name != "grid")  # (steps, N), as what follows
+        first = valid[:k].argmax(0)
+        choice = np.where(accepted, first, q[:k].argmax(0))[None]
+        for name, right in (("exact_accuracy", exact), ("valid_accuracy", valid)):
+            result[name].append(np.take_along_axis(right, choice, 0)[0].mean(1).tolist())
+        result["mean_act_steps"].append((np.where(accepted, first + 1, k) * limits).mean(1).tolist())
+    right = np.where(halted_at <= limits, halted_right, exact[0]).mean(1).tolist()
+    spent = np.minimum(halted_at, limits).mean(1).tolist()
+    names = ("max_act_steps", "exact_accuracy", "mean_act_steps")
+    return {**result, "halting": [dict(zip(names, row)) for row in zip(steps, right, spent)]}
 
 
 def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
@@ -259,10 +238,10 @@ def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLik
         for colour, k in zip([c for c in PALETTE if c != "#F0E442"], shown):
             accuracy = 100 * np.array(curve["exact_accuracy"][k - 1])
             band = np.array([wilson(round(a * curve["n"] / 100), curve["n"]) for a in accuracy])
-            label = "1 attempt" if k == 1 else f"{k} attempts"
-            row[0].plot(curve["steps"], accuracy, "o-", ms=3, color=colour, label=label)
+            style = {"ms": 3, "color": colour, "label": "1 attempt" if k == 1 else f"{k} attempts"}
+            row[0].plot(curve["steps"], accuracy, "o-", **style)
             row[0].fill_between(curve["steps"], 100 * band[:, 0], 100 * band[:, 1], color=colour, alpha=0.15, lw=0)
-            row[1].plot(curve["mean_act_steps"][k - 1], accuracy, "o-", ms=3, color=colour, label=label)
+            row[1].plot(curve["mean_act_steps"][k - 1], accuracy, "o-", **style)
         halting = np.array([(r["mean_act_steps"], 100 * r["exact_accuracy"]) for r in curve["halting"]]).T
         row[1].plot(*halting, "k:", lw=1.2, label="1 attempt, halting by q")
         row[1].legend(frameon=False, fontsize=8)
@@ -278,23 +257,20 @@ def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLik
 def draw_calibration(numbers: dict[str, Any], path: str | os.PathLike, title: str = "") -> Path:
     """Share of right answers against sigmoid(q_halt), with intervals, over a histogram of the confidence."""
     bins = numbers["bins"]
-    x, y = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
-    low, high = ([row["ci95"][side] for row in bins] for side in range(2))
+    x, y, n, left, right = ([row[key] for row in bins] for key in ("confidence", "accuracy", "n", "low", "high"))
+    low, high = np.array([row["ci95"] for row in bins]).reshape(-1, 2).T
     figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     top.plot([0, 1], [0, 1], "--", color="#999999", lw=1, label="perfectly calibrated")
-    errors = [np.maximum(0, np.subtract(y, low)), np.maximum(0, np.subtract(high, y))]
+    errors = np.maximum(0, [y - low, high - y])
     top.errorbar(x, y, errors, fmt="o-", color="#D55E00", ms=4, lw=1.2, capsize=2, label="this model, 95 % interval")
-    top.set_ylabel("share exactly right")
-    top.set_ylim(-0.02, 1.02)
+    top.set(ylabel="share exactly right", ylim=(-0.02, 1.02))
     top.legend(frameon=False, fontsize=8, loc="upper left")
-    error = numbers["expected_calibration_error"]
-    top.set_title(f"{title}{' · ' if title else ''}calibration error {error:.3f}", fontsize=10)
-    width = bins[0]["high"] - bins[0]["low"] if bins else 0.1
-    bottom.bar([(r["low"] + r["high"]) / 2 for r in bins], [r["n"] for r in bins], width * 0.92, color="#56B4E9")
-    bottom.set_yscale("symlog")
-    bottom.set_ylabel("puzzles")
-    bottom.set_xlabel("confidence = sigmoid(q_halt)")
+    error = f"calibration error {numbers['expected_calibration_error']:.3f}"
+    top.set_title(" · ".join(filter(None, (title, error))), fontsize=10)
+    edges = np.array([left, right])
+    bottom.bar(edges.mean(0), n, 0.92 * (edges[1] - edges[0]), color="#56B4E9")
+    bottom.set(yscale="symlog", ylabel="puzzles", xlabel="confidence = sigmoid(q_halt)")
     for ax in (top, bottom):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)

@@ -37,6 +37,7 @@ WRONG, CHANGED = "#CC79A7", "#F0E442"
 MAZE_WALL, MAZE_START, MAZE_GOAL = "#33373D", "#009E73", "#CC79A7"
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 GRID = "#EDEFF2"
+THEIRS, OURS = "#999999", "#D55E00"  # published numbers and our own
 DPI, ANIMATION_DPI = 150, 80
 
 
@@ -58,9 +59,9 @@ def save(figure: Figure, path: str | Path, dpi: int | None = None, tight: bool =
     path = Path(path)
     if tight:
         figure.tight_layout()
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with whole(path) as partial:
-        figure.savefig(partial, dpi=dpi or DPI, metadata=metadata)
+        figure.savefig(partial, dpi=dpi or DPI, metadata=undated.get(path.suffix))
     return path
 
 
@@ -92,64 +93,51 @@ def grid_lines(task: GridTask, rows: int, columns: int) -> list[list[tuple[float
 
 
 class Board:
-    """One decoded grid of a state, drawn into `ax`; `show` repaints it, so that an animation costs little.
+    """One decoded grid of a state, "h" or "l", drawn into `ax`; `show` repaints it, so that an animation costs little.
 
-    Args:
-        ax: where to draw. task: the grid. puzzle: (S,) tokens. level: "h" or "l", picks the colour.
-        label: (S,) tokens of the right answer; then wrong cells are marked (Sudoku) or its path dotted (maze).
+    label: (S,) tokens of the right answer; with it wrong cells are marked (Sudoku) or its path dotted (maze).
     """
 
     def __init__(self, ax: Axes, task: GridTask, puzzle: np.ndarray, level: str, label: np.ndarray | None = None):
-        self.ax, self.task, self.level = ax, task, level
-        self.puzzle, self.label = puzzle, label
+        self.ax, self.task, self.puzzle, self.label = ax, task, puzzle, label
         self.colour = STATE_COLOURS[level]
+        self.lettered = task.name != "maze"  # mazes show colours
         height, width = task.height, task.width
         ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[], aspect="equal")
-        blank = np.ones((height, width, 3))
-        self.image = ax.imshow(blank, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        self.image = ax.imshow(np.ones((height, width, 3)), interpolation="nearest")
         ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set(color=INK, linewidth=1.6, zorder=7)
         self.frames = [LineCollection([], colors=c, linewidths=w, zorder=6) for c, w in ((INK, 2.6), (CHANGED, 1.5))]
         for frame in self.frames:
             ax.add_collection(frame)
-        self.texts: list[Any] = []
-        self._draw_fixed()
-
-    @property
-    def lettered(self) -> bool:
-        """Whether cells show their token as a letter; mazes show colours."""
-        return self.task.name != "maze"
-
-    def _inches_per_cell(self) -> float:
-        box = self.ax.get_position()
-        figure_width, figure_height = self.ax.figure.get_size_inches()
-        return min(box.width * figure_width / self.task.width, box.height * figure_height / self.task.height)
-
-    def _draw_fixed(self) -> None:
-        """What no token changes: lines, empty letters, S and G of a maze, the dots of its right path."""
-        ax, task, width, cell = self.ax, self.task, self.task.width, self._inches_per_cell()
+        cell = min(ax.bbox.width / width, ax.bbox.height / height) / ax.figure.dpi  # inches
         if self.lettered:
-            ax.add_collection(LineCollection(grid_lines(task, 1, 1), colors="#C3C8D0", linewidths=0.6, zorder=2))
-            if task.name == "sudoku":
-                boxes = grid_lines(task, task.box_height, task.box_width)
-                ax.add_collection(LineCollection(boxes, colors=INK, linewidths=1.4, zorder=3))
-            size = cell * 72 * 0.56
-            for i in range(task.seq_len):
-                text = ax.text(i % width, i // width, "", ha="center", va="center_baseline", fontsize=size, zorder=4)
-                self.texts.append(text)
-            (self.crosses,) = ax.plot([], [], "x", color=WRONG, ms=cell * 13, mew=max(0.8, cell * 4), zorder=5)
+            self._letter(cell)
         else:
-            size = cell * 72 * 0.8
-            for token, letter in ((task.START, "S"), (task.GOAL, "G")):
-                for i in np.flatnonzero(self.puzzle == token):
-                    colour = MAZE_START if token == task.START else MAZE_GOAL
-                    text = ax.text(i % width, i // width, letter, ha="center", va="center_baseline", fontsize=size)
-                    text.set(color="white", weight="bold", zorder=5)
-                    text.set_path_effects([withStroke(linewidth=cell * 9, foreground=colour)])
-            if self.label is not None:
-                path = np.flatnonzero(self.label == task.PATH)
-                ax.plot(path % width, path // width, ".", color="black", ms=cell * 72 * 0.28, mew=0, zorder=4)
-        for spine in ax.spines.values():
-            spine.set(color=INK, linewidth=1.6, zorder=7)
+            self._mark_maze(cell)
+
+    def _letter(self, cell: float) -> None:
+        """Lines, a letter for each cell and the crosses of the wrong ones, still empty."""
+        ax, task = self.ax, self.task
+        ax.add_collection(LineCollection(grid_lines(task, 1, 1), colors="#C3C8D0", linewidths=0.6, zorder=2))
+        if task.name == "sudoku":
+            boxes = grid_lines(task, task.box_height, task.box_width)
+            ax.add_collection(LineCollection(boxes, colors=INK, linewidths=1.4, zorder=3))
+        style = {"ha": "center", "va": "center_baseline", "fontsize": cell * 72 * 0.56, "zorder": 4}
+        self.texts = [ax.text(i % task.width, i // task.width, "", **style) for i in range(task.seq_len)]
+        (self.crosses,) = ax.plot([], [], "x", color=WRONG, ms=cell * 13, mew=max(0.8, cell * 4), zorder=5)
+
+    def _mark_maze(self, cell: float) -> None:
+        """S and G, and the dots of the right path."""
+        style = {"ha": "center", "va": "center_baseline", "fontsize": cell * 72 * 0.8, "color": "white", "zorder": 5}
+        for token, letter, colour in ((self.task.START, "S", MAZE_START), (self.task.GOAL, "G", MAZE_GOAL)):
+            for i in np.flatnonzero(self.puzzle == token):
+                text = self.ax.text(i % self.task.width, i // self.task.width, letter, weight="bold", **style)
+                text.set_path_effects([withStroke(linewidth=cell * 9, foreground=colour)])
+        if self.label is not None:
+            row, column = np.divmod(np.flatnonzero(self.label == self.task.PATH), self.task.width)
+            self.ax.plot(column, row, ".", color="black", ms=cell * 72 * 0.28, mew=0, zorder=4)
 
     def background(self, tokens: np.ndarray, changed: np.ndarray | None) -> np.ndarray:
         """(S, 3) colours of the cells."""
@@ -175,58 +163,47 @@ class Board:
         clashing = self.task.conflicts(tokens) if self.task.name == "sudoku" else False
         return committed & (altered | clashing)
 
-    def show(self, tokens: Any, before: Any = None) -> None:
+    def show(self, tokens: np.ndarray, before: np.ndarray | None = None) -> None:
         """Paint `tokens` (S,); cells that differ from `before` (S,) are marked as changed."""
         task = self.task
-        tokens = np.asarray(tokens).astype(np.int64)
-        changed = None if before is None else tokens != np.asarray(before)
-        colours = self.background(tokens, changed)
-        self.image.set_data(colours.reshape(task.height, task.width, 3))
+        changed = None if before is None else tokens != before
+        self.image.set_data(self.background(tokens, changed).reshape(task.height, task.width, 3))
         if self.lettered:
-            for i, text in enumerate(self.texts):
-                clue = self.puzzle[i] != task.blank_token and self.puzzle[i] == tokens[i]
-                letter = "" if tokens[i] == task.blank_token or tokens[i] == PAD else task.alphabet[tokens[i]]
+            for token, given, text in zip(tokens, self.puzzle, self.texts):
+                clue = given != task.blank_token and given == token
+                letter = "" if token in (task.blank_token, PAD) else task.alphabet[token]
                 text.set(text=letter, color=INK if clue else self.colour, weight="bold" if clue else "normal")
-            wrong = np.flatnonzero(self.wrong(tokens))
-            self.crosses.set_data(wrong % task.width + 0.34, wrong // task.width - 0.34)
+            row, column = np.divmod(np.flatnonzero(self.wrong(tokens)), task.width)
+            self.crosses.set_data(column + 0.34, row - 0.34)
         elif changed is not None:
             row, column = np.divmod(np.flatnonzero(changed), task.width)
-            squares = [
-                [(c - 0.5, r - 0.5), (c + 0.5, r - 0.5), (c + 0.5, r + 0.5), (c - 0.5, r + 0.5), (c - 0.5, r - 0.5)]
-                for r, c in zip(row, column)
-            ]
+            around = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)])
             for frame in self.frames:
-                frame.set_segments(squares)
-
-    def emphasise(self, on: bool) -> None:
-        """Frame the board in its state's colour: this state was the one updated."""
-        for spine in self.ax.spines.values():
-            spine.set(color=self.colour if on else FAINT, linewidth=3.0 if on else 1.6)
+                frame.set_segments(np.stack([column, row], -1)[:, None] + around)
 
 
 def _legend(figure: Figure, film: _Film, changes: bool, **more: Any) -> None:
     """What the colours of the boards mean, below them."""
+    dots: list[Any] = []
     if film.task.name == "maze":
         colours = {"wall": MAZE_WALL, "S": MAZE_START, "G": MAZE_GOAL, "path in $z_H$": STATE_COLOURS["h"],
                    "path in $z_L$": STATE_COLOURS["l"], "held back (PAD)": "#C2CAD6"}  # fmt: skip
-        handles: list[Any] = [Patch(facecolor=colour, label=label) for label, colour in colours.items()]
-        if film.label is not None:
-            handles.append(Line2D([], [], marker=".", ls="", color="black", label="right path"))
+        looks = {label: {"facecolor": colour} for label, colour in colours.items()}
         changed = {"facecolor": "none", "edgecolor": "#B8AD00", "linewidth": 1.5}
+        if film.label is not None:
+            dots = [Line2D([], [], marker=".", ls="", color="black", label="right path")]
     else:
-        wrong = "wrong" if film.label is not None else "breaks a rule"
-        handles = [
-            Patch(facecolor=CLUE, edgecolor="#C3C8D0", label="clue"),
-            Patch(facecolor=HELD, label="held back (blank)"),
-            Patch(facecolor=PADDED, label="held back (PAD)"),
-            Patch(facecolor=tint(WRONG, 0.28), edgecolor=WRONG, label=wrong),
-        ]
+        looks = {
+            "clue": {"facecolor": CLUE, "edgecolor": "#C3C8D0"},
+            "held back (blank)": {"facecolor": HELD},
+            "held back (PAD)": {"facecolor": PADDED},
+            "breaks a rule" if film.label is None else "wrong": {"facecolor": tint(WRONG, 0.28), "edgecolor": WRONG},
+        }
         changed = {"facecolor": tint(CHANGED, 0.8)}
-    if changes:
-        handles.append(Patch(**changed, label="just changed"))
+    handles = [*(Patch(label=label, **look) for label, look in looks.items()), *dots]
     figure.legend(
-        handles=handles, loc="lower center", ncol=8, frameon=False, fontsize=9, handlelength=1.1, handleheight=1.1,
-        columnspacing=1.3, labelcolor=MUTED, **more,
+        handles=[*handles, Patch(label="just changed", **changed)] if changes else handles, loc="lower center", ncol=8,
+        frameon=False, fontsize=9, handlelength=1.1, handleheight=1.1, columnspacing=1.3, labelcolor=MUTED, **more,
     )  # fmt: skip
 
 
@@ -249,7 +226,7 @@ class _Film:
         self.act_steps = len(self.updates) // self.per_step
 
     def _one(self, grids: Any, row: int) -> np.ndarray:
-        grids = grids.detach().cpu().numpy() if hasattr(grids, "detach") else np.asarray(grids)
+        grids = np.asarray(grids.cpu() if hasattr(grids, "cpu") else grids, np.int64)
         grids = grids[row] if grids.ndim == 3 else grids
         expected = (len(self.updates), self.task.seq_len)
         if grids.shape != expected:
@@ -257,7 +234,7 @@ class _Film:
                 f"A roll-out of this {self.task.name} must be {expected} (updates x cells), got {grids.shape}. Pass "
                 "the task of the model that made it."
             )
-        return grids.astype(np.int64)
+        return grids
 
     def name(self, at: int) -> str:
         """'ACT step 3 of 16 · L-update 2'."""
@@ -283,25 +260,24 @@ class _Film:
         return ",  ".join(parts) or "every cell committed"
 
 
-def _period(updates: Sequence[str]) -> int:
+def _period(updates: list[str]) -> int:
     """Updates per ACT step of a roll-out, from its letters: the published six where that fits, else their period."""
-    for period in (6, *range(1, len(updates) + 1)):
-        if len(updates) % period == 0 and updates[period - 1] == "h":
-            if list(updates) == list(updates[:period]) * (len(updates) // period):
-                return period
+    for period in (6, *range(1, len(updates))):
+        if updates[:period][-1] == "h" and updates[:period] * (len(updates) // period) == updates:
+            return period
     return len(updates)
 
 
 def _timeline(ax: Axes, film: _Film) -> None:
     """Both states' curves over all updates, and where ACT steps begin."""
-    x = np.arange(1, len(film.updates) + 1)
     for level in "lh":
         y = 100 * film.curve(level)
+        x = np.arange(1, len(y) + 1)
         ax.plot(x, y, color=STATE_COLOURS[level], lw=1.8, label=STATE_NAMES[level], solid_capstyle="round")
     ticks = np.arange(film.act_steps) * film.per_step + 0.5
     every = max(1, film.act_steps // 16)
     ax.set(xlim=(0.5, len(x) + 0.5), ylim=(-4, 104), yticks=[0, 50, 100])
-    ax.set_xticks(ticks[::every] + film.per_step / 2, [str(s + 1) for s in range(film.act_steps)][::every], fontsize=9)
+    ax.set_xticks(ticks[::every] + film.per_step / 2, range(1, film.act_steps + 1, every), fontsize=9)
     for tick in ticks[1:]:
         ax.axvline(tick, color=GRID, lw=0.8, zorder=0)
     ax.set_xlabel("ACT step", fontsize=9, color=MUTED, labelpad=2)
@@ -409,22 +385,20 @@ def _frames(film: _Film, updates: Sequence[int]) -> Iterator[np.ndarray]:
     figure.set_dpi(ANIMATION_DPI)
     canvas, moving = figure.canvas, [heading, cursor, *captions.values()]
     for artist in (*moving, *(board.ax for board in boards.values())):
-        artist.set_visible(False)
+        artist.set_animated(True)  # drawn by hand; a caption changes where its board does not
     canvas.draw()
     still = canvas.copy_from_bbox(figure.bbox)
-    for artist in (*moving, *(board.ax for board in boards.values())):
-        artist.set_visible(True)
-    for caption in captions.values():
-        caption.set_animated(True)  # drawn by hand: it changes where its board does not
     seen: dict[tuple, Any] = {}
     for at in updates:
         canvas.restore_region(still)
         for level, board in boards.items():
             grid, before = film.states[level][at], film.states[level][max(at - 1, 0)]
-            key = (level, grid.tobytes(), before.tobytes(), film.updates[at] == level)
+            updated = film.updates[at] == level
+            key = (level, grid.tobytes(), before.tobytes(), updated)
             if key not in seen:
                 board.show(grid, before)
-                board.emphasise(film.updates[at] == level)
+                for spine in board.ax.spines.values():
+                    spine.set(color=board.colour if updated else FAINT, linewidth=3.0 if updated else 1.6)
                 board.ax.draw(canvas.get_renderer())
                 seen[key] = canvas.copy_from_bbox(board.ax.bbox.padded(45))
             canvas.restore_region(seen[key])

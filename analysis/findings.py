@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from air_model.analysis.common import INJECTION, markdown_table, share, summary, variant_name
-from air_model.analysis.figures import FAINT, INK, MUTED, STATE_COLOURS, STATE_NAMES, new_figure, save
+from air_model.analysis.common import INJECTION, markdown_table, plus_minus, share, summary, variant_name
+from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, new_figure, save
 from air_model.configuration_air import AirConfig
-from air_model.records import read_lines
+from air_model.records import plain, read_json, read_lines
 from air_model.training.sweep import RUNGS, SMALL_SUITES
 
 Study = dict[str, Any]  # what `summarize` returns
 Studies = dict[str, Study]  # by the checkpoint's name
 Run = dict[str, Any]  # a line of results/small_runs*.jsonl
 Size = tuple[str, int]  # grid, layers
+Gap = tuple[float, float | None, int]  # mean, half of its 95 % interval (None of one seed), seeds
 TABLE: Size = ("4x4", 2)
 LADDERS: list[Size] = [TABLE, ("6x6", 2)]
-THEIRS, OURS = "#999999", "#D55E00"
 SYMMETRIC = ("Lx_Hx", "L2x_H2x")
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, 97.5 %
 RUNG_WORDS = {
@@ -50,17 +51,11 @@ RUNG_WORDS = {
 
 def _short(value: Any) -> Any:
     """Numbers with five significant digits, at any depth."""
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_short(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(f"{value:.5g}")
-    return int(value) if isinstance(value, np.integer) else value
+    return json.loads(json.dumps(plain(value)), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
-    """The head of a study: which rule, which size. `variant` is the injection's name, whatever else the recipe has."""
+    """The head of a study: which size, which rule. `variant` is the injection's name, whatever else the recipe has."""
     return {
         "model": name,
         "variant": variant_name(config, INJECTION),
@@ -72,11 +67,7 @@ def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
 
 
 def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a report in some kilobytes, without puzzles.
-
-    Args:
-        analysis: analysis.json. about: what the model is; leads the result.
-    """
+    """The numbers of a report (analysis.json) without puzzles, some kilobytes, behind what the model is (`about`)."""
     out = {**about, **{key: analysis[key] for key in ("task", "source", "n_puzzles")}}
     curves, runs = analysis["rollout"]["curves"], analysis["freeze_summary"]
     out["rollout"] = {s: {name: values["mean"] for name, values in by.items()} for s, by in curves.items()}
@@ -96,7 +87,7 @@ def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]
 
 def read_results(results: Path) -> tuple[Studies, list[Run]]:
     """The studies by name, and the small sweeps' runs (lines of `run_grid.py --curves`, a file for each grid)."""
-    studies = {path.stem: json.loads(path.read_text()) for path in sorted((results / "studies").glob("*.json"))}
+    studies = {path.stem: read_json(path) for path in sorted((results / "studies").glob("*.json"))}
     return studies, [row for path in sorted(results.glob("small_runs*.jsonl")) for row in read_lines(path)]
 
 
@@ -110,22 +101,28 @@ def is_asymmetric(study: Study) -> bool:
     return study["injections"][0] != study["injections"][1]
 
 
-def held_back(study: Study) -> dict[str, float]:
-    """Mean share of cells that each state leaves open: blank or PAD (of a maze PAD alone).
+def open_cells(study: Study) -> dict[str, np.ndarray]:
+    """Share of cells that each state leaves open after every update: blank or PAD (of a maze PAD alone)."""
+    kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
+    return {state: sum(np.array(by[kind]) for kind in kinds) for state, by in study["rollout"].items()}
 
-    Over all updates from the second ACT step on: in the first, z_H is still its random beginning for a while.
-    """
-    kinds, first = ("pad",) if study["task"] == "maze" else ("blank", "pad"), len(study["schedule"])
-    return {s: sum(statistics.mean(by[kind][first:]) for kind in kinds) for s, by in study["rollout"].items()}
+
+def held_back(study: Study) -> dict[str, float]:
+    """Mean share of open cells, from the second ACT step on: in the first, z_H is still its random beginning."""
+    first = len(study["schedule"])
+    return {state: float(curve[first:].mean()) for state, curve in open_cells(study).items()}
+
+
+def near(entry: dict[str, Any]) -> dict[str, float]:
+    """The contrast of neighbourhood mass, L minus H, of one layer and class."""
+    return next(iter(entry["metrics"].values()))
 
 
 def distance(study: Study) -> float | None:
-    """Mean share of neighbourhood mass, L minus H, over layers and classes, rows pooled; None without attention."""
-    if not study.get("attention"):
-        return None
-    entries = [entry for classes in study["attention"].values() for entry in classes.values() if entry["n_queries"]]
-    pairs = [(entry["n_queries"], next(iter(entry["metrics"].values()))["mean"]) for entry in entries]
-    return sum(n * mean for n, mean in pairs) / sum(n for n, _ in pairs)
+    """Mean of `near` over layers and classes, rows pooled; None without attention."""
+    layers = (study.get("attention") or {}).values()
+    pairs = [(e["n_queries"], near(e)["mean"]) for classes in layers for e in classes.values() if e["n_queries"]]
+    return sum(n * mean for n, mean in pairs) / sum(n for n, _ in pairs) if pairs else None
 
 
 def solved(study: Study) -> list[str]:
@@ -134,24 +131,26 @@ def solved(study: Study) -> list[str]:
     return [share(100 * study["freeze"][run]["exact_accuracy"]["mean"]) for run in runs]
 
 
+FREEZE_KEYS = ("normal.z_L", "freeze_z_H.z_L", "normal.z_H", "freeze_z_L.z_H")
+
+
 def content_changes(study: Study) -> list[float]:
     """Per puzzle: of z_L, of z_L with z_H frozen, of z_H, of z_H with z_L frozen."""
     return [study["freeze"][run]["content_changes"]["mean"] for run in FREEZE_KEYS]
 
 
+def published_part(published: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
+    """{task or layer: its numbers} of one of the published studies."""
+    return {name: numbers for name, numbers in published[part].items() if name != "unit"}
+
+
 def published_freeze(published: dict[str, Any]) -> dict[str, tuple[list[int], list[float]]]:
     """{task: (content changes as of `content_changes`, accuracies as of `solved`)}."""
     out = {}
-    for task, runs in published["freeze"].items():
-        if task != "unit":
-            n, h, fl = runs["normal"], runs["freeze_z_h"], runs["freeze_z_l"]
-            out[task] = [n["z_l"], h["z_l"], n["z_h"], fl["z_h"]], [run["accuracy"] for run in (n, h, fl)]
+    for task, runs in published_part(published, "freeze").items():
+        n, h, fl = (runs[name] for name in ("normal", "freeze_z_h", "freeze_z_l"))
+        out[task] = [n["z_l"], h["z_l"], n["z_h"], fl["z_h"]], [run["accuracy"] for run in (n, h, fl)]
     return out
-
-
-def published_attention(published: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{layer: {"delta_nbr", "delta_ent", "delta_viol": [mean, ...]}}."""
-    return {layer: entry for layer, entry in published["attention"].items() if layer != "unit"}
 
 
 def states_table(studies: Studies) -> str:
@@ -169,36 +168,35 @@ def states_table(studies: Studies) -> str:
     return markdown_table(header, rows)
 
 
-def freeze_rows(studies: Studies, published: dict[str, Any]) -> str:
-    """Content changes and accuracy, normal and frozen; the paper's two models first."""
+def freeze_text(studies: Studies, published: dict[str, Any]) -> str:
+    """Content changes and accuracy, normal and frozen, the paper's two models first; and the latter as a sentence."""
     rows = [[f"the paper's, {task}", *(f"{c:,}" for c in changes), *(f"{a:.1f}" for a in accuracies)]
             for task, (changes, accuracies) in published_freeze(published).items()]  # fmt: skip
+    texts = []
     for name, study in studies.items():
         rows.append([title(name, study), *(f"{c:,.1f}" for c in content_changes(study)), *solved(study)])
+        texts.append(f"{title(name, study)} {', '.join(solved(study))}")
     header = ["model", "z_L changes", "z_H frozen", "z_H changes", "z_L frozen", "grids right, %", "z_H frozen",
               "z_L frozen"]  # fmt: skip
-    return markdown_table(header, rows, left=1)
+    what = "Puzzles solved with both states, with z_H frozen, with z_L frozen, in percent"
+    return f"{markdown_table(header, rows, left=1)}\n{what}: {'; '.join(texts)}."
 
 
-FREEZE_KEYS = ("normal.z_L", "freeze_z_H.z_L", "normal.z_H", "freeze_z_L.z_H")
-
-
-def attention_rows(studies: Studies, published: dict[str, Any]) -> str:
-    """Contrasts per layer, rows pooled, heads averaged; the paper's Sudoku rows first."""
-    rows = []
-    for layer, entry in published_attention(published).items():
+def attention_text(studies: Studies, published: dict[str, Any]) -> str:
+    """Contrasts per layer, rows pooled, heads averaged, the paper's rows first; and `distance` as a sentence."""
+    rows, texts = [], []
+    for layer, entry in published_part(published, "attention").items():
         cells = (f"{entry[metric][0]:.3f}" for metric in ("delta_nbr", "delta_ent", "delta_viol"))
         rows.append(["the paper's, sudoku 9x9 `Lx_H`", layer, *cells])
     for name, study in studies.items():
         for layer, classes in (study.get("attention") or {}).items():
             beside, control = classes.values()
-            near, *_, entropy, _ = control["metrics"].values()
-            violation = list(beside["metrics"].values())[-1]
-            cells = [
-                "" if m["mean"] is None else f"{m['mean']:.3f} ± {m['ci95']:.3f}" for m in (near, entropy, violation)
-            ]
-            rows.append([title(name, study), layer, *cells])
-    return markdown_table(["model", "layer", "Δ_nbr, control", "Δ_ent, control", "Δ_viol, beside a fault"], rows)
+            contrasts = near(control), list(control["metrics"].values())[-2], list(beside["metrics"].values())[-1]
+            rows.append([title(name, study), layer, *(plus_minus(m["mean"], m["ci95"]) for m in contrasts)])
+        texts += [] if (mean := distance(study)) is None else [f"{title(name, study)} {mean:+.3f}"]
+    header = ["model", "layer", "Δ_nbr, control", "Δ_ent, control", "Δ_viol, beside a fault"]
+    what = "Attention mass near the cell, L- minus H-updates, all layers and rows together"
+    return f"{markdown_table(header, rows)}\n{what}: {'; '.join(texts)}."
 
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------
@@ -226,22 +224,26 @@ def of_rung(runs: Sequence[Run], rung: str, variant: str, steps: int) -> dict[in
     return {run["seed"]: 100 * run["exact"][str(steps)] for run in found if str(steps) in run["exact"]}
 
 
-def paired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float | None, int] | None:
-    """(mean of a - b over common seeds, half of its 95 % interval, seeds); the interval is Student's, None for one."""
-    seeds = sorted(set(a) & set(b))
-    if not seeds:
+def paired(a: dict[int, float], b: dict[int, float]) -> Gap | None:
+    """a - b over common seeds, with Student's interval."""
+    gaps = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
+    if not gaps:
         return None
-    gaps = [a[s] - b[s] for s in seeds]
-    half = T95.get(len(seeds) - 1, 1.96) * statistics.stdev(gaps) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
-    return statistics.mean(gaps), half, len(seeds)
+    n = len(gaps)
+    half = T95.get(n - 1, 1.96) * statistics.stdev(gaps) / math.sqrt(n) if n > 1 else None
+    return statistics.mean(gaps), half, n
 
 
-def gap_text(gap: tuple[float, float | None, int] | None) -> str:
+def gap_text(gap: Gap | None) -> str:
     """'+3.1 ± 2.0 (5)'."""
     if gap is None:
         return ""
     mean, half, n = gap
     return f"{mean:+.1f}" + (f" ± {half:.1f}" if half is not None else "") + f" ({n})"
+
+
+def published_sudoku(published: dict[str, Any], variant: str) -> dict[str, float]:
+    return (published["injection"].get(variant) or published["level-token"].get(variant))["sudoku"]
 
 
 def sweep_table(runs: Sequence[Run], published: dict[str, Any]) -> str:
@@ -251,21 +253,19 @@ def sweep_table(runs: Sequence[Run], published: dict[str, Any]) -> str:
         return ""
     rows = []
     for variant in SMALL_SUITES["small"]:
-        theirs = published["injection"].get(variant) or published["level-token"].get(variant)
         cells = []
         for steps in both:
-            mine = of_rung(runs, "published", variant, steps)
-            reference = of_rung(runs, "published", "Lx_Hx", steps)
+            mine, reference = (of_rung(runs, "published", name, steps) for name in (variant, "Lx_Hx"))
             gap = "" if variant == "Lx_Hx" else gap_text(paired(mine, reference))
             cells += [summary(list(mine.values())), len(mine) or "", gap]
-        rows.append([f"`{variant}`", f"{theirs['sudoku']['mean']:.1f}", *cells])
+        rows.append([f"`{variant}`", f"{published_sudoku(published, variant)['mean']:.1f}", *cells])
     header = ["variant", "the paper's, 9x9, %"]
     for steps in both:
         header += [f"{steps:,} steps, %", "seeds", "minus `Lx_Hx`"]
     return markdown_table(header, rows, left=1)
 
 
-def group_gap(runs: Sequence[Run], steps: int) -> tuple[float, float | None, int] | None:
+def group_gap(runs: Sequence[Run], steps: int) -> Gap | None:
     """Paired gap of the mean of all asymmetric injections to that of all symmetric ones, without level tokens."""
     rules = {name: AirConfig.from_variant(name) for name in SMALL_SUITES["small"]}
     plain = {name: rule for name, rule in rules.items() if rule.shared_block and rule.level_token == "none"}
@@ -278,12 +278,12 @@ def group_gap(runs: Sequence[Run], steps: int) -> tuple[float, float | None, int
     return paired(*means)
 
 
-def ladder_gaps(runs: Sequence[Run], which: int) -> dict[str, tuple[float, float | None, int] | None]:
-    """{rung: paired gap `Lx_H` minus `Lx_Hx`} after the shorter (0) or the longer (-1) budget."""
+def ladder(runs: Sequence[Run]) -> dict[str, list[tuple[int, Gap | None]]]:
+    """{rung: (steps, paired gap `Lx_H` minus `Lx_Hx`) at each of its budgets}, of the rungs that were run."""
     out = {}
     for rung in RUNGS:
-        steps = (budgets(runs, rung) or [0])[which]
-        out[rung] = paired(of_rung(runs, rung, "Lx_H", steps), of_rung(runs, rung, "Lx_Hx", steps))
+        gaps = [(n, paired(*(of_rung(runs, rung, v, n) for v in ("Lx_H", "Lx_Hx")))) for n in budgets(runs, rung)]
+        out |= {rung: gaps} if gaps else {}
     return out
 
 
@@ -296,13 +296,10 @@ def ladder_table(runs: Sequence[Run]) -> str:
     rows = []
     for size in LADDERS:
         mine = of_size(runs, size)
-        gaps = [ladder_gaps(mine, which) for which in (0, -1)]
-        for rung in RUNGS:
-            for which, steps in enumerate(budgets(mine, rung)):
-                accuracies = [summary(list(of_rung(mine, rung, v, steps).values())) for v in SMALL_SUITES["ladder"]]
-                rows.append(
-                    [size_words(size), RUNG_WORDS[rung], f"{steps:,}", *accuracies, gap_text(gaps[which][rung])]
-                )
+        for rung, gaps in ladder(mine).items():
+            for n, gap in gaps:
+                exact = [summary(list(of_rung(mine, rung, v, n).values())) for v in SMALL_SUITES["ladder"]]
+                rows.append([size_words(size), RUNG_WORDS[rung], f"{n:,}", *exact, gap_text(gap)])
     header = ["size", "recipe", "steps", *(f"`{v}`, %" for v in SMALL_SUITES["ladder"])]
     header.append("`Lx_H` minus `Lx_Hx` (seeds)")
     return markdown_table(header, rows, left=2) if rows else ""
@@ -327,12 +324,6 @@ def say_states(studies: Studies) -> str:
     return " ".join(parts)
 
 
-def say_freeze(studies: Studies) -> str:
-    """What each model still solves with one of its states frozen."""
-    texts = [f"{title(name, study)} {', '.join(solved(study))}" for name, study in studies.items()]
-    return f"Puzzles solved with both states, with z_H frozen, with z_L frozen, in percent: {'; '.join(texts)}."
-
-
 def say_roles(study: Study) -> str:
     """One model's part of this, for its card."""
     held, last = held_back(study), study["rollout"]
@@ -347,15 +338,6 @@ def say_roles(study: Study) -> str:
     )
 
 
-def say_attention(studies: Studies) -> str:
-    texts = [
-        f"{title(name, study)} {value:+.3f}"
-        for name, study in studies.items()
-        if (value := distance(study)) is not None
-    ]
-    return f"Attention mass near the cell, L- minus H-updates, all layers and rows together: {'; '.join(texts)}."
-
-
 def say_groups(runs: Sequence[Run]) -> str:
     """Whether asymmetric injections are ahead as a group."""
     texts = [f"{gap_text(gap)} points after {n:,} steps" for n in budgets(runs) if (gap := group_gap(runs, n))]
@@ -365,26 +347,22 @@ def say_groups(runs: Sequence[Run]) -> str:
 
 def say_ladder(runs: Sequence[Run]) -> str:
     """Who is ahead on which rung after the shorter budget, and where the interval leaves out 0; a line a size."""
-    lines = [f"{size_words(size)}. {line}" for size in LADDERS if (line := _say_ladder(of_size(runs, size)))]
+    lines = []
+    for size in LADDERS:
+        texts, sure = [], []
+        for rung, ((steps, gap), *_) in ladder(of_size(runs, size)).items():
+            if gap is not None:
+                (mean, half, n), words = gap, RUNG_WORDS[rung].removeprefix("+ ")
+                ahead = f"`{'Lx_H' if mean > 0 else 'Lx_Hx'}` by {abs(mean):.1f}"
+                texts.append(f"{words}: {ahead} ({steps:,} steps, {n} seed{'s' * (n > 1)})")
+                sure += [words] if half is not None and abs(mean) > half else []
+        if texts:
+            lines.append(
+                f"{size_words(size)}. Who is ahead after the shorter budget, in points, rung by rung: "
+                f"{'; '.join(texts)}. "
+                f"The 95 % interval of the paired gap leaves out 0 on: {', '.join(sure) or 'none'}."
+            )
     return "\n\n".join(lines) or "No rung has been run yet."
-
-
-def _say_ladder(runs: Sequence[Run]) -> str:
-    known = {rung: gap for rung, gap in ladder_gaps(runs, 0).items() if gap is not None}
-    if not known:
-        return ""
-    words = {rung: RUNG_WORDS[rung].removeprefix("+ ") for rung in known}
-    sure = [words[r] for r, (mean, half, _) in known.items() if half is not None and abs(mean) > half]
-    texts = []
-    for rung, (mean, _, n) in known.items():
-        steps, seeds = budgets(runs, rung)[0], f"{n} seed" + "s" * (n > 1)
-        texts.append(
-            f"{words[rung]}: `{'Lx_H' if mean > 0 else 'Lx_Hx'}` by {abs(mean):.1f} ({steps:,} steps, {seeds})"
-        )
-    return (
-        f"Who is ahead after the shorter budget, in points, rung by rung: {'; '.join(texts)}. "
-        f"The 95 % interval of the paired gap leaves out 0 on: {', '.join(sure) or 'none'}."
-    )
 
 
 def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
@@ -392,12 +370,12 @@ def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
     studies, runs = read_results(results)
     expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
     mine = of_size(runs, TABLE)
-    table, ladder = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
-    so_far = f"Runs so far: {len(table)} of {expected[0]} of this table, {len(ladder)} of {expected[1]} of the ladder."
+    table, rungs = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
+    so_far = f"Runs so far: {len(table)} of {expected[0]} of this table, {len(rungs)} of {expected[1]} of the ladder."
     return {
         "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
-        "findings-freeze": f"{freeze_rows(studies, published)}\n{say_freeze(studies)}",
-        "findings-attention": f"{attention_rows(studies, published)}\n{say_attention(studies)}",
+        "findings-freeze": freeze_text(studies, published),
+        "findings-attention": attention_text(studies, published),
         "findings-sweep": f"{sweep_table(table, published)}\n{say_groups(table)} {so_far}",
         "findings-ladder": f"{ladder_table(runs)}\n{say_ladder(runs)}",
     }
@@ -415,55 +393,52 @@ def _clean(ax: Axes, title: str = "", **labels: Any) -> None:
     ax.set_axisbelow(True)
 
 
-def draw_sweep(runs: Sequence[Run], published: dict[str, Any], path: Path) -> Path:
+def draw_sweep(runs: Sequence[Run], published: dict[str, Any]) -> Figure:
     """The paper's table above, ours below at both budgets; symmetric variants hatched."""
-    both, variants, runs = budgets(of_size(runs, TABLE)), SMALL_SUITES["small"], of_size(runs, TABLE)
+    runs, variants = of_size(runs, TABLE), SMALL_SUITES["small"]
+    both = budgets(runs)
     figure = new_figure(8, 4.6)
     theirs, mine = figure.subplots(2, 1, sharex=True)
     for i, variant in enumerate(variants):
-        entry = (published["injection"].get(variant) or published["level-token"].get(variant))["sudoku"]
-        hatch = "///" if variant in SYMMETRIC else None
-        theirs.bar(i, entry["mean"], 0.6, yerr=entry.get("std"), capsize=2, color=THEIRS, hatch=hatch, ec="white")
+        entry = published_sudoku(published, variant)
+        look = {"ec": "white", "hatch": "///" if variant in SYMMETRIC else None}
+        theirs.bar(i, entry["mean"], 0.6, yerr=entry.get("std"), capsize=2, color=THEIRS, **look)
         for j, steps in enumerate(both):
             values = list(of_rung(runs, "published", variant, steps).values())
             x = i + 0.34 * (j - (len(both) - 1) / 2)
             if values:
-                mine.bar(x, statistics.mean(values), 0.3, color=OURS, alpha=0.5 + 0.5 * j, hatch=hatch, ec="white")
+                mine.bar(x, statistics.mean(values), 0.3, color=OURS, alpha=0.5 + 0.5 * j, **look)
                 mine.plot([x] * len(values), values, "o", ms=2.5, color=INK)
     _clean(theirs, "the paper: Sudoku-Extreme, 13.6 M parameters, 5 seeds", ylabel="exact, %", ylim=(40, 65))
-    _clean(
-        mine,
-        f"ours: {size_words(TABLE)}, {' and '.join(f'{s:,}' for s in both)} steps; dots are seeds",
-        ylabel="exact, %",
-    )
+    steps = " and ".join(f"{n:,}" for n in both)
+    _clean(mine, f"ours: {size_words(TABLE)}, {steps} steps; dots are seeds", ylabel="exact, %")
     mine.set_xticks(range(len(variants)), [v.removeprefix("L2x_H2x_") for v in variants], rotation=30, ha="right")
-    return save(figure, path, 120, tight=True)
+    return figure
 
 
-def draw_ladder(runs: Sequence[Run], path: Path) -> Path:
+def draw_ladder(runs: Sequence[Run]) -> Figure:
     """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds; a panel a size."""
     sizes = [size for size in LADDERS if any(run["rung"] for run in of_size(runs, size))] or LADDERS[:1]
     figure = new_figure(3 + 3.5 * len(sizes), 4.4)
     for ax, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes):
-        mine = of_size(runs, size)
-        rungs = [rung for rung in RUNGS if budgets(mine, rung)]
-        for j in range(2):
-            for i, gap in enumerate(ladder_gaps(mine, -j)[rung] for rung in rungs):
+        rungs = ladder(of_size(runs, size))
+        for i, gaps in enumerate(rungs.values()):
+            for j, (_, gap) in enumerate((gaps[0], gaps[-1])):
                 if gap is not None:
                     mean, half, n = gap
                     y = i + 0.16 * (2 * j - 1)
                     ax.errorbar(mean, y, xerr=half, fmt="o", ms=5, capsize=2, color=OURS, alpha=0.45 + 0.55 * j)
                     ax.annotate(f"n = {n}", (mean, y), (0, 4), textcoords="offset points", fontsize=6, ha="center")
         ax.axvline(0, color=INK, lw=0.8)
-        steps = [" and ".join(f"{s:,}" for s in budgets(mine, rung)) for rung in rungs]
-        ax.set_yticks(range(len(rungs)), [f"{RUNG_WORDS[r]}\n({s} steps)" for r, s in zip(rungs, steps)])
+        steps = [" and ".join(f"{n:,}" for n, _ in gaps) for gaps in rungs.values()]
+        ax.set_yticks(range(len(rungs)), [f"{RUNG_WORDS[r]}\n({n} steps)" for r, n in zip(rungs, steps)])
         ax.set_ylim(len(rungs) - 0.5, -0.5)
         ax.set_xlim(-100, 100)  # intervals of two seeds go far beyond what a gap can be
         _clean(ax, f"{size_words(size)} (pale: half the steps)", xlabel="Lx_H minus Lx_Hx, exact, points")
-    return save(figure, path, 120, tight=True)
+    return figure
 
 
-def draw_states(studies: Studies, path: Path) -> Path:
+def draw_states(studies: Studies) -> Figure:
     """Per model: cells right and cells held back after every update, both states."""
     wide = min(4, len(studies))  # more do not fit on a page
     lines = math.ceil(len(studies) / wide)
@@ -474,27 +449,24 @@ def draw_states(studies: Studies, path: Path) -> Path:
         ax.set_visible(False)
     for i, (name, study) in enumerate(studies.items()):
         right, held = axes[i // wide * 2 : i // wide * 2 + 2, i % wide]
-        kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
-        for level in "hl":
-            by = study["rollout"][f"z_{level.upper()}"]
-            x = (np.arange(len(by["accuracy"])) + 1) / len(study["schedule"])
+        for state, curve in open_cells(study).items():
+            level, right_cells = state[-1].lower(), np.array(study["rollout"][state]["accuracy"])
+            x = (np.arange(len(curve)) + 1) / len(study["schedule"])
             style = {"color": STATE_COLOURS[level], "label": STATE_NAMES[level], "lw": 1.5}
-            right.plot(x, 100 * np.array(by["accuracy"]), **style)
-            held.plot(x, 100 * sum(np.array(by[kind]) for kind in kinds), **style)
+            right.plot(x, 100 * right_cells, **style)
+            held.plot(x, 100 * curve, **style)
         _clean(right, title(name, study).replace("`", ""), ylim=(-5, 105))
         _clean(held, xlabel="ACT step", ylim=(-1, top))
         if i % wide == 0:
             right.set_ylabel("cells right, %")
             held.set_ylabel("cells held back, %")
     axes[0, 0].legend(frameon=False, fontsize=9)
-    return save(figure, path, 120, tight=True)
+    return figure
 
 
-def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path:
+def draw_freeze(studies: Studies, published: dict[str, Any]) -> Figure:
     """Content changes of both states, normal and with the other frozen; a group of bars per model."""
-    groups: dict[str, Sequence[float]] = {
-        f"paper, {task}": changes for task, (changes, _) in published_freeze(published).items()
-    }
+    groups = {f"paper, {task}": changes for task, (changes, _) in published_freeze(published).items()}
     groups |= {title(name, study).replace("`", ""): content_changes(study) for name, study in studies.items()}
     figure = new_figure(8, 3.2)
     ax = figure.subplots()
@@ -508,42 +480,38 @@ def draw_freeze(studies: Studies, published: dict[str, Any], path: Path) -> Path
     ax.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
     _clean(ax, ylabel="content changes per puzzle\n(none is drawn as 0.1)")
     ax.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return save(figure, path, 120, tight=True)
+    return figure
 
 
-def draw_attention(studies: Studies, published: dict[str, Any], path: Path) -> Path:
+def draw_attention(studies: Studies, published: dict[str, Any]) -> Figure:
     """Neighbourhood mass, L minus H, by depth: one line per model, and the paper's."""
     figure = new_figure(6, 3.4)
     ax = figure.subplots()
-    theirs = [entry["delta_nbr"][0] for entry in published_attention(published).values()]
+    theirs = [entry["delta_nbr"][0] for entry in published_part(published, "attention").values()]
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#117733")
     for colour, (name, study) in zip(itertools.cycle(colours), studies.items()):
         if study.get("attention"):
-            near = [next(iter(layer["control"]["metrics"].values())) for layer in study["attention"].values()]
-            near = [(m["mean"], m["ci95"]) for m in near if m["mean"] is not None]
-            ax.errorbar(depth(len(near)), *np.array(near).T, fmt="o-", capsize=2, color=colour,
-                        label=title(name, study).replace("`", ""))  # fmt: skip
+            layers = [near(layer["control"]) for layer in study["attention"].values()]
+            means = [(m["mean"], m["ci95"]) for m in layers if m["mean"] is not None]
+            label = title(name, study).replace("`", "")
+            ax.errorbar(depth(len(means)), *np.array(means).T, fmt="o-", capsize=2, color=colour, label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks([0, 1], ["first layer", "last layer"])
     _clean(ax, "L-updates look nearer above 0, farther below", ylabel="Δ neighbourhood mass, control")
     ax.legend(frameon=False, fontsize=8)
-    return save(figure, path, 120, tight=True)
+    return figure
 
 
 def draw(results: Path, published: dict[str, Any], folder: Path) -> list[Path]:
     """The five figures of docs/findings.md; those of which nothing is known yet are left out."""
     studies, runs = read_results(results)
-    out = []
-    if runs:
-        out.append(draw_sweep(runs, published, folder / "findings_sweep.png"))
-        out.append(draw_ladder(runs, folder / "findings_ladder.png"))
+    made = {"sweep": draw_sweep(runs, published), "ladder": draw_ladder(runs)} if runs else {}
     if studies:
-        out.append(draw_states(studies, folder / "findings_states.png"))
-        out.append(draw_freeze(studies, published, folder / "findings_freeze.png"))
-        out.append(draw_attention(studies, published, folder / "findings_attention.png"))
-    return out
+        made |= {"states": draw_states(studies), "freeze": draw_freeze(studies, published)}
+        made |= {"attention": draw_attention(studies, published)}
+    return [save(figure, folder / f"findings_{name}.png", 120, tight=True) for name, figure in made.items()]
 
 
 def for_the_space(results: Path) -> dict[str, Any]:
@@ -560,10 +528,10 @@ def for_the_space(results: Path) -> dict[str, Any]:
                "held_back": [f"{100 * x:.1f}" for x in held_back(study).values()], "nearer": _short(distance(study))}
         for name, study in studies.items()
     }  # fmt: skip
-    ladder, mine = [], of_size(runs, TABLE)
-    for rung in RUNGS:
-        if both := budgets(mine, rung):
-            exact = {v: of_rung(mine, rung, v, both[0]) for v in ("Lx_H", "Lx_Hx")}
-            means = {v: round(statistics.mean(by.values()), 1) for v, by in exact.items() if by}
-            ladder.append({"recipe": RUNG_WORDS[rung], "steps": both[0], "seeds": len(exact["Lx_H"]), **means})
-    return {"models": models, "ladder": ladder}
+    mine = of_size(runs, TABLE)
+    told = []
+    for rung, ((steps, _), *_) in ladder(mine).items():
+        exact = {v: of_rung(mine, rung, v, steps) for v in ("Lx_H", "Lx_Hx")}
+        means = {v: round(statistics.mean(by.values()), 1) for v, by in exact.items() if by}
+        told.append({"recipe": RUNG_WORDS[rung], "steps": steps, "seeds": len(exact["Lx_H"]), **means})
+    return {"models": models, "ladder": told}

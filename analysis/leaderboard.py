@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from air_model.analysis.common import markdown_table, share
+from air_model.analysis.common import markdown_table, number, share
 from air_model.records import all_seconds, read_evaluations, read_json, run_record, setting
 
 HALTS = {"max": "all steps", "q": "adaptive halting", "rules": "until the rules accept"}
@@ -37,8 +38,12 @@ class Evaluation:
         return Path(str(self.data or "")).name
 
     @property
+    def checkpoints(self) -> int:
+        return len(self.model) if isinstance(self.model, list) else 1
+
+    @property
     def is_single_pass(self) -> bool:
-        tries = max(self.attempts or 1, len(self.model) if isinstance(self.model, list) else 1)
+        tries = max(self.attempts or 1, self.checkpoints)
         return tries == 1 and (self.max_act_steps or 0) <= self.trained_steps and self.halt in ("max", "q")
 
     @property
@@ -52,8 +57,8 @@ class Evaluation:
         parts = [HALTS.get(self.halt, str(self.halt))]
         if self.max_act_steps not in (None, self.trained_steps):
             parts.append(f"{self.max_act_steps} at most")
-        if isinstance(self.model, list) and len(self.model) > 1:
-            parts.append(f"{len(self.model)} checkpoints")
+        if self.checkpoints > 1:
+            parts.append(f"{self.checkpoints} checkpoints")
         if (self.attempts or 1) > 1:
             kind = "noisy attempts" if self.noise else {"pins": "nodes of search"}.get(self.retry, "views")
             parts.append(f"{self.attempts} {kind}")
@@ -62,57 +67,19 @@ class Evaluation:
 
 @dataclass
 class Checkpoint:
-    """A shipped model: its folder's name, config, record of the training, and evaluations."""
+    """A shipped model as the tables name it, what its training took, and its evaluations."""
 
-    name: str
-    config: dict[str, Any]
-    run: dict[str, Any]
+    link: str
+    task: str
+    size: tuple[int, int]
+    parameters: str
+    minutes: str
+    training: str
     evaluations: list[Evaluation]
 
-    @classmethod
-    def read(cls, home: Path) -> Checkpoint:
-        config, found = read_json(home / "config.json"), read_evaluations(home).values()
-        known = [Evaluation(one, config.get("halt_max_steps", 16)) for one in found if setting(one, "halt")]
-        return cls(home.name, config, run_record(home) or {}, known)
-
     @property
-    def link(self) -> str:
-        return f"[`{self.name}`](checkpoints/{self.name})"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.config["grid_height"], self.config["grid_width"]
-
-    @property
-    def task(self) -> str:
-        return "{} {}x{}".format(self.config["task"], *self.size)
-
-    @property
-    def parameters(self) -> str:
-        return f"{self.run['parameters'] / 1e6:.2f} M" if self.run.get("parameters") else ""
-
-    @property
-    def parts(self) -> list[dict[str, Any]]:
-        """The runs that made it, one after another."""
-        return [*self.run.get("earlier_runs", []), self.run] if self.run else []
-
-    @property
-    def minutes(self) -> str:
-        return f"{all_seconds(self.run) / 60:.0f}" if self.run else ""
-
-    @property
-    def hardware(self) -> str:
-        return (self.run.get("hardware") or {}).get("device", "")
-
-    @property
-    def training(self) -> str:
-        """'21 min, AMD EPYC (7.9e14 FLOP)'."""
-        if not self.parts:
-            return ""
-        rates = [(part.get("tflops"), part.get("wall_seconds")) for part in self.parts]
-        known = all(rate and seconds for rate, seconds in rates)
-        flop = f" ({sum(rate * 1e12 * seconds for rate, seconds in rates):.1e} FLOP)" if known else ""
-        return f"{self.minutes} min, {self.hardware}{flop}".replace("e+", "e")
+    def head(self) -> list[str]:
+        return [self.link, "{} {}x{}".format(self.task, *self.size), self.parameters]
 
     def best(self, on: Sequence[Evaluation] | None = None) -> tuple[Evaluation | None, Evaluation | None]:
         """The single pass (all steps before adaptive halting, on the most puzzles), and the best of more thought on
@@ -126,8 +93,28 @@ class Checkpoint:
         return single, max(more, key=lambda e: (e.n, e.solved), default=None)
 
 
+def training_text(run: dict[str, Any]) -> str:
+    """'21 min, AMD EPYC (7.9e14 FLOP)'; the FLOP where all runs that made it recorded their rate."""
+    if not run:
+        return ""
+    parts = [*run.get("earlier_runs", []), run]
+    flop = [1e12 * (part.get("tflops") or 0) * (part.get("wall_seconds") or 0) for part in parts]
+    total = f" ({sum(flop):.1e} FLOP)".replace("e+", "e") if all(flop) else ""
+    return f"{all_seconds(run) / 60:.0f} min, {(run.get('hardware') or {}).get('device', '')}{total}"
+
+
 def read_checkpoints(folder: Path) -> list[Checkpoint]:
-    return [Checkpoint.read(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    """Every model of a folder of models, by name, with those of its evaluations that say how they halted."""
+    found = []
+    for path in sorted(folder.glob("*/config.json")):
+        home, config, run = path.parent, read_json(path), run_record(path.parent) or {}
+        parameters = f"{run['parameters'] / 1e6:.2f} M" if run.get("parameters") else ""
+        training = f"{all_seconds(run) / 60:.0f}" if run else "", training_text(run)
+        known = [one for one in read_evaluations(home).values() if setting(one, "halt")]
+        evaluations = [Evaluation(one, config.get("halt_max_steps", 16)) for one in known]
+        link, size = f"[`{home.name}`](checkpoints/{home.name})", (config["grid_height"], config["grid_width"])
+        found.append(Checkpoint(link, config["task"], size, parameters, *training, evaluations))
+    return found
 
 
 def _of(value: float, evaluation: Evaluation, *notes: str) -> str:
@@ -135,37 +122,43 @@ def _of(value: float, evaluation: Evaluation, *notes: str) -> str:
     return f"{share(100 * value)} ({', '.join((*filter(None, notes), f'n = {evaluation.n:,}'))})"
 
 
+def percent(value: float | None) -> str:
+    """A share in percent; an empty cell for None."""
+    return "" if value is None else share(100 * value)
+
+
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
     """One row per checkpoint: what one pass and what more thought solve."""
     rows = []
     for one in checkpoints:
         single, more = one.best()
-        rows.append([
-            one.link, one.task, one.parameters, single and _of(single.exact_accuracy, single),
-            more and _of(more.solved, more, more.how), one.minutes,
-        ])  # fmt: skip
-    header = ["checkpoint", "task", "parameters", "single pass: exact, %", "with thought: solved, %",
-              "training, minutes"]  # fmt: skip
-    return markdown_table(header, rows, left=2) if rows else ""
+        exact = single and _of(single.exact_accuracy, single)
+        solved = more and _of(more.solved, more, more.how)
+        rows.append([*one.head, exact, solved, one.minutes])
+    header = ["checkpoint", "task", "parameters", "single pass: exact, %", "with thought: solved, %"]
+    return markdown_table([*header, "training, minutes"], rows) if rows else ""
+
+
+EVALUATION_COLUMNS = {
+    "evaluated on": lambda e: " ".join(filter(None, (e.data_name, e.split if e.split != "test" else None))),
+    "kind": lambda e: "single pass" if e.is_single_pass else "thought",
+    "how": lambda e: e.how,
+    "n": lambda e: f"{e.n:,}",
+    "exact, %": lambda e: percent(e.exact_accuracy),
+    "valid, %": lambda e: percent(e.valid_accuracy),
+    "ACT steps": lambda e: number(e.mean_act_steps, 1),
+}
 
 
 def evaluations_table(checkpoints: Sequence[Checkpoint]) -> str:
-    """Every evaluation that lies beside a checkpoint."""
-    rows = []
-    for one in checkpoints:
-        head = [one.link, one.task, one.parameters]
-        for e in one.evaluations:
-            rows.append([
-                *head, " ".join(filter(None, (e.data_name, e.split if e.split != "test" else None))),
-                "single pass" if e.is_single_pass else "thought", e.how, f"{e.n:,}", share(100 * e.exact_accuracy),
-                None if e.valid_accuracy is None else share(100 * e.valid_accuracy),
-                None if e.mean_act_steps is None else f"{e.mean_act_steps:.1f}", one.training,
-            ])  # fmt: skip
-        if not one.evaluations:
-            rows.append([*head, *[None] * 7, one.training])
-    header = ["checkpoint", "task", "parameters", "evaluated on", "kind", "how", "n", "exact, %", "valid, %",
-              "ACT steps", "training"]  # fmt: skip
-    return markdown_table(header, rows, left=2) if rows else ""
+    """Every evaluation that lies beside a checkpoint; a row of empty cells where there is none."""
+    rows = [
+        [*one.head, *(e and cell(e) for cell in EVALUATION_COLUMNS.values()), one.training]
+        for one in checkpoints
+        for e in one.evaluations or [None]
+    ]
+    header = ["checkpoint", "task", "parameters", *EVALUATION_COLUMNS, "training"]
+    return markdown_table(header, rows) if rows else ""
 
 
 def leaderboard_table(systems: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> str:
@@ -188,38 +181,29 @@ def leaderboard_table(systems: dict[str, Any], checkpoints: Sequence[Checkpoint]
 
 def _published_row(entry: dict[str, Any], sources: dict[str, Any]) -> list[Any]:
     cells, used, best = [], {}, -1.0
-    for task in BENCHMARKS:
-        for kind in ("single", "thought"):
-            number = entry.get(task, {}).get(kind)
-            if number is None:
-                cells.append(None)
-                continue
-            if number.get("source") not in sources:
-                raise ValueError(
-                    f"{entry['system']}, {task}, {kind}: a published number needs a source that is listed."
-                )
-            source = sources[number["source"]]
-            used[source["text"] + (", as quoted elsewhere" if source["quoted"] else "")] = None
-            spread = f" ± {number['std']:.1f}" if "std" in number else ""
-            cells.append(share(number["value"]) + spread + (f" ({number['how']})" if "how" in number else ""))
-            best = max(best, number["value"]) if task == "sudoku" else best
+    for task, kind in product(BENCHMARKS, ("single", "thought")):
+        found = entry.get(task, {}).get(kind)
+        if found is None:
+            cells.append(None)
+            continue
+        if found.get("source") not in sources:
+            raise ValueError(f"{entry['system']}, {task}, {kind}: a published number needs a source that is listed.")
+        source = sources[found["source"]]
+        used[source["text"] + (", as quoted elsewhere" if source["quoted"] else "")] = None
+        spread = f" ± {found['std']:.1f}" if "std" in found else ""
+        cells.append(share(found["value"]) + spread + (f" ({found['how']})" if "how" in found else ""))
+        best = max(best, found["value"]) if task == "sudoku" else best
     return [best, entry["system"], entry["parameters"], *cells, entry["training"], "; ".join(used)]
 
 
 def _own_row(one: Checkpoint) -> list[Any] | None:
     """A row of a checkpoint that was evaluated on one of the benchmarks; None for the others."""
-    if one.config["task"] not in BENCHMARKS:
-        return None
-    _, size, names = BENCHMARKS[one.config["task"]]
+    _, size, names = BENCHMARKS.get(one.task, ("", (), ()))
     on = [e for e in one.evaluations if e.data_name.lower().replace("_", "-").startswith(names)]
     if one.size != size or not on:
         return None
-    pair = dict(zip(("single", "thought"), one.best(on)))
-    cells = []
-    for task in BENCHMARKS:
-        for kind in ("single", "thought"):
-            e = pair[kind] if task == one.config["task"] else None
-            cells.append(e and _of(e.exact_accuracy, e, "" if kind == "single" else e.how, f"{e.split} rows"))
-    values = [e.exact_accuracy for e in pair.values() if e] if one.config["task"] == "sudoku" else []
-    return [100 * max(values, default=-0.01), f"**{one.link}** (ours)", one.parameters, *cells, one.training,
-            "results beside the checkpoint"]  # fmt: skip
+    single, more = one.best(on)
+    own = [e and _of(e.exact_accuracy, e, "" if e is single else e.how, f"{e.split} rows") for e in (single, more)]
+    cells = [cell for name in BENCHMARKS for cell in (own if name == one.task else (None, None))]
+    best = 100 * max(e.exact_accuracy for e in (single, more) if e) if one.task == "sudoku" else -1.0
+    return [best, f"**{one.link}** (ours)", one.parameters, *cells, one.training, "results beside the checkpoint"]

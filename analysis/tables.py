@@ -8,24 +8,27 @@ the table `small`. A run that was not done is an empty cell.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
 import statistics
 from collections.abc import Iterable
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from air_model.analysis import leaderboard
 from air_model.analysis.common import markdown_table, share, summary
-from air_model.analysis.figures import new_figure, save
-from air_model.analysis.leaderboard import checkpoints_table, evaluations_table, leaderboard_table, read_checkpoints
+from air_model.analysis.figures import OURS, THEIRS, new_figure, save
 from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.processing_air import make_task
 from air_model.training import sweep
-from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, read_recipe
+from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, model_config, read_recipe
 
+Runs = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parent.parent
-THEIRS, OURS = "#999999", "#D55E00"
+TASKS = tuple(sweep.RECIPES)
 SUITES = {**sweep.SUITES, "injection": [*sweep.SUITES["injection"], "HRM"]}  # their two-network baseline as well
 RULES = {
     "L2x_H2x": "symmetric base",
@@ -38,14 +41,16 @@ RULES = {
     "gx_nonlinear": "tanh(W x)",
     "had_prod": "(z_H + z_L) ⊙ x",
 }
-# What a run may change and still count as a reproduction: nothing of it changes the method, the size or the budget.
-# `data` is a path, and the same rows lie under many; that a run saw the right ones is for its author to say.
+# What a run may change and still count as a reproduction: nothing of it changes the method, the size or the budget,
+# which comes in steps or epochs (the steps done are looked at). `data` is a path, and the same rows lie under many;
+# that a run saw the right ones is for its author to say.
 FREE = FREE_ON_RESUME - {"eval_data", "eval_split"} | {
     "variant", "seed", "run_name", "data", "mixed_precision", "compile", "activation_checkpointing", "accumulation",
+    "max_steps", "epochs",
 }  # fmt: skip
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
+def read_runs(path: Path) -> Runs:
     """Finished runs, the newest of each (configuration, seed).
 
     Raises:
@@ -81,78 +86,60 @@ def accuracy(run: dict[str, Any]) -> tuple[float, int] | None:
     return None
 
 
-@functools.cache
+@cache
 def published_recipe(task: str, variant: str) -> dict[str, Any]:
     """Every key of the published recipe of a task for a variant, defaults written out; {} for other tasks."""
-    name = {"sudoku": "sudoku_extreme", "maze": "maze_hard"}.get(task)
-    if name is None or variant not in VARIANTS:
+    if task not in TASKS or variant not in VARIANTS:
         return {}
-    recipe = read_recipe(name, [f"variant={variant}"])
-    model = {k: v for k, v in recipe.model.items() if k != "variant"}
-    grid = {"sudoku": 9, "maze": 30}[task]
-    config = AirConfig.from_variant(variant, **{"grid_height": grid, "grid_width": grid, **model})
-    return {**dataclasses.asdict(recipe.train), **{key: getattr(config, key, None) for key in MODEL_FIELDS}}
+    recipe = read_recipe(sweep.RECIPES[task], [f"variant={variant}"])
+    config = model_config(recipe, make_task(task))
+    values = {**dataclasses.asdict(recipe.train), **{key: getattr(config, key, None) for key in MODEL_FIELDS}}
+    return json.loads(json.dumps(values, default=str))  # as a run record holds them
 
 
 def is_published_protocol(run: dict[str, Any]) -> bool:
     """Whether a run is a full run of the published recipe of its task (whatever its variant and seed)."""
-    reference, config = published_recipe(run.get("task"), run["variant"]), run["config"]
+    reference, config = published_recipe(run.get("task"), run["variant"]), dict(run["config"])
     if not reference or config.get("hidden_size") is None:
         return False
-
-    def same(key: str, value: Any) -> bool:
-        if key == "train_size" and value is None:  # all that there are
-            return ((run.get("data") or {}).get("train") or {}).get("n") in (None, reference[key])
-        if value is None or value == "":  # left to its default
-            return True
-        if key in ("max_steps", "epochs"):  # the budget in either unit; the steps done are looked at below
-            return True
-        if key in ("l_layers", "h_layers") and value == reference["num_hidden_layers"]:  # the default, written out
-            return True
-        if key in ("eval_split", "eval_data"):  # of the test rows or the dev rows, never of those that were trained on
-            return value in ("auto", "test", "dev", reference.get(key))
-        if key == "atan2_scale" and run["variant"] == "HRM" and value == 1.0:  # that of HRM's own optimizer
-            return True
-        wanted = reference.get(key)
-        return value == wanted or json.dumps(value, default=str) == json.dumps(wanted, default=str)
-
-    plain = all(same(key, value) for key, value in config.items() if key not in FREE)
+    if config.get("train_size") is None:  # all that there are
+        config["train_size"] = ((run.get("data") or {}).get("train") or {}).get("n")
+    rows = ("auto", "test", "dev")  # never those that were trained on
+    depth = (reference["num_hidden_layers"],)  # the default, written out
+    own = (1.0,) if run["variant"] == "HRM" else ()  # that of HRM's own optimizer
+    also = {"eval_split": rows, "eval_data": rows, "l_layers": depth, "h_layers": depth, "atan2_scale": own}
+    plain = all(
+        value in (None, "", reference.get(key), *also.get(key, ()))  # None and "": left to its default
+        for key, value in config.items()
+        if key not in FREE
+    )
     # 20,000 epochs of 1,000 puzzles are 26,041 steps of 768, of which the public code makes 26,040.
     steps = run.get("steps")
     return plain and steps is not None and steps == run.get("max_steps") and abs(steps - reference["max_steps"]) <= 1
 
 
-def published_text(entry: dict[str, Any] | None) -> str:
-    if not entry:
-        return ""
-    return f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if "std" in entry else "")
-
-
-def full_runs(runs: list[dict[str, Any]], variant: str, task: str) -> list[tuple[float, int]]:
+def full_runs(runs: Runs, variant: str, task: str) -> list[tuple[float, int]]:
     """`accuracy` of the full runs of a variant, one a seed: the newest."""
     found = [r for r in runs if r["variant"] == variant and r["task"] == task and is_published_protocol(r)]
     by_seed = {r["seed"]: value for r in found if (value := accuracy(r)) is not None}
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def ours(runs: list[dict[str, Any]], variant: str, task: str) -> list[float]:
+def ours(runs: Runs, variant: str, task: str) -> list[float]:
     """Exact accuracies in percent of the full runs of a variant, one a seed."""
     return [percent for percent, _ in full_runs(runs, variant, task)]
 
 
 def evaluated_on(counts: Iterable[int]) -> str:
     """How many puzzles stand behind the accuracies of several runs: '1,175' or '512 to 1,175'."""
-    counts = sorted(set(counts))
-    return " to ".join(f"{n:,}" for n in counts[:: max(1, len(counts) - 1)])
+    counts = set(counts)
+    return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
 
 
-def with_counts(table: str, runs: list[dict[str, Any]], variants: Iterable[str], tasks: Iterable[str]) -> str:
+def with_counts(table: str, runs: Runs, variants: Iterable[str], tasks: Iterable[str]) -> str:
     """The table, and below it on how many puzzles our runs were evaluated: a run may have looked at a part only."""
-    lines = []
-    for task in tasks:
-        counts = {n for variant in variants for _, n in full_runs(runs, variant, task)}
-        if counts:
-            lines.append(f"Ours, {task}: each run evaluated on {evaluated_on(counts)} puzzles.")
+    counts = {task: [n for variant in variants for _, n in full_runs(runs, variant, task)] for task in tasks}
+    lines = [f"Ours, {task}: each run evaluated on {evaluated_on(n)} puzzles." for task, n in counts.items() if n]
     return "\n\n".join([table.rstrip(), *lines])
 
 
@@ -162,111 +149,112 @@ def injections(variant: str) -> list[float]:
     return [config.l_injection, config.h_injection, abs(config.l_injection - config.h_injection)]
 
 
-def compared(runs: list[dict[str, Any]], published: dict[str, Any], suite: str, variant: str, task: str) -> list[Any]:
-    """Three cells: published, ours, how many seeds."""
-    values = ours(runs, variant, task)
-    return [published_text(published_of(published, suite, variant, task)), summary(values), len(values) or ""]
+def published_of(published: dict[str, Any], suite: str, variant: str, task: str) -> dict[str, Any] | None:
+    """The published value; the operators' default rule was published with the injections."""
+    entry = published.get(suite, {}).get(variant) or published.get("injection", {}).get(variant, {})
+    return entry.get(task)
 
 
-def injection_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+def compared(runs: Runs, published: dict[str, Any], suite: str, variant: str, tasks: Iterable[str]) -> list[Any]:
+    """Three cells a task, under `compared_header`: published, ours, how many seeds."""
+    cells = []
+    for task in tasks:
+        entry, values = published_of(published, suite, variant, task), ours(runs, variant, task)
+        spread = f" ± {entry['std']:.1f}" if entry and "std" in entry else ""
+        cells += [entry and f"{entry['mean']:.1f}{spread}", summary(values), len(values) or ""]
+    return cells
+
+
+def compared_header(tasks: Iterable[str]) -> list[str]:
+    return [head for task in map(str.capitalize, tasks) for head in (f"{task}, published", f"{task}, ours", "n")]
+
+
+def injection_table(runs: Runs, published: dict[str, Any]) -> str:
     suite = SUITES["injection"]
     rows = []
     for group, variants in (("asymmetric", suite[:6]), ("symmetric", suite[6:8]), ("", ["HRM"])):
         for variant in variants:
             name = f"`{variant}`" + (" (two networks)" if variant == "HRM" else "")
-            cells = [compared(runs, published, "injection", variant, task) for task in ("sudoku", "maze")]
-            rows.append([name, *injections(variant), *cells[0], *cells[1]])
+            rows.append([name, *injections(variant), *compared(runs, published, "injection", variant, TASKS)])
         if group:
             rows.append([f"*mean, {group}*", "", "", ""])
-            for task in ("sudoku", "maze"):
+            for task in TASKS:
                 theirs = [e["mean"] for v in variants if (e := published_of(published, "injection", v, task))]
                 mine = [statistics.mean(values) for v in variants if (values := ours(runs, v, task))]
                 whole = [f"*{statistics.mean(m):.1f}*" if len(m) == len(variants) else "" for m in (theirs, mine)]
                 rows[-1] += [*whole, ""]
-    header = ["variant", "n_L", "n_H", "Δ", "Sudoku, published", "Sudoku, ours", "n", "Maze, published", "Maze, ours",
-              "n"]  # fmt: skip
-    return with_counts(markdown_table(header, rows, left=1), runs, suite, ("sudoku", "maze"))
+    header = ["variant", "n_L", "n_H", "Δ", *compared_header(TASKS)]
+    return with_counts(markdown_table(header, rows, left=1), runs, suite, TASKS)
 
 
-def published_of(published: dict[str, Any], suite: str, variant: str, task: str) -> dict[str, Any] | None:
-    """The published value; the operators' default rule was published with the injections."""
-    entry = published.get(suite, {}).get(variant, {}).get(task)
-    if entry is None and suite == "operator":
-        return published.get("injection", {}).get(variant, {}).get(task)
-    return entry
-
-
-def suite_table(suite: str, runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+def suite_table(suite: str, runs: Runs, published: dict[str, Any]) -> str:
     """Level tokens or operators; with columns for mazes, of which little was published, once there is a run."""
     variants = SUITES[suite]
-    tasks = ["sudoku", *(["maze"] if any(ours(runs, v, "maze") for v in variants) else [])]
-    rows = [[f"`{variant}`", RULES[variant], *injections(variant),
-             *(cell for task in tasks for cell in compared(runs, published, suite, variant, task))]
-            for variant in variants]  # fmt: skip
-    header = ["variant", "level token" if suite == "level-token" else "what is injected", "n_L", "n_H", "Δ"]
-    for task in tasks:
-        header += [f"{task.capitalize()}, published", f"{task.capitalize()}, ours", "n"]
+    tasks = TASKS if any(ours(runs, variant, "maze") for variant in variants) else ["sudoku"]
+    rows = [[f"`{v}`", RULES[v], *injections(v), *compared(runs, published, suite, v, tasks)] for v in variants]
+    rule = "level token" if suite == "level-token" else "what is injected"
+    header = ["variant", rule, "n_L", "n_H", "Δ", *compared_header(tasks)]
     return with_counts(markdown_table(header, rows), runs, variants, tasks)
 
 
-def scale_of(run: dict[str, Any]) -> tuple:
+def scale_of(run: dict[str, Any]) -> str:
     """What two runs must share to stand in one table: everything but variant, seed, names and what a variant fixes."""
     own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
     config = {k: v for k, v in run["config"].items() if k not in own and v is not None}
-    return (run["task"], tuple(run["grid"]), json.dumps(config, sort_keys=True))
+    return json.dumps([run["task"], run["grid"], config], sort_keys=True)
 
 
-def small_sweeps(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def small_sweeps(runs: Runs) -> dict[str, dict[str, Runs]]:
     """What the experiment is -> variant -> its runs: groups of runs that differ in variant and seed alone."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[str, Runs] = {}
     for run in runs:
         if run["variant"] in VARIANTS and accuracy(run) is not None and not is_published_protocol(run):
             groups.setdefault(scale_of(run), []).append(run)
-    sweeps: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for (task, grid, _), members in groups.items():
-        mine = {v: [r for r in members if r["variant"] == v] for v in VARIANTS}
-        if sum(map(bool, mine.values())) < 2:
-            continue
-        config = members[0]["config"]
-        what = f"{task} {grid[0]}x{grid[1]}, d {config.get('hidden_size', 512)}, {members[0]['steps']:,} steps"
-        while what in sweeps:  # they differ in something that this name does not tell
-            what += " (another recipe)"
-        sweeps[what] = {variant: found for variant, found in mine.items() if found}
+    sweeps: dict[str, dict[str, Runs]] = {}
+    for members in groups.values():
+        mine = {v: found for v in VARIANTS if (found := [run for run in members if run["variant"] == v])}
+        if len(mine) > 1:
+            what = "{} {}x{}".format(members[0]["task"], *members[0]["grid"])
+            what += f", d {members[0]['config'].get('hidden_size', 512)}, {members[0]['steps']:,} steps"
+            while what in sweeps:  # they differ in something that this name does not tell
+                what += " (another recipe)"
+            sweeps[what] = mine
     return sweeps
 
 
-def small_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+def small_table(runs: Runs, published: dict[str, Any]) -> str:
     """Own sweeps at other sizes."""
     rows = []
     for what, variants in small_sweeps(runs).items():
         for variant, mine in variants.items():
             values, counts = zip(*map(accuracy, mine))
-            row = [what, f"`{variant}`", *injections(variant), summary(values), len(values), evaluated_on(counts)]
-            rows.append(row)
+            cells = summary(values), len(values), evaluated_on(counts)
+            rows.append([what, f"`{variant}`", *injections(variant), *cells])
     header = ["experiment", "variant", "n_L", "n_H", "Δ", "exact, %", "n (seeds)", "puzzles"]
     return markdown_table(header, rows) if rows else ""
 
 
-def runs_table(runs: list[dict[str, Any]], published: dict[str, Any]) -> str:
+def runs_table(runs: Runs, published: dict[str, Any]) -> str:
     """Every finished run: what it was, what it cost, what it reached."""
     rows = []
     for run in sorted(runs, key=lambda r: r["date"]):
-        result, hardware = accuracy(run), run.get("hardware", {})
+        exact, n = accuracy(run) or (None, None)
         best = (run.get("metrics") or {}).get("best") or {}
-        tflops = run.get("tflops")
-        rows.append([
-            f"`{run['name']}`", f"{run['task']} {run['grid'][0]}x{run['grid'][1]}", f"`{run['variant']}`", run["seed"],
-            f"{run['steps']:,}", f"{run['wall_seconds'] / 60:.1f}", hardware.get("device", ""),
-            "" if tflops is None else f"{tflops:.3g}",
-            "" if result is None else share(result[0]),
-            "" if best.get("exact_accuracy") is None else share(100 * best['exact_accuracy']),
-            "" if result is None else f"{result[1] or best.get('n', 0):,}", run["date"][:10],
-        ])  # fmt: skip
-    header = [
-        "run", "task", "variant", "seed", "steps", "minutes", "hardware", "TFLOP/s", "exact at the end, %", "best, %",
-        "puzzles", "date",
-    ]  # fmt: skip
-    return markdown_table(header, rows, left=3) if rows else ""
+        rows.append({
+            "run": f"`{run['name']}`",
+            "task": "{} {}x{}".format(run["task"], *run["grid"]),
+            "variant": f"`{run['variant']}`",
+            "seed": run["seed"],
+            "steps": f"{run['steps']:,}",
+            "minutes": f"{run['wall_seconds'] / 60:.1f}",
+            "hardware": run.get("hardware", {}).get("device"),
+            "TFLOP/s": run.get("tflops") and f"{run['tflops']:.3g}",
+            "exact at the end, %": None if exact is None else share(exact),
+            "best, %": leaderboard.percent(best.get("exact_accuracy")),
+            "puzzles": None if exact is None else f"{n or best.get('n', 0):,}",
+            "date": run["date"][:10],
+        })  # fmt: skip
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows], left=3) if rows else ""
 
 
 TABLES = {  # name: title, and what makes it of runs and published values
@@ -274,46 +262,37 @@ TABLES = {  # name: title, and what makes it of runs and published values
         "Injection asymmetry: exact accuracy in %, mean ± standard deviation over n training seeds",
         injection_table,
     ),
-    "level-token": (
-        "Level tokens on the symmetric base: exact accuracy in %",
-        lambda runs, published: suite_table("level-token", runs, published),
-    ),
-    "operator": (
-        "Operators on the injected puzzle: exact accuracy in %",
-        lambda runs, published: suite_table("operator", runs, published),
-    ),
+    "level-token": ("Level tokens on the symmetric base: exact accuracy in %", partial(suite_table, "level-token")),
+    "operator": ("Operators on the injected puzzle: exact accuracy in %", partial(suite_table, "operator")),
     "small": ("Own sweeps at other sizes (not comparable with the published numbers)", small_table),
     "runs": ("Every finished run", runs_table),
 }
 
 
 def all_tables(
-    runs: list[dict[str, Any]], published: dict[str, Any], systems: dict[str, Any], checkpoints: Path
+    runs: Runs, published: dict[str, Any], systems: dict[str, Any], checkpoints: Path
 ) -> dict[str, tuple[str, str]]:
     """{name: (title, table)}, in the order of results/TABLES.md."""
-    found = read_checkpoints(checkpoints)
+    found = leaderboard.read_checkpoints(checkpoints)
     protocol = (
         f"{systems['protocol']}. A single pass is one attempt with the ACT steps of the training; with thought: more "
         f"steps, several attempts or a search, as it says. Read {systems['read']}. {systems['left_out']}"
     )
+    board = f"{leaderboard.leaderboard_table(systems, found)}\n{protocol}"
     out = {
-        "leaderboard": ("Leaderboard: Sudoku-Extreme and Maze-Hard",
-                        f"{leaderboard_table(systems, found)}\n{protocol}"),
-        "checkpoints": ("Shipped checkpoints", checkpoints_table(found)),
-        "evaluations": ("Every evaluation of a shipped checkpoint", evaluations_table(found)),
-    }  # fmt: skip
+        "leaderboard": ("Leaderboard: Sudoku-Extreme and Maze-Hard", board),
+        "checkpoints": ("Shipped checkpoints", leaderboard.checkpoints_table(found)),
+        "evaluations": ("Every evaluation of a shipped checkpoint", leaderboard.evaluations_table(found)),
+    }
     out |= {name: (title, make(runs, published)) for name, (title, make) in TABLES.items()}
     return {name: (title, table.rstrip()) for name, (title, table) in out.items()}
 
 
 def page(tables: dict[str, tuple[str, str]], published: dict[str, Any], path: Path) -> str:
     """results/TABLES.md; the tables' links are the README's, and this page lies elsewhere."""
-    parts = [
-        f"# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: {published['source']}.\n"
-    ]
-    parts += [f"\n## {title}\n\n{table or 'No run yet.'}\n" for title, table in tables.values()]
-    up = os.path.relpath(ROOT, path.resolve().parent)
-    return "".join(parts).replace("](checkpoints/", f"]({up}/checkpoints/")
+    text = f"# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: {published['source']}.\n"
+    text += "".join(f"\n## {title}\n\n{table or 'No run yet.'}\n" for title, table in tables.values())
+    return text.replace("](checkpoints/", f"]({os.path.relpath(ROOT, path.resolve().parent)}/checkpoints/")
 
 
 def fill(text: str, tables: dict[str, str], name: str) -> str:
@@ -332,15 +311,14 @@ def fill(text: str, tables: dict[str, str], name: str) -> str:
     return pattern.sub(lambda m: m[1] + (f"{tables[m[2]]}\n" if tables[m[2]] else "") + m[3], text)
 
 
-def bar_charts(runs: list[dict[str, Any]], published: dict[str, Any], folder: Path) -> list[Path]:
+def bar_charts(runs: Runs, published: dict[str, Any], folder: Path) -> list[Path]:
     """One chart a suite and task: published bars beside ours; none where there is nothing."""
     charts = []
-    for suite, variants in SUITES.items():
-        for task in ("sudoku", "maze"):
-            mine = {variant: ours(runs, variant, task) for variant in variants}
-            if any(published.get(suite, {}).get(v, {}).get(task) for v in variants) or any(mine.values()):
-                theirs = [published_of(published, suite, variant, task) for variant in variants]
-                charts.append(_chart(theirs, mine, f"{suite}, {task}", folder / f"{suite}_{task}.png"))
+    for (suite, variants), task in product(SUITES.items(), TASKS):
+        mine = {variant: ours(runs, variant, task) for variant in variants}
+        if any(published.get(suite, {}).get(v, {}).get(task) for v in variants) or any(mine.values()):
+            theirs = [published_of(published, suite, variant, task) for variant in variants]
+            charts.append(_chart(theirs, mine, f"{suite}, {task}", folder / f"{suite}_{task}.png"))
     return charts
 
 

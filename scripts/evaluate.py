@@ -123,7 +123,6 @@ def evaluate(args: argparse.Namespace) -> int:
         result.pop("by_rating", None)
     elif "by_rating" not in result:
         print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
-    stats = getattr(evaluation, "stats", {})
     result["settings"] = {
         "model": args.model,
         "variant": models[0].config.variant,
@@ -135,8 +134,8 @@ def evaluate(args: argparse.Namespace) -> int:
         "data_fingerprint": puzzles.fingerprint,
         **{k: str(v).removeprefix("torch.") if k == "dtype" and v else v for k, v in options.items()},
         "dtype": args.dtype or ("bfloat16" if device.type == "cuda" or searches_in_bf16 else "float32"),
-        "batch_size": stats.get("batch_size", args.batch_size),
-        "fill": stats.get("fill"),
+        "batch_size": evaluation.stats.get("batch_size", args.batch_size),
+        "fill": evaluation.stats.get("fill"),
         "processes": world,
         "compile": args.compile,
     }
