@@ -219,22 +219,20 @@ class _Film:
         self.task, self.puzzle = task, task.as_tokens(puzzle)
         self.label = None if label is None else task.as_tokens(label)
         self.updates = list(rollout.updates)
-        self.states = {level: self._one(getattr(rollout, f"z_{level}"), row) for level in "hl"}
+        self.states = {}
+        expected = (len(self.updates), task.seq_len)
+        for level, grids in (("h", rollout.z_h), ("l", rollout.z_l)):
+            grids = np.asarray(grids.cpu() if hasattr(grids, "cpu") else grids, np.int64)
+            self.states[level] = grids[row] if grids.ndim == 3 else grids
+            if self.states[level].shape != expected:
+                raise ValueError(
+                    f"A roll-out of this {task.name} must be {expected} (updates x cells), got "
+                    f"{self.states[level].shape}. Pass the task of the model that made it."
+                )
         self.per_step = per_step or _period(self.updates)
         if len(self.updates) % self.per_step:
             raise ValueError(f"{len(self.updates)} updates are not a whole number of ACT steps of {self.per_step}.")
         self.act_steps = len(self.updates) // self.per_step
-
-    def _one(self, grids: Any, row: int) -> np.ndarray:
-        grids = np.asarray(grids.cpu() if hasattr(grids, "cpu") else grids, np.int64)
-        grids = grids[row] if grids.ndim == 3 else grids
-        expected = (len(self.updates), self.task.seq_len)
-        if grids.shape != expected:
-            raise ValueError(
-                f"A roll-out of this {self.task.name} must be {expected} (updates x cells), got {grids.shape}. Pass "
-                "the task of the model that made it."
-            )
-        return grids
 
     def name(self, at: int) -> str:
         """'ACT step 3 of 16 · L-update 2'."""
@@ -242,11 +240,6 @@ class _Film:
         level = self.updates[at]
         nth = self.updates[step * self.per_step : at + 1].count(level)
         return f"ACT step {step + 1} of {self.act_steps}  ·  {level.upper()}-update {nth}"
-
-    def curve(self, level: str) -> np.ndarray:
-        """Per update: share of cells that are right, or, without a label, that agree with the final decode of z_H."""
-        target = self.label if self.label is not None else self.states["h"][-1]
-        return (self.states[level] == target).mean(-1)
 
     def summary(self, level: str, at: int) -> str:
         """What a viewer counts on this board."""
@@ -270,8 +263,9 @@ def _period(updates: list[str]) -> int:
 
 def _timeline(ax: Axes, film: _Film) -> None:
     """Both states' curves over all updates, and where ACT steps begin."""
+    target = film.states["h"][-1] if film.label is None else film.label
     for level in "lh":
-        y = 100 * film.curve(level)
+        y = 100 * (film.states[level] == target).mean(-1)
         x = np.arange(1, len(y) + 1)
         ax.plot(x, y, color=STATE_COLOURS[level], lw=1.8, label=STATE_NAMES[level], solid_capstyle="round")
     ticks = np.arange(film.act_steps) * film.per_step + 0.5
@@ -366,6 +360,8 @@ def draw_film_strip(rollout: Any, puzzle: Any, task: GridTask, path: str | Path,
 def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, **which: Any) -> Path:
     """Both states through the roll-out until nothing changes any more, as a .gif: changed cells marked, the state just
     updated framed. Arguments as of `draw_rollout`; raises ValueError for another suffix."""
+    from PIL import Image
+
     path = Path(path)
     if path.suffix != ".gif":
         raise ValueError(f"Animations are written as .gif, got {path.name!r}.")
@@ -373,8 +369,16 @@ def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path,
     moving = [np.flatnonzero((g[1:] != g[:-1]).any(-1)) for g in film.states.values()]
     last = max((int(m[-1]) + 1 for m in moving if len(m)), default=0)
     images = list(_frames(film, range(min(len(film.updates), last + 1 + film.per_step))))
+    # One palette for all frames: without it colours flicker and the file grows.
+    some = np.concatenate([images[0], images[len(images) // 2], images[-1]])
+    palette = Image.fromarray(some).quantize(colors=128, dither=Image.Dither.NONE)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[colours.sum(-1).argmax()] = 255  # white stays white on a white page
+    palette.putpalette(colours.astype(np.uint8).tobytes())
+    frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    durations = [140] * (len(frames) - 1) + [2500]  # milliseconds; the last picture stays
     with whole(path) as partial:
-        _write_gif(images, partial)
+        frames[0].save(partial, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
     return path
 
 
@@ -408,17 +412,3 @@ def _frames(film: _Film, updates: Sequence[int]) -> Iterator[np.ndarray]:
         for artist in moving:
             artist.draw(canvas.get_renderer())
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _write_gif(images: list[np.ndarray], path: Path) -> None:
-    from PIL import Image
-
-    # One palette for all frames: without it colours flicker and the file grows.
-    middle, last = images[len(images) // 2], images[-1]
-    palette = Image.fromarray(np.concatenate([images[0], middle, last])).quantize(colors=128, dither=Image.Dither.NONE)
-    colours = np.array(palette.getpalette()).reshape(-1, 3)
-    colours[colours.sum(-1).argmax()] = 255  # white stays white on a white page
-    palette.putpalette(colours.astype(np.uint8).tobytes())
-    frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [140] * (len(frames) - 1) + [2500]  # milliseconds; the last picture stays
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)

@@ -518,9 +518,8 @@ def for_the_space(results: Path) -> dict[str, Any]:
     """What the Space's Learn tab shows in tables: a row for each model studied, and the smaller budget of each rung.
 
     Returns:
-        models: {checkpoint: asymmetric, puzzles, held_back (percent of z_H's and z_L's cells), solved (percent: both
-        states, z_H frozen, z_L frozen), nearer (attention mass near the cell, L minus H, or None)}. ladder: rows of
-        recipe, steps, seeds, and the mean exact accuracy in percent by variant.
+        models: {checkpoint: asymmetric, puzzles, held_back (percent of z_H's and z_L's cells), solved (as `solved`),
+        nearer (as `distance`)}. ladder: rows of recipe, steps, seeds, and the mean exact accuracy in percent by variant.
     """
     studies, runs = read_results(results)
     models = {

@@ -197,19 +197,15 @@ def suite_table(suite: str, runs: Runs, published: dict[str, Any]) -> str:
     return with_counts(markdown_table(header, rows), runs, variants, tasks)
 
 
-def scale_of(run: dict[str, Any]) -> str:
-    """What two runs must share to stand in one table: everything but variant, seed, names and what a variant fixes."""
-    own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
-    config = {k: v for k, v in run["config"].items() if k not in own and v is not None}
-    return json.dumps([run["task"], run["grid"], config], sort_keys=True)
-
-
 def small_sweeps(runs: Runs) -> dict[str, dict[str, Runs]]:
     """What the experiment is -> variant -> its runs: groups of runs that differ in variant and seed alone."""
     groups: dict[str, Runs] = {}
     for run in runs:
         if run["variant"] in VARIANTS and accuracy(run) is not None and not is_published_protocol(run):
-            groups.setdefault(scale_of(run), []).append(run)
+            # Names, and what a variant fixes, may differ as well.
+            own = {"variant", "seed", "run_name", "l_layers", "h_layers", "atan2_scale", *VARIANTS[run["variant"]]}
+            config = {k: v for k, v in run["config"].items() if k not in own and v is not None}
+            groups.setdefault(json.dumps([run["task"], run["grid"], config], sort_keys=True), []).append(run)
     sweeps: dict[str, dict[str, Runs]] = {}
     for members in groups.values():
         mine = {v: found for v in VARIANTS if (found := [run for run in members if run["variant"] == v])}

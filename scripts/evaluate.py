@@ -164,29 +164,22 @@ def check_args(args: argparse.Namespace) -> None:
             raise ValueError(f"{path} is no picture that can be drawn: use {', '.join(PICTURES)}.")
     if args.curve is not None:
         defaults = {"halt": "max", "retry": None, "noise": 0.0, "selection": "auto", "dtype": None, "by_rating": False}
-        said = [name for name, value in {**defaults, "calibration_plot": None}.items() if getattr(args, name) != value]
+        defaults["calibration_plot"] = None
+        said = ["--" + name.replace("_", "-") for name, value in defaults.items() if getattr(args, name) != value]
         if said:
-            words = ", ".join("--" + name.replace("_", "-") for name in said)
-            raise ValueError(f"--curve runs every step of every view by itself: leave out {words}.")
+            raise ValueError(f"--curve runs every step of every view by itself: leave out {', '.join(said)}.")
 
 
 def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
     from air_model.analysis.evaluation import draw_thought_curve, thought_curve
 
+    given = {"attempts": args.attempts, "batch_size": args.batch_size, "seed": args.seed, "progress": True}
     # Trainers call every folder "model": then the whole paths tell them apart.
     names = [Path(name).name for name in args.model]
-    curves = {
-        name: thought_curve(
-            model,
-            puzzles,
-            max_act_steps=4 * model.config.halt_max_steps if args.max_act_steps is None else args.max_act_steps,
-            attempts=args.attempts,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            progress=True,
-        )
-        for name, model in zip(names if len(set(names)) == len(names) else args.model, models)
-    }
+    curves = {}
+    for name, model in zip(names if len(set(names)) == len(names) else args.model, models):
+        steps = args.max_act_steps or 4 * model.config.halt_max_steps
+        curves[name] = thought_curve(model, puzzles, max_act_steps=steps, **given)
     draw_thought_curve(curves, args.curve)
     numbers = args.output or args.curve.with_suffix(".json")
     about = {"data": args.data, "split": args.split, "data_fingerprint": puzzles.fingerprint}
@@ -196,24 +189,21 @@ def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
 
 
 def report(result: dict[str, Any], args: argparse.Namespace) -> None:
-    def share(name: str) -> str:
-        low, high = result[f"{name}_ci95"]
-        return f"{result[name]:8.2%}   (95 %: {low:.2%} to {high:.2%})"
+    def share(value: float, interval: list[float]) -> str:
+        return f"{value:8.2%}   (95 %: {interval[0]:.2%} to {interval[1]:.2%})"
 
     print(f"n                    {result['n']:8}")
-    print(f"exact_accuracy       {share('exact_accuracy')}")
-    print(f"valid_accuracy       {share('valid_accuracy')}   by the rules, whatever the label")
-    print(f"cell_accuracy        {share('cell_accuracy')}   clues included")
-    if "blank_cell_accuracy" in result:
-        print(f"blank_cell_accuracy  {share('blank_cell_accuracy')}")
+    notes = {"valid_accuracy": "   by the rules, whatever the label", "cell_accuracy": "   clues included"}
+    for name in ("exact_accuracy", "valid_accuracy", "cell_accuracy", "blank_cell_accuracy"):
+        if name in result:
+            print(f"{name:21}{share(result[name], result[f'{name}_ci95'])}{notes.get(name, '')}")
     print(
         f"mean_act_steps       {result['mean_act_steps']:8.2f}   over {result['mean_attempts']:.2f} attempts a puzzle"
     )
     if result["puzzles_per_second"]:
         print(f"puzzles_per_second   {result['puzzles_per_second']:8.3g}")
     for row in result.get("by_rating", []):
-        low, high = row["ci95"]
-        exact = f"{row['exact_accuracy']:8.2%}   (95 %: {low:.2%} to {high:.2%})"
+        exact = share(row["exact_accuracy"], row["ci95"])
         print(f"  rating {row['rating']:>8}  n {row['n']:6}  exact {exact}")
     for path in (args.output, args.calibration_plot):
         if path:
