@@ -37,7 +37,6 @@ from air_model.processing_air import Symmetry
 from air_model.records import whole
 from air_model.solving_air import AirUpdate
 
-SAVE_SECONDS = 30.0
 COLUMNS = ("row", "tokens", "q_halt_logits", "act_steps", "attempts", "view", "complete", "consistent", "valid")
 
 
@@ -59,7 +58,7 @@ class Evaluation:
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
         progress: bool = True,
-        save_seconds: float = SAVE_SECONDS,
+        save_seconds: float = 30.0,
         **options: Any,
     ) -> None:
         self.models, self.puzzles, self.options = list(models), puzzles, options

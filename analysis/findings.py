@@ -519,7 +519,7 @@ def for_the_space(results: Path) -> dict[str, Any]:
 
     Returns:
         models: {checkpoint: asymmetric, puzzles, held_back (percent of z_H's and z_L's cells), solved (as `solved`),
-        nearer (as `distance`)}. ladder: rows of recipe, steps, seeds, and the mean exact accuracy in percent by variant.
+        nearer (as `distance`)}. ladder: rows of recipe, steps, seeds, and by variant the mean exact accuracy in %.
     """
     studies, runs = read_results(results)
     models = {
