@@ -132,7 +132,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "limit": args.limit,
         "task": repr(puzzles.task),
         "data_fingerprint": puzzles.fingerprint,
-        **{k: str(v).removeprefix("torch.") if k == "dtype" and v else v for k, v in options.items()},
+        **options,
         "dtype": args.dtype or ("bfloat16" if device.type == "cuda" or searches_in_bf16 else "float32"),
         "batch_size": evaluation.stats.get("batch_size", args.batch_size),
         "fill": evaluation.stats.get("fill"),
