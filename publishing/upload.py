@@ -1,22 +1,33 @@
-"""Sending a staged folder to the Hub so that it can be repeated, and one sentence where it fails.
+"""What scripts/push_to_hub.py does: stage a folder, send it so that it can be repeated, one sentence where that fails.
 
 `HfApi.upload_folder` sends what is new or changed; large files that arrived are recognised when the command is
 repeated, so an interruption costs the file that was under way. The commit names its parent: two writers cannot
 overwrite each other unseen.
 """
 
+import argparse
 import contextlib
 import hashlib
+import itertools
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from air_model.publishing.safety import Refused
-from air_model.publishing.stage import Staged
+from huggingface_hub import HfApi, RepoCard, constants, errors
+from huggingface_hub.utils.sha import git_hash
+
+from air_model.configuration_air import AirConfig
+from air_model.publishing.card import load_lines
+from air_model.publishing.safety import Refused, refuse_unsafe
+from air_model.publishing.stage import Staged, publish_folder, stage_dataset, stage_model, stage_space
+from air_model.records import write_json
 
 T = TypeVar("T")
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TRIES = 5
 LONGEST_WAIT = 60.0  # seconds, whatever the Hub's Retry-After says
 # Earlier shards that a new commit would otherwise leave beside the new ones.
@@ -39,34 +50,207 @@ class HubError(RuntimeError):
     """What the Hub or the network refused; the message is one sentence for the user."""
 
 
-@dataclass
-class Published:
-    url: str
-    commit: str
-    pull_request: str | None = None
+def push(arguments: argparse.Namespace) -> None:
+    """Publish what the command line of scripts/push_to_hub.py names.
+
+    Raises:
+        Refused: it must not be published so. HubError: the Hub or the network said no.
+    """
+    if not REPO_ID.fullmatch(arguments.repo_id):
+        raise Refused(f"--repo-id {arguments.repo_id!r} must be USER/NAME with letters, digits, '-', '_' and '.'.")
+    if arguments.kind == "collection":
+        return push_collection(arguments)
+    if arguments.create_pr and (arguments.tag or arguments.revision not in (None, "main")):
+        raise Refused("--create-pr proposes a change to main: leave --tag and --revision out until it is merged.")
+    token = None if arguments.dry_run else need_token()
+    with tempfile.TemporaryDirectory(prefix="air-push-") as temporary:
+        staged = stage(arguments, Path(temporary))
+        for note in staged.notes:
+            print(f"Note: {note}")
+        lines = loading_lines(staged, arguments.repo_id, arguments.tag or arguments.revision)
+        if arguments.dry_run:
+            publish_folder(staged.folder, arguments.dry_run)
+            names = staged.files()
+            print(f"Dry run: {len(names)} files in {arguments.dry_run}, nothing was sent.")
+            print("\n".join(f"  {name}" for name in names))
+            print(f"\nOnce published, this loads it:\n\n{lines}")
+            return
+        url, commit = publish(staged, arguments, token)
+    print(f"\n{url} (commit {commit[:12]})")
+    if arguments.create_pr:
+        print("A pull request was opened; once it is merged:")
+    print(f"\n{lines}")
 
 
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with; 500 for all from there on."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return min(status, 500) if status else None
+def need_token() -> str:
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if not token:
+        raise Refused(
+            "The environment variable HF_TOKEN is not set, so nothing was sent: make a token with write permission "
+            "under Settings, Access Tokens on the Hub, or look first with --dry-run DIR."
+        )
+    return token
 
 
-def network_error(error: BaseException | None) -> BaseException | None:
-    """The failed or broken connection behind an exception, whichever HTTP library reports it, or None."""
-    while error is not None:
-        library = type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-        if isinstance(error, (ConnectionError, TimeoutError)) or (library and not hasattr(error, "response")):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+def stage(arguments: argparse.Namespace, folder: Path) -> Staged:
+    """The folder that the command publishes, complete and checked."""
+    source, repo_id = arguments.source, arguments.repo_id
+    if arguments.kind == "model":
+        given, figures = arguments.evaluation, not arguments.no_figures
+        staged = stage_model(
+            source, folder, repo_id=repo_id, evaluations=given, datasets=arguments.dataset, figures=figures
+        )
+    elif arguments.kind == "dataset":
+        staged = stage_dataset(source, folder, repo_id=repo_id)
+    else:
+        staged = stage_space(source, folder, model=arguments.model)
+    refuse_unsafe(folder, source)
+    return staged
 
 
-def sentence(error: Exception, repo_id: str, kind: str) -> str:
+def loading_lines(staged: Staged, repo_id: str, revision: str | None) -> str:
+    """Five lines or fewer that load what was published."""
+    if staged.kind == "model":
+        return load_lines(AirConfig.from_pretrained(staged.folder), repo_id, revision)
+    if staged.kind == "dataset":
+        configs = RepoCard((staged.folder / "README.md").read_text()).data.get("configs") or [{}]
+        first = next((config for config in configs if config.get("default")), configs[0])
+        config = f', "{first["config_name"]}"' if first.get("config_name") else ""
+        pin = f', revision="{revision}"' if revision else ""
+        lines = ["from datasets import load_dataset", f'data = load_dataset("{repo_id}"{config}{pin})', "print(data)"]
+        lines += ["split = next(iter(data))", "print(data[split][0])"]
+    else:
+        lines = ["from gradio_client import Client", f'client = Client("{repo_id}")', 'puzzle = "…"  # as text']
+        lines += ['answer = client.predict(puzzle, api_name="/solve")', 'print(answer["solved"], answer["solution"])']
+    return "\n".join(lines)
+
+
+def publish(staged: Staged, arguments: argparse.Namespace, token: str) -> tuple[str, str]:
+    """Create the repository where needed and bring it to the state of the staged folder.
+
+    Returns:
+        the URL of the repository or the pull request, and the commit.
+
+    Raises:
+        Refused: the tag marks other contents. HubError: the Hub or the network said no.
+    """
+    api = HfApi(token=token, library_name="air-model")
+    repo_id, kind, tag = arguments.repo_id, staged.kind, arguments.tag
+    here = {"repo_id": repo_id, "repo_type": kind}
+    url = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(kind, '')}{repo_id}"
+    branch = None if arguments.create_pr else arguments.revision
+
+    def send() -> Any:
+        info = api.repo_info(**here, revision=branch or "main")
+        if arguments.private and not info.private:
+            raise Refused(f"{repo_id} exists and is public: make it private in its settings, or leave --private.")
+        done = api.upload_folder(
+            **here, folder_path=staged.folder, delete_patterns=SUPERSEDED[kind], revision=branch,
+            commit_message=arguments.message or "air-push", create_pr=arguments.create_pr, parent_commit=info.sha,
+        )  # fmt: skip
+        if done.oid == info.sha:
+            print("The repository holds exactly these files already: nothing was sent.")
+        return done
+
+    with in_one_sentence(repo_id, kind):
+        if not arguments.create_pr:
+            sdk = "gradio" if kind == "space" else None
+            new = {"private": arguments.private, "space_sdk": sdk, "exist_ok": True}
+            patiently("Creating the repository", api.create_repo, **here, **new)
+            if branch not in (None, "main"):
+                patiently("Creating the branch", api.create_branch, **here, branch=branch, exist_ok=True)
+        if tag is not None:
+            refs = patiently("Reading the tags", api.list_repo_refs, **here)
+            tags = {ref.name: ref.target_commit for ref in refs.tags}
+            if tag in tags:
+                if not patiently("Reading the tag", is_held, api, staged, **here, revision=tag):
+                    raise Refused(f"The tag {tag} of {repo_id} marks other files and is never moved: use a new one.")
+                print(f"The tag {tag} marks exactly these files already: nothing to do.")
+                return url, tags[tag]
+        done = patiently("Sending", send)
+        if tag is not None:
+            patiently("Tagging", api.create_tag, **here, tag=tag, revision=done.oid, exist_ok=True)
+        model = arguments.model if kind == "space" else None
+        if model and not Path(model).is_dir():
+            patiently("Setting a variable", api.add_space_variable, repo_id, "AIR_MODEL", model)
+    return done.pr_url or url, done.oid
+
+
+def is_held(api: HfApi, staged: Staged, **revision: str) -> bool:
+    """Does a revision hold every staged file? By git's or LFS's checksum, without downloading."""
+    tree = api.list_repo_tree(**revision, recursive=True)
+    there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
+
+    def same(name: str) -> bool:
+        data, remote = (staged.folder / name).read_bytes(), there.get(name)
+        if remote is None or remote.lfs is None:
+            return remote is not None and git_hash(data) == remote.blob_id
+        return hashlib.sha256(data).hexdigest() == remote.lfs["sha256"]
+
+    return all(map(same, staged.files()))
+
+
+def push_collection(arguments: argparse.Namespace) -> None:
+    """Create or complete a collection; items that are there already stay as they are."""
+    namespace, title = arguments.repo_id.split("/")
+    items = []
+    for text in arguments.item:
+        kind, _, rest = text.partition(":")
+        item, _, note = rest.partition("=")
+        if kind not in ("model", "dataset", "space", "paper") or not (REPO_ID.fullmatch(item) or kind == "paper"):
+            raise Refused(f"--item {text!r} must be model:USER/NAME, dataset:…, space:… or paper:NUMBER.")
+        items.append({"type": kind, "id": item, "note": note or None})
+    about = {"title": title, "namespace": namespace, "description": arguments.description}
+    if arguments.dry_run:
+        file = write_json(arguments.dry_run / "collection.json", {**about, "items": items})
+        print(f"Dry run: {file} says what would be created; nothing was sent.")
+        return
+    api = HfApi(token=need_token(), library_name="air-model")
+    with in_one_sentence(arguments.repo_id, "collection"):
+        about["private"] = bool(arguments.private)
+        made = patiently("Creating the collection", api.create_collection, **about, exists_ok=True)
+        for one in items:
+            item = {"item_id": one["id"], "item_type": one["type"], "note": one["note"]}
+            patiently(f"Adding {one['id']}", api.add_collection_item, made.slug, **item, exists_ok=True)
+    print(f"\n{constants.ENDPOINT}/collections/{made.slug}\n\nfrom huggingface_hub import get_collection")
+    print(f'collection = get_collection("{made.slug}")\nprint([item.item_id for item in collection.items])')
+
+
+# ---- patience, and what went wrong in one sentence ------------------------------------------------------------------
+
+
+def patiently(what: str, call: Callable[..., T], *given: Any, **arguments: Any) -> T:
+    """A call to the Hub, again after a pause where that can help: 412, 429, 5xx, broken connections."""
+    for attempt in itertools.count(1):
+        try:
+            return call(*given, **arguments)
+        except Exception as error:
+            status = status_of(error)
+            temporary = network_error(error) is not None if status is None else status in (412, 429, 500)
+            if not temporary or attempt == TRIES:
+                raise
+            asked = error.response.headers.get("Retry-After") if status else None
+            wait = float(asked) if asked and re.fullmatch(r"[\d.]+", asked) else 2.0 ** (attempt - 1)
+            wait = min(wait, LONGEST_WAIT)
+            known = {412: "Somebody else committed meanwhile", None: type(error).__name__}
+            print(f"{what}: {known.get(status, f'HTTP {status}')}, next try in {wait:g} s.")
+            time.sleep(wait)
+
+
+@contextlib.contextmanager
+def in_one_sentence(repo_id: str, kind: str) -> Iterator[None]:
+    """Raise HubError for what the Hub or the network refuses; our own mistakes stay what they are."""
+    try:
+        yield
+    except (Refused, AssertionError, TypeError, AttributeError, KeyError):
+        raise
+    except Exception as error:
+        raise HubError(sentence(error, repo_id, f"{kind} {repo_id}")) from error
+
+
+def sentence(error: Exception, repo_id: str, what: str) -> str:
     """An exception of huggingface_hub or of the network in one sentence that says what to do."""
-    from huggingface_hub import errors
-
-    status, what = status_of(error), f"{kind} {repo_id}"
+    status = status_of(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be sent: unset it, or use --dry-run DIR."
     if isinstance(error, (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)) and status != 401:
@@ -83,136 +267,17 @@ def sentence(error: Exception, repo_id: str, kind: str) -> str:
     return f"The Hub refused the {what}: {' '.join(str(error).split())[:300]}"
 
 
-@contextlib.contextmanager
-def in_one_sentence(repo_id: str, kind: str) -> Iterator[None]:
-    """Raise HubError for what the Hub or the network refuses; our own mistakes stay what they are."""
-    try:
-        yield
-    except (Refused, AssertionError, TypeError, AttributeError, KeyError):
-        raise
-    except Exception as error:
-        raise HubError(sentence(error, repo_id, kind)) from error
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with; 500 for all from there on."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return min(status, 500) if status else None
 
 
-def patiently(call: Callable[..., T], *given: Any, say: Callable[[str], None], what: str, **arguments: Any) -> T:
-    """A call to the Hub, again after a pause where that can help: 412, 429, 5xx, broken connections."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return call(*given, **arguments)
-        except Exception as error:
-            status = status_of(error)
-            temporary = network_error(error) is not None if status is None else status in (412, 429, 500)
-            if not temporary or attempt == TRIES or type(error).__name__ == "OfflineModeIsEnabled":
-                raise
-            asked = error.response.headers.get("Retry-After") if status else None
-            wait = float(asked) if asked and re.fullmatch(r"[\d.]+", asked) else 2.0 ** (attempt - 1)
-            wait = min(wait, LONGEST_WAIT)
-            known = {412: "Somebody else committed meanwhile", None: type(error).__name__}
-            reason = known.get(status, f"HTTP {status}")
-            say(f"{what}: {reason}, next try in {wait:g} s.")
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-def publish(
-    staged: Staged,
-    repo_id: str,
-    *,
-    token: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    variables: dict[str, str] | None = None,
-    say: Callable[[str], None] = print,
-) -> Published:
-    """Create the repository where needed and bring it to the state of the staged folder.
-
-    Args:
-        private: for a new repository. revision: a branch, made where missing. tag: marks the commit; never moved.
-        create_pr: propose the commit instead; the repository must exist. variables: of a Space.
-
-    Raises:
-        Refused: the tag marks other contents. HubError: the Hub or the network said no.
-    """
-    from huggingface_hub import HfApi, constants
-
-    api, kind = HfApi(token=token, library_name="air-model"), staged.kind
-    url = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(kind, '')}{repo_id}"
-
-    def ask(call: Callable[..., T], what: str, **arguments: Any) -> T:
-        return patiently(call, say=say, what=what, repo_id=repo_id, repo_type=kind, **arguments)
-
-    def send() -> Any:
-        info = api.repo_info(repo_id, repo_type=kind, revision=revision or "main")
-        if private and not info.private:
-            raise Refused(f"{repo_id} exists and is public: make it private in its settings, or leave --private.")
-        done = api.upload_folder(
-            repo_id=repo_id, repo_type=kind, folder_path=staged.folder, delete_patterns=SUPERSEDED[kind],
-            commit_message=message or "air-push", revision=None if create_pr else revision, create_pr=create_pr,
-            parent_commit=info.sha,
-        )  # fmt: skip
-        if done.oid == info.sha:
-            say("The repository holds exactly these files already: nothing was sent.")
-        return done
-
-    with in_one_sentence(repo_id, kind):
-        if not create_pr:
-            sdk = {"space_sdk": "gradio"} if kind == "space" else {}
-            ask(api.create_repo, "Creating the repository", private=private, exist_ok=True, **sdk)
-            if revision not in (None, "main"):
-                ask(api.create_branch, "Creating the branch", branch=revision, exist_ok=True)
-        if tag is not None:
-            tags = {ref.name: ref.target_commit for ref in ask(api.list_repo_refs, "Reading the tags").tags}
-            if tag in tags:
-                if not ask(is_held, "Reading the tag", api=api, staged=staged, revision=tag):
-                    raise Refused(f"The tag {tag} of {repo_id} marks other files and is never moved: use a new one.")
-                say(f"The tag {tag} marks exactly these files already: nothing to do.")
-                return Published(url, tags[tag])
-        done = patiently(send, say=say, what="Sending")
-        if tag is not None:
-            ask(api.create_tag, "Tagging", tag=tag, revision=done.oid, exist_ok=True)
-        for name, value in (variables or {}).items():
-            patiently(api.add_space_variable, repo_id, name, value, say=say, what="Setting a variable")
-    return Published(done.pr_url or url, done.oid, done.pr_url)
-
-
-def is_held(api: Any, staged: Staged, repo_id: str, repo_type: str, revision: str) -> bool:
-    """Does a revision hold every staged file? By git's or LFS's checksum, without downloading."""
-    from huggingface_hub.utils.sha import git_hash
-
-    tree = api.list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True)
-    there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
-
-    def same(name: str) -> bool:
-        data, remote = (staged.folder / name).read_bytes(), there.get(name)
-        if remote is None or remote.lfs is None:
-            return remote is not None and git_hash(data) == remote.blob_id
-        return hashlib.sha256(data).hexdigest() == remote.lfs["sha256"]
-
-    return all(map(same, staged.files()))
-
-
-def publish_collection(
-    title: str, namespace: str, items: list[tuple[str, str, str | None]], *, token: str, private: bool,
-    description: str | None = None, say: Callable[[str], None] = print,
-) -> str:  # fmt: skip
-    """Create or complete a collection; returns its slug.
-
-    Args:
-        items: (repository type, id, note). Items that are there already stay as they are.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token, library_name="air-model")
-    with in_one_sentence(f"{namespace}/{title}", "collection"):
-        slug = patiently(
-            api.create_collection, title, namespace=namespace, description=description, private=private,
-            exists_ok=True, say=say, what="Creating the collection",
-        ).slug  # fmt: skip
-        for kind, item, note in items:
-            patiently(
-                api.add_collection_item, slug, item, kind, note=note, exists_ok=True, say=say, what=f"Adding {item}"
-            )
-    return slug
+def network_error(error: BaseException | None) -> BaseException | None:
+    """The failed or broken connection behind an exception, whichever HTTP library reports it, or None."""
+    while error is not None and type(error).__name__ != "OfflineModeIsEnabled":
+        of_client = type(error).__module__.startswith(("httpx", "httpcore")) and not hasattr(error, "response")
+        if of_client or isinstance(error, (ConnectionError, TimeoutError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -20,9 +20,8 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.publishing.push import push
 from air_model.publishing.stage import PACKAGE
-from air_model.publishing.upload import HubError
+from air_model.publishing.upload import HubError, push
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,34 +35,34 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     }
     for kind, text in helps.items():
         one = kinds.add_parser(kind, help=text, description=__doc__, formatter_class=parser.formatter_class)
-        one.add_argument("--repo-id", required=True, metavar="USER/NAME")
-        one.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-        one.add_argument("--dry-run", type=Path, metavar="DIR", help="write the exact folder there and send nothing")
-        one.add_argument("--token", nargs="?", const="", help=argparse.SUPPRESS)
+        add = one.add_argument
+        add("--repo-id", required=True, metavar="USER/NAME")
+        add("--private", action="store_true", default=None, help="make a new repository private")
+        add("--dry-run", type=Path, metavar="DIR", help="write the exact folder there and send nothing")
+        add("--token", nargs="?", const="", help=argparse.SUPPRESS)
         if kind == "collection":
-            one.add_argument("--item", action="append", required=True, metavar="KIND:ID[=NOTE]",
-                             help="model:USER/NAME, dataset:…, space:… or paper:2605.17811; repeat it")  # fmt: skip
-            one.add_argument("--description", help="one sentence under the title")
+            text = "model:USER/NAME, dataset:…, space:… or paper:2605.17811; repeat it"
+            add("--item", action="append", required=True, metavar="KIND:ID[=NOTE]", help=text)
+            add("--description", help="one sentence under the title")
             continue
-        one.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made where missing (default main)")
-        one.add_argument("--tag", help="mark the commit, for example v0.1.0; an existing tag is never moved")
-        one.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
-        one.add_argument("--message", help="commit message")
+        add("--revision", metavar="BRANCH", help="branch to commit to, made where missing (default main)")
+        add("--tag", help="mark the commit, for example v0.1.0; an existing tag is never moved")
+        add("--create-pr", action="store_true", help="propose the commit as a pull request")
+        add("--message", help="commit message")
+        folder = {"type": Path, "metavar": "DIR", "dest": "source"}
+        several = {"nargs": "+", "action": "extend", "default": []}
         if kind == "model":
-            one.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder with model.safetensors")
-            one.add_argument("--evaluation", type=Path, nargs="+", action="extend", default=[], metavar="FILE.json",
-                             help="from evaluate.py (default: those beside the model)")  # fmt: skip
-            one.add_argument("--dataset", nargs="+", action="extend", default=[], metavar="USER/NAME",
-                             help="Hub data sets it was trained on, for the card")  # fmt: skip
-            one.add_argument("--no-figures", action="store_true", help="draw nothing from the checkpoint")
+            add("--model", **folder, required=True, help="folder with model.safetensors")
+            text = "from evaluate.py (default: those beside the model)"
+            add("--evaluation", **several, type=Path, metavar="FILE.json", help=text)
+            add("--dataset", **several, metavar="USER/NAME", help="Hub data sets it was trained on, for the card")
+            add("--no-figures", action="store_true", help="draw nothing from the checkpoint")
         elif kind == "dataset":
-            one.add_argument("--data", "--dataset", type=Path, required=True, metavar="DIR", dest="data",
-                             help="folder with parquet files and README.md")  # fmt: skip
+            add("--data", "--dataset", **folder, required=True, help="folder with parquet files and README.md")
         else:
-            one.add_argument("--space", type=Path, default=PACKAGE / "spaces_demo", metavar="DIR",
-                             help="folder with app.py (default: this project's)")  # fmt: skip
-            one.add_argument("--model", metavar="USER/NAME|DIR",
-                             help="model to show: a Hub id, or a folder that travels along")  # fmt: skip
+            own = PACKAGE / "spaces_demo"
+            add("--space", **folder, default=own, help="folder with app.py (default: this project's)")
+            add("--model", metavar="USER/NAME|DIR", help="model to show: a Hub id, or a folder that travels along")
     arguments = parser.parse_args(argv)
     if arguments.token is not None:
         parser.error("tokens are read from the environment variable HF_TOKEN only, never from the command line")
