@@ -6,10 +6,15 @@ No number here is typed by hand. What was not measured is said to be not measure
 from pathlib import Path, PurePath
 from typing import Any
 
-from air_model.analysis.findings import say_roles
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import AirConfig
+from air_model.pipeline_air import takes_size
+from air_model.processing_air import make_task, task_from_config
 from air_model.records import all_seconds, read_json
+from air_model.spaces_demo.examples import new_puzzle, usual_level
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "model_card.md"
@@ -45,8 +50,6 @@ def model_card(
         pictures: (path in the repository, caption).
         datasets: Hub ids that the publisher names.
     """
-    from huggingface_hub import ModelCard
-
     measured = {name: Evaluation(values, config.halt_max_steps) for name, values in evaluations.items()}
     measured = measured or during_training(config, run)
     size, task = f"{config.grid_height} x {config.grid_width}", {"sudoku": "Sudokus", "maze": "mazes"}.get(config.task)
@@ -85,11 +88,6 @@ def model_card(
 
 def example_puzzle(config: AirConfig) -> str | None:
     """A puzzle of the model's size that nobody has to supply: one of the Space's, always the same one."""
-    import numpy as np
-
-    from air_model.processing_air import task_from_config
-    from air_model.spaces_demo.examples import new_puzzle, usual_level
-
     task = task_from_config(config)
     # Larger Sudokus take minutes to generate.
     if task.name not in ("sudoku", "maze") or (task.name == "sudoku" and task.height > 16):
@@ -138,8 +136,6 @@ def during_training(config: AirConfig, run: Record | None) -> dict[str, Evaluati
 
 def eval_results(evaluations: dict[str, Evaluation], run: Record | None) -> list[Any]:
     """The measurements as entries of the card's `model-index`."""
-    from huggingface_hub import EvalResult
-
     results = []
     for name, one in evaluations.items():
         facts = {key: getattr(one, key) for key in PROTOCOL} | {"evaluation_seed": one.seed}
@@ -170,8 +166,6 @@ def front_matter(
     config: AirConfig, repo_id: str, run: Record | None, evaluations: dict[str, Evaluation], datasets: list[str]
 ) -> Any:
     """The YAML block on top of the card, a ModelCardData."""
-    from huggingface_hub import ModelCardData
-
     sources = [((run or {}).get("config") or {}).get("data"), *(one.data for one in evaluations.values())]
     return ModelCardData(
         license="apache-2.0",
@@ -201,14 +195,15 @@ def rated(evaluation: Evaluation) -> list[Record]:
 def roles_text(name: str, studies: Path = ROOT / "results" / "studies") -> str:
     """What its two states do, where this checkpoint was studied (docs/findings.md)."""
     study = studies / f"{name}.json"
-    return f"\n\n{say_roles(read_json(study))}" if study.is_file() else ""
+    if not study.is_file():
+        return ""
+    from air_model.analysis.findings import say_roles  # needs matplotlib
+
+    return f"\n\n{say_roles(read_json(study))}"
 
 
 def sizes_text(config: AirConfig) -> str:
     """Which grids it computes: its own size, and where no weight belongs to a cell others as well."""
-    from air_model.pipeline_air import takes_size
-    from air_model.processing_air import make_task
-
     own = f"grids of {config.grid_height} x {config.grid_width} cells"
     if config.task == "maze" and takes_size(config, make_task("maze", config.grid_height + 1, config.grid_width + 1)):
         return f"{own} (and, less surely, of other sizes: see what was measured)"
