@@ -56,12 +56,13 @@ def variant_of(arch: dict[str, Any]) -> str:
     return "TRM_mlp" if variant == "TRM" and arch.get("mlp_t") else variant
 
 
-def config_of(settings: dict[str, Any], state: dict[str, Tensor], seq_len: int, task: str | None) -> AirConfig:
+def config_of(settings: Any, state: dict[str, Tensor], seq_len: int, task: str | None) -> AirConfig:
     """The AirConfig of a public run, sizes of the vocabulary and puzzle table from its weights."""
-    arch = settings.get("arch")
+    arch = settings.get("arch") if isinstance(settings, dict) else None
     if not isinstance(arch, dict):
         raise ValueError("all_config.yaml has no `arch` section: is it the file that the training run wrote?")
-    variant, trm = variant_of(arch), ARCHITECTURES[str(arch["name"]).split("@")[0]] == "TRM"
+    variant = variant_of(arch)
+    trm = variant in ("TRM", "TRM_mlp")
     needed = [*FIELDS, *(["H_layers"] if variant == "HRM" else [])]
     if missing := [key for key in needed if key not in arch]:
         raise ValueError(f"all_config.yaml lacks arch.{missing[0]}, which {arch['name']} needs.")
@@ -79,8 +80,7 @@ def config_of(settings: dict[str, Any], state: dict[str, Tensor], seq_len: int, 
     fields["loss_type"] = (arch.get("loss") or {}).get("loss_type", "stablemax_cross_entropy")
     for name in ("rms_norm_eps", "rope_theta"):
         fields[name] = float(fields[name])  # YAML reads 1e-5 as text
-    if fields["position_embedding"] not in ("rope", "learned", "none"):
-        position = fields["position_embedding"]
+    if (position := fields["position_embedding"]) not in ("rope", "learned", "none"):
         raise ValueError(f"Unknown pos_encodings {position!r} in all_config.yaml. Known: rope, learned, none.")
     if variant == "HRM":
         fields |= {"l_layers": arch["L_layers"], "h_layers": arch["H_layers"]}
@@ -152,8 +152,6 @@ def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel
         settings = yaml.safe_load(settings_file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{settings_file} is no readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{settings_file} holds no settings.")
     state = read_state(checkpoint)
     config = config_of(settings, state, seq_len, task)
     ours = {our_name(key): value for key, value in state.items()}

@@ -49,6 +49,7 @@ def example(model: AirModel, batch_size: int = 2, seed: int = 0) -> tuple[Tensor
 
 
 def export_onnx(model: AirModel, path: Path) -> None:
+    """The graph as the module says, simplified."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter about itself
@@ -80,40 +81,32 @@ def simplify(path: Path) -> None:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     maker = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
-    nodes, replaced = [], set()
+    nodes = []
     for node in graph.node:
-        product = maker.get(node.input[0]) if node.op_type == "Split" and len(node.output) == 2 else None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        facts = {fact.name: helper.get_attribute_value(fact) for fact in node.attribute}
+        product = maker.get(node.input[0]) if node.op_type == "Split" else None
         if node.op_type == "Transpose" and node.input[0] in weights:
-            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-            weights[node.output[0]] = np.ascontiguousarray(weights[node.input[0]].transpose(order))
+            turned = weights[node.input[0]].transpose(facts.get("perm"))
+            weights[node.output[0]] = np.ascontiguousarray(turned)
         elif (
             product is not None
             and product.op_type == "MatMul"
             and product.input[1] in weights
             and uses[node.input[0]] == 1
-            and axis in (-1, 2)  # of activations (B, T, D)
+            and len(node.output) == 2
+            and facts.get("axis", 0) in (-1, 2)  # of activations (B, T, D)
         ):
             name = product.input[1]
-            if f"{name}.0" not in weights:  # several updates share it
-                for i, half in enumerate(np.split(weights[name], 2, axis=1)):
-                    weights[f"{name}.{i}"] = np.ascontiguousarray(half)
-            nodes += [
-                helper.make_node("MatMul", [product.input[0], f"{name}.{i}"], [output], name=f"{product.name}.{i}")
-                for i, output in enumerate(node.output)
-            ]
-            replaced.add(product.output[0])
+            for i, half in enumerate(np.split(weights[name], 2, axis=1)):  # the same for all updates that share it
+                weights[f"{name}.{i}"] = np.ascontiguousarray(half)
+                factors, part = [product.input[0], f"{name}.{i}"], f"{product.name}.{i}"
+                nodes.append(helper.make_node("MatMul", factors, [node.output[i]], name=part))
+            nodes.remove(product)
         else:
             nodes.append(node)
-    nodes = [node for node in nodes if node.output[0] not in replaced]
     used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
-    simple = helper.make_graph(
-        nodes,
-        graph.name,
-        graph.input,
-        graph.output,
-        [numpy_helper.from_array(weight, name) for name, weight in weights.items() if name in used],
-    )
+    kept = [numpy_helper.from_array(weight, name) for name, weight in weights.items() if name in used]
+    simple = helper.make_graph(nodes, graph.name, graph.input, graph.output, kept)
     simple = helper.make_model(simple, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(simple)
     onnx.save(simple, path)
@@ -161,10 +154,8 @@ def solve_with(
     predictions, used = np.zeros_like(input_ids), np.zeros(batch, np.int64)
     for count in range(1, max_act_steps + 1):
         logits, q_halt, q_continue, z_h, z_l = step(input_ids, ids, z_h, z_l)
-        open_ = used == 0
-        threshold = q_continue if model.config.q_continue else 0
-        stops = open_ & ((q_halt > threshold) if halt == "q" else (count == max_act_steps))
-        stops |= open_ & (count == max_act_steps)
+        wants = (halt == "q") & (q_halt > (q_continue if model.config.q_continue else 0))
+        stops = (used == 0) & (wants | (count == max_act_steps))
         predictions[stops], used[stops] = logits[stops].argmax(-1), count
         if (used > 0).all():
             break
@@ -200,10 +191,9 @@ def export(source: str, folder: Path, formats: list[str]) -> dict[str, Any]:
             (place / FORMATS["onnx"]).unlink()
         carry = model.initial_carry(1)
         np.savez(place / "start.npz", z_h=carry.z_h[0].numpy(), z_l=carry.z_l[0].numpy())
-        for name in (name for kind, name in FORMATS.items() if kind in formats):
-            step = onnx_step(place / name)
-            size = (place / name).stat().st_size
-            report["files"][name] = {"bytes": size, "largest_difference": compare(model, step)}
+        for path in sorted(place.glob("*.onnx")):
+            difference = compare(model, onnx_step(path))
+            report["files"][path.name] = {"bytes": path.stat().st_size, "largest_difference": difference}
         write_json(place / "export.json", report)
         for path in sorted(place.iterdir()):
             os.replace(path, folder / path.name)

@@ -1,9 +1,8 @@
 """What must not leave this machine: pickles, credentials, its paths. A folder is read as a stranger would get it."""
 
+import contextlib
 import os
-import pickletools
 import re
-import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,15 +70,13 @@ def looks_pickled(path: Path) -> bool:
     if path.suffix.lower() in PICKLES:
         return True
     with path.open("rb") as file:
-        start = file.read(4096)
-    try:
-        if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            return next(pickletools.genops(start))[0].name == "PROTO"
-        if start[:4] == b"PK\x03\x04":
+        start = file.read(4)
+    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):  # the protocol, which comes first
+        return True
+    with contextlib.suppress(zipfile.BadZipFile):
+        if start == b"PK\x03\x04":
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith(".pkl") for name in archive.namelist())
-    except (ValueError, StopIteration, zipfile.BadZipFile):
-        pass
     return False
 
 
@@ -87,7 +84,7 @@ def readable_text(path: Path) -> str:
     """What of a file is text: all of it, a safetensors header, or nothing."""
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
-            size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+            size = int.from_bytes(file.read(8), "little")
             return file.read(min(size, TEXT_LIMIT)).decode(errors="replace")
     if path.stat().st_size > TEXT_LIMIT:
         return ""

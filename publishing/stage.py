@@ -1,15 +1,22 @@
 """What a Hub repository of AIR holds: fresh folders, filled from an allow-list and completed (`push` sends them)."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import RepoCard
+from safetensors import SafetensorError, safe_open
+
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig
+from air_model.modeling_air import AirModel
+from air_model.processing_air import AirProcessor, task_from_config
 from air_model.publishing.card import example_puzzle, model_card
 from air_model.publishing.safety import Refused, shorten_paths
-from air_model.records import read_evaluations, read_json, run_record, setting, whole, write_json
+from air_model.records import read_evaluations, read_json, run_record, setting, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What the Space imports: the package travels inside it.
@@ -30,11 +37,13 @@ class Staged:
         """Paths relative to the folder, sorted."""
         return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
 
-    def add(self, files: Iterable[Path]) -> None:
-        """Copy those of the files that there are to the top of the folder."""
+    def add(self, files: Iterable[Path], root: Path | None = None) -> None:
+        """Copy those of the files that there are: to the top of the folder, or where they lie below `root`."""
         for path in files:
             if path.is_file():
-                shutil.copyfile(path, self.folder / path.name)
+                target = self.folder / (path.relative_to(root) if root else path.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
 
     def add_json(self, name: str, contents: Any) -> Any:
         """Write JSON without machine paths; returns what was written."""
@@ -88,19 +97,21 @@ def stage_model(
         raise Refused(f"{source}/config.json is of a {model_type!r} model, not an AIR model.")
     config, weights = AirConfig.from_pretrained(source), weight_files(source)
     counts = check_weights(weights, config)
-    write_config(config, counts, folder)
+    # As a stranger needs them: classes named by the files beside them.
+    config.architectures, config.code_version = ["AirModel"], AirConfig.code_version
+    config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
+    config.dtype = max((name for name in counts if name != "parameters"), key=counts.__getitem__)
+    config.save_pretrained(folder)
+    AirProcessor.from_config(config).save_pretrained(folder)
     staged.add([*weights, *(source / name for name in TOKENIZER_FILES)])
     staged.add(PACKAGE / name for name in (*TRAVELLING_FILES, "LICENSE"))
-    run = run_record(source)
-    if run is not None:
+    if (run := run_record(source)) is not None:
         run = staged.add_json("run.json", run)
-    measured = {
-        name: staged.add_json(f"results/{name}.json", contents)
-        for name, contents in evaluations_of(source, list(evaluations), counts["parameters"]).items()
-    }
+    found = evaluations_of(source, evaluations, counts["parameters"])
+    measured = {name: staged.add_json(f"results/{name}.json", contents) for name, contents in found.items()}
     if not measured:
         staged.notes.append("No evaluation was found, and the card says so: give files of evaluate.py (--evaluation).")
-    pictures = model_figures(source, config, folder) if figures else []
+    pictures = model_figures(source, config, staged) if figures else []
     card = model_card(config, counts, run, measured, pictures, repo_id, list(datasets))
     (folder / "README.md").write_text(card)
     return staged.finish(source)
@@ -123,22 +134,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [index, *(folder / name for name in names)]
 
 
-def check_weights(files: list[Path], config: AirConfig) -> dict[str, int]:
+def check_weights(files: list[Path], config: AirConfig) -> Counter[str]:
     """Names, shapes and values of the weights against the config; returns parameters and tensors per dtype.
 
     Raises:
         Refused: damaged files, tensors that the config does not describe, NaN or infinite values.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    from air_model.modeling_air import AirModel
-
     with torch.device("meta"):
         model = AirModel(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     parameters = {name for name, _ in model.named_parameters()}
-    counts = {"parameters": 0}
+    counts: Counter[str] = Counter()
     for path in (path for path in files if path.suffix == ".safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
@@ -154,23 +160,10 @@ def check_weights(files: list[Path], config: AirConfig) -> dict[str, int]:
             if not torch.isfinite(tensor).all():
                 raise Refused(f"{path.name}: {name} holds NaN or infinite values; this model cannot work.")
             counts["parameters"] += tensor.numel() if name in parameters else 0
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            counts[dtype] = counts.get(dtype, 0) + 1
+            counts[str(tensor.dtype).removeprefix("torch.")] += 1
     if wanted:
         raise Refused(f"The weights lack {sorted(wanted)[0]} and {len(wanted) - 1} more: save the model again.")
     return counts
-
-
-def write_config(config: AirConfig, counts: dict[str, int], folder: Path) -> None:
-    """config.json and processor_config.json as a stranger needs them: classes named by the files beside them."""
-    from air_model.processing_air import AirProcessor
-
-    config.architectures = ["AirModel"]
-    config.code_version = AirConfig.code_version
-    config.dtype = max((name for name in counts if name != "parameters"), key=counts.__getitem__)
-    config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
-    config.save_pretrained(folder)
-    AirProcessor.from_config(config).save_pretrained(folder)
 
 
 def evaluations_of(source: Path, given: list[Path], parameters: int) -> dict[str, dict[str, Any]]:
@@ -194,36 +187,28 @@ def evaluations_of(source: Path, given: list[Path], parameters: int) -> dict[str
     return found
 
 
-def model_figures(source: Path, config: AirConfig, folder: Path) -> list[tuple[str, str]]:
+def model_figures(source: Path, config: AirConfig, staged: Staged) -> list[tuple[str, str]]:
     """(file name, caption) of pictures made from this checkpoint: a roll-out, and the run's learning curve."""
     pictures = []
-    (folder / "figures").mkdir(exist_ok=True)
-    places = (source / "curve.png", source.parent / "curve.png", source / "figures" / "curve.png")
-    curve = next((path for path in places if path.is_file()), None)
-    example = example_puzzle(config)
-    if example is not None:
-        import torch
-
+    if (example := example_puzzle(config)) is not None:
         from air_model.analysis.figures import draw_rollout
-        from air_model.modeling_air import AirModel
-        from air_model.processing_air import task_from_config
 
-        task = task_from_config(config)
-        model = AirModel.from_pretrained(source)
+        task, file = task_from_config(config), "figures/rollout.png"
         tokens = torch.from_numpy(task.encode(example)).long()[None]
-        solution = model.solve(tokens, return_rollout=True)
-        draw_rollout(solution.rollout, example, task, folder / "figures/rollout.png", per_step=len(config.schedule))
+        solution = AirModel.from_pretrained(source).solve(tokens, return_rollout=True)
+        draw_rollout(solution.rollout, example, task, staged.folder / file, per_step=len(config.schedule))
         verdict = task.verdict(example, solution.predictions[0].cpu().numpy())
         caption = (
             f"Both states of this checkpoint after {int(solution.act_steps[0])} ACT steps on one generated puzzle; "
             f"its answer {'is valid' if verdict.valid else 'breaks the rules'}."
         )
-        pictures.append(("figures/rollout.png", caption))
-    if curve is not None:
-        shutil.copyfile(curve, folder / "figures/curve.png")
+        pictures.append((file, caption))
+    curves = (source / "curve.png", source.parent / "curve.png", source / "figures" / "curve.png")
+    if (curve := next(filter(Path.is_file, curves), None)) is not None:
+        target = staged.folder / "figures/curve.png"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(curve, target)
         pictures.append(("figures/curve.png", "The training run that made this checkpoint."))
-    if not pictures:
-        (folder / "figures").rmdir()
     return pictures
 
 
@@ -240,14 +225,12 @@ def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:
     staged = Staged("dataset", folder)
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
-        known = path.suffix in (".parquet", ".json", ".png", ".svg", ".md") or path.name == "LICENSE"
-        if not path.is_file() or not known or any(part.startswith((".", "_")) for part in inside.parts):
+        if not path.is_file() or any(part.startswith((".", "_")) for part in inside.parts):
             continue
         if path.suffix == ".json":
             staged.add_json(inside.as_posix(), read_json(path))
-        else:
-            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / inside)
+        elif path.suffix in (".parquet", ".png", ".svg", ".md") or path.name == "LICENSE":
+            staged.add([path], source)
     card = folder / "README.md"
     card.write_text(card.read_text().replace("FOLDER_OR_HUB_ID", repo_id))
     return staged.finish(source)
@@ -259,8 +242,6 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
     Args:
         model: Hub id of the model that the Space shows (its variable AIR_MODEL), or a folder that travels along.
     """
-    from huggingface_hub import RepoCard
-
     need_folder(source, "Space", "app.py")
     staged = Staged("space", folder)
     without = shutil.ignore_patterns("__pycache__", ".*", "*.pyc")
@@ -274,10 +255,8 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
     for path in PACKAGE.glob("*.py"):
         shutil.copyfile(path, package / path.name)
     staged.add([PACKAGE / "LICENSE"])
-    if model is None:  # the shipped ones
-        travelling = [path.parent for path in sorted((PACKAGE / "checkpoints").glob("*/config.json"))]
-    else:
-        travelling = [Path(model)] if Path(model).is_dir() else []
+    shipped = [path.parent for path in sorted((PACKAGE / "checkpoints").glob("*/config.json"))]
+    travelling = shipped if model is None else [Path(model)] if Path(model).is_dir() else []
     for checkpoint in travelling:
         target = package / "checkpoints" / checkpoint.name
         target.mkdir(parents=True)
@@ -301,6 +280,4 @@ def publish_folder(staged: Path, target: Path) -> None:
             f"--dry-run {target} already holds {foreign[0]}, which does not belong to the repository: give an "
             "empty or new folder."
         )
-    for name in sorted(new):
-        with whole(target / name) as partial:
-            shutil.copyfile(staged / name, partial)
+    shutil.copytree(staged, target, dirs_exist_ok=True)

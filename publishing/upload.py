@@ -46,7 +46,7 @@ SENTENCES = {  # by HTTP status; {what} is the repository and its kind
 }
 
 
-class HubError(RuntimeError):
+class HubError(OSError):
     """What the Hub or the network refused; the message is one sentence for the user."""
 
 

@@ -22,6 +22,9 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
+from air_model.pipeline_air import load_model
+from air_model.scripts.door import in_sentences, need_positive
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,38 +49,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@in_sentences("analyze")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from air_model.analysis.commands import analyze, redraw_published
 
-    try:
-        if args.command == "published":
-            print("\n".join(map(str, redraw_published(Path(args.data), args.output_dir))))
-            return 0
-        if not args.models:
-            raise ValueError("Which model? Give --model with a folder or a Hub id.")
-        for name in ("limit", "batch_size"):
-            if getattr(args, name) is not None and getattr(args, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}.")
-        if args.command == "search":
-            return search(args)
-        folder = analyze(args.command, args)
-    except (ValueError, OSError) as error:
-        print(f"analyze: {error}", file=sys.stderr)
-        return 1
-    print(f"Results in {folder}")
+    need_positive(args, "limit", "batch_size")
+    if args.command == "published":
+        print("\n".join(map(str, redraw_published(Path(args.data), args.output_dir))))
+    elif not args.models:
+        raise ValueError("Which model? Give --model with a folder or a Hub id.")
+    elif args.command == "search":
+        print("\n".join(map(str, search(args))))
+    else:
+        print(f"Results in {analyze(args.command, args)}")
     return 0
 
 
-def search(args: argparse.Namespace) -> int:
+def search(args: argparse.Namespace) -> list[Path]:
     from air_model.analysis.search import study_searches
     from air_model.datasets_builders.loading import load_puzzles
-    from air_model.pipeline_air import load_model
 
-    model = load_model(args.models[0], args.device)
     puzzles = load_puzzles(args.data, args.split, limit=args.limit)
-    print("\n".join(map(str, study_searches(model, puzzles, args.output_dir, args.pictures))))
-    return 0
+    return study_searches(load_model(args.models[0], args.device), puzzles, args.output_dir, args.pictures)
 
 
 if __name__ == "__main__":

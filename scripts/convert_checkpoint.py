@@ -16,28 +16,23 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.publishing.convert import convert
+from air_model.scripts.door import in_sentences
 from air_model.training.checkpoints import write_model_folder
 
 
+@in_sentences("convert_checkpoint")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="public `step_N`, beside its all_config.yaml")
-    parser.add_argument(
-        "--seq-len", type=int, required=True, help="cells of a puzzle: 81 for Sudoku, 900 for the maze"
-    )
-    parser.add_argument(
-        "--task", choices=["sudoku", "maze", "grid"], help="default: guessed from vocabulary and data path"
-    )
-    parser.add_argument("--output-dir", type=Path, required=True, help="new folder for the model")
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="public `step_N`, beside its all_config.yaml")
+    add("--seq-len", type=int, required=True, help="cells of a puzzle: 81 for Sudoku, 900 for the maze")
+    add("--task", choices=["sudoku", "maze", "grid"], help="default: guessed from vocabulary and data path")
+    add("--output-dir", type=Path, required=True, help="new folder for the model")
     args = parser.parse_args(argv)
-    try:
-        model = convert(args.checkpoint, args.seq_len, args.task)
-        if args.output_dir.exists() and any(args.output_dir.iterdir()):
-            raise FileExistsError(f"{args.output_dir} exists and is not empty: choose another or remove it.")
-        write_model_folder(model, model.config, args.output_dir)
-    except (ValueError, OSError) as error:
-        print(f"convert_checkpoint: {error}", file=sys.stderr)
-        return 1
+    model = convert(args.checkpoint, args.seq_len, args.task)
+    if args.output_dir.exists() and any(args.output_dir.iterdir()):
+        raise FileExistsError(f"{args.output_dir} exists and is not empty: choose another or remove it.")
+    write_model_folder(model, model.config, args.output_dir)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.output_dir}: {model.config.variant}, {parameters:,} parameters, {model.dtype}.")
     print(f'Load it with AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)')

@@ -18,8 +18,10 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.publishing.export import FORMATS, export
+from air_model.scripts.door import in_sentences
 
 
+@in_sentences("export")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder or Hub id")
@@ -29,11 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = export(args.model, args.output_dir, args.format)
     except ImportError as error:
-        print(f"export: {error}. Install what it needs: pip install 'air-model[export]'.", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
+        raise ValueError(f"{error}. Install what it needs: pip install 'air-model[export]'.") from error
     print(json.dumps(report, indent=1))
     return 0
 

@@ -21,7 +21,8 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.publishing.stage import PACKAGE
-from air_model.publishing.upload import HubError, push
+from air_model.publishing.upload import push
+from air_model.scripts.door import in_sentences
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,13 +70,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+@in_sentences("push_to_hub")
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
     try:
-        push(arguments)
-    except (HubError, ValueError, OSError) as error:
-        print(f"push_to_hub: {error}", file=sys.stderr)
-        return 1
+        push(parse_arguments(argv))
     except KeyboardInterrupt:
         print("push_to_hub: interrupted; repeat the command to go on, what was uploaded is kept.", file=sys.stderr)
         return 130

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 if not __package__:
@@ -32,39 +31,23 @@ from air_model.attempts_air import solve_puzzles
 from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
 from air_model.processing_air import GridTask, task_from_config
 from air_model.reading_air import puzzle_of
+from air_model.scripts.door import add_solving_options, in_sentences
+
+OPTIONS = ("attempts", "retry", "max_act_steps", "noise", "seed", "batch_size", "dtype")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("puzzles", nargs="*", metavar="PUZZLE", help="text, a file, or - for standard input")
-    add(
-        "--model",
-        nargs="+",
-        action="append",
-        required=True,
-        help="folder or Hub id; several of a size are tried in turn",
-    )
+    text = "folder or Hub id; several of a size are tried in turn"
+    add("--model", nargs="+", action="append", required=True, help=text)
     add("--attempts", type=int, help="at most; default: 256 nodes for a Sudoku, all views of a maze; 1: a single pass")
-    add("--retry", choices=["pins", "views"], help="how to try again: search by pins (Sudokus), or symmetric views")
-    add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
-    add(
-        "--halt",
-        choices=["max", "q", "rules"],
-        help="rules (default): stop at the first answer that they accept; q: when the model says so; max: all steps",
-    )
-    add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int)
-    add("--device", help="default: the GPU if there is one")
-    add("--dtype", help="float32 or bfloat16; default: bfloat16 on a GPU, float32 on a CPU")
+    text = "rules (default): stop at the first answer that they accept; q: when the model says so; max: all steps"
+    add("--halt", choices=["max", "q", "rules"], help=text)
+    add_solving_options(parser)
     add("--json", action="store_true", help="an object for one puzzle, a list for several")
     add("--rollout", action="store_true", help="with --json: also both states after every update")
-    add(
-        "--values",
-        choices=["digits", "tokens"],
-        help="what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)",
-    )
     add("--color", choices=["auto", "always", "never"], default="auto")
     # `--model DIR PUZZLE` would swallow the puzzle: of the words after the first only folders and ids are models.
     args = parser.parse_args(argv)
@@ -76,14 +59,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _is_model(word: str) -> bool:
     """A model folder, or USER/NAME that is no file: no puzzle is written so."""
-    try:
-        if (Path(word) / "config.json").is_file():
-            return True
-        return (
-            re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z][\w.-]*", word) is not None and not Path(word).is_file()
-        )
-    except OSError:  # a maze is too long for a file name
-        return False
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z][\w.-]*", word) and not os.path.isfile(word)
+    return bool(is_id) or os.path.isfile(os.path.join(word, "config.json"))
 
 
 def read_puzzles(word: str, tasks: list[GridTask]) -> list[Any]:
@@ -92,46 +69,34 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[Any]:
 
     if word == "-":
         return puzzles_in(io.BytesIO(sys.stdin.read().encode()), "standard input", tasks)
-    try:
-        is_file, is_folder = Path(word).is_file(), Path(word).is_dir()
-    except (OSError, ValueError):
-        is_file = is_folder = False  # too long for a file name: a puzzle
-    if is_file:
+    if os.path.isfile(word):  # False for a puzzle that is too long for a file's name
         with open(word, "rb") as file:
             return puzzles_in(file, word, tasks)
+    is_folder = os.path.isdir(word)
     if is_folder or re.search(r"\.(txt|csv|tsv|gz|zip|jsonl?|parquet|sd[kmx]|ss)$", word, re.IGNORECASE):
         raise ValueError(f"{word} is {'a folder' if is_folder else 'no file here'}: give a file of puzzles, or text.")
     return puzzles_in(io.BytesIO(word.encode()), "The argument", tasks)
 
 
-def side_by_side(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:
-    left, plain = task.format(puzzle).split("\n"), task.format(answer).split("\n")
-    right = task.format(answer, puzzle, ansi=True).split("\n") if color else plain
+def board(task: GridTask, puzzle: np.ndarray, answer: np.ndarray, color: bool) -> str:
+    """A puzzle beside its answer."""
+    left, right = task.format(puzzle).split("\n"), task.format(answer, puzzle, ansi=color).split("\n")
     width = max(map(len, left))
     return "\n".join(f"{a:<{width}}    {b}" for a, b in zip(left, right))
 
 
-def report(task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, color: bool) -> str:
-    found = describe(task, puzzle, answers, i)
-    steps, attempts = found["act_steps"], found["attempts"]
+def verdict(found: dict[str, Any]) -> str:
+    """What `describe` found, in one line."""
+    steps, attempts, said = found["act_steps"], found["attempts"], found["message"].rstrip(".")
     cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
     if found["solved"] and (guesses := len(found.get("pins", ()))):
         cost += f", solved by {guesses} guess{'es' * (guesses != 1)}"
-    verdict = found["message"].rstrip(".") if found["solved"] else f"Not solved: {found['message'].rstrip('.')}"
-    board = side_by_side(task, puzzle, answers.tokens[i], color)
-    return f"{board}\n{verdict}. Confidence {found['confidence']:.1%}, {cost}."
+    return f"{'' if found['solved'] else 'Not solved: '}{said}. Confidence {found['confidence']:.1%}, {cost}."
 
 
+@in_sentences("solve")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        return solve(args)
-    except (ValueError, OSError) as error:
-        print(f"solve: {error}", file=sys.stderr)
-        return 1
-
-
-def solve(args: argparse.Namespace) -> int:
     if not args.puzzles:
         if sys.stdin.isatty():
             raise ValueError("Give a puzzle as text, a file, or - for standard input. Examples: --help.")
@@ -146,17 +111,11 @@ def solve(args: argparse.Namespace) -> int:
             models_for(models, task),
             task,
             puzzles,
-            attempts=args.attempts,
-            retry=args.retry,
-            max_act_steps=args.max_act_steps,
             halt=args.halt or ("q" if task.name == "grid" else "rules"),
-            noise=args.noise,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            dtype=args.dtype,
             return_rollout=args.rollout,
             progress=sys.stderr.isatty(),
             interruptible=True,
+            **{name: getattr(args, name) for name in OPTIONS},
         )
         where |= {place: (task, puzzles[i], answers, i) for i, place in enumerate(places)}
     results = []
@@ -169,12 +128,10 @@ def solve(args: argparse.Namespace) -> int:
                 print(f"solve: {which}{refused[number]}", file=sys.stderr)
             continue
         task, puzzle, answers, i = where[number]
-        found = describe(task, puzzle, answers, i)
-        if not args.rollout:
-            found.pop("rollout", None)
-        results.append({"puzzle": task.decode(puzzle), **found})
+        results.append({"puzzle": task.decode(puzzle), **describe(task, puzzle, answers, i)})
         if not args.json:
-            print(report(task, puzzle, answers, i, color), end="\n\n" if number + 1 < len(texts) else "\n")
+            print(board(task, puzzle, answers.tokens[i], color), verdict(results[-1]), sep="\n")
+            print(end="\n" if number + 1 < len(texts) else "")
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
     return 1 if refused else 0
