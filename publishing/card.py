@@ -52,13 +52,25 @@ def model_card(
     """
     measured = {name: Evaluation(values, config.halt_max_steps) for name, values in evaluations.items()}
     measured = measured or during_training(config, run)
+    name, sources = repo_id.split("/")[-1], [((run or {}).get("config") or {}).get("data")]
+    sources += [one.data for one in measured.values()]
+    front_matter = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="puzzle-solving",
+        tags=["air", "puzzle-solving", "reasoning", "recursive-reasoning", config.task, "arxiv:2605.17811"],
+        datasets=sorted({*datasets, *(source for source in sources if source in HUB_DATASETS)}) or None,
+        metrics=["accuracy"],
+        model_name=name if measured else None,
+        eval_results=eval_results(measured, run) or None,
+    )
     size, task = f"{config.grid_height} x {config.grid_width}", {"sudoku": "Sudokus", "maze": "mazes"}.get(config.task)
     puzzles = f"{size} {task or 'puzzles'}"
     layers = str(config.num_hidden_layers)
     card = ModelCard.from_template(
-        front_matter(config, repo_id, run, measured, datasets),
+        front_matter,
         template_path=TEMPLATE,
-        name=repo_id.split("/")[-1],
+        name=name,
         repo_id=repo_id,
         load_lines=load_lines(config, repo_id),
         example=example_text(config),
@@ -75,7 +87,7 @@ def model_card(
         counts=counts,
         dtypes=", ".join(sorted(key for key in counts if key != "parameters")),
         layers=layers if config.shared_block else f"{config.l_layers or layers} and {config.h_layers or layers}",
-        roles=roles_text(repo_id.split("/")[-1]),
+        roles=roles_text(name),
         puzzles=puzzles,
         sizes=sizes_text(config),
         limits=limits_text(config, measured, run),
@@ -160,23 +172,6 @@ def eval_results(evaluations: dict[str, Evaluation], run: Record | None) -> list
                     )
                 )
     return results
-
-
-def front_matter(
-    config: AirConfig, repo_id: str, run: Record | None, evaluations: dict[str, Evaluation], datasets: list[str]
-) -> Any:
-    """The YAML block on top of the card, a ModelCardData."""
-    sources = [((run or {}).get("config") or {}).get("data"), *(one.data for one in evaluations.values())]
-    return ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="puzzle-solving",
-        tags=["air", "puzzle-solving", "reasoning", "recursive-reasoning", config.task, "arxiv:2605.17811"],
-        datasets=sorted({*datasets, *(source for source in sources if source in HUB_DATASETS)}) or None,
-        metrics=["accuracy"],
-        model_name=repo_id.split("/")[-1] if evaluations else None,
-        eval_results=eval_results(evaluations, run) or None,
-    )
 
 
 def with_interval(share: float | None, low_high: list[float] | None) -> str:

@@ -1,4 +1,4 @@
-"""What a Hub repository of AIR holds: fresh folders, filled from an allow-list and completed (`push` sends them)."""
+"""What a Hub repository of AIR holds: fresh folders, filled from an allow-list and completed (`upload` sends them)."""
 
 import shutil
 from collections import Counter

@@ -130,9 +130,6 @@ def publish(staged: Staged, arguments: argparse.Namespace, token: str) -> tuple[
 
     Returns:
         the URL of the repository or the pull request, and the commit.
-
-    Raises:
-        Refused: the tag marks other contents. HubError: the Hub or the network said no.
     """
     api = HfApi(token=token, library_name="air-model")
     repo_id, kind, tag = arguments.repo_id, staged.kind, arguments.tag

@@ -10,18 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-def use_checkout() -> None:
-    loaded = sys.modules.get("air_model")
-    if loaded is not None and Path(loaded.__file__).resolve().parent == ROOT:
-        return
+loaded = sys.modules.get("air_model")
+if loaded is None or Path(loaded.__file__).resolve().parent != ROOT:
     spec = importlib.util.spec_from_file_location(
         "air_model", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["air_model"] = module
+    sys.modules["air_model"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-
-
-use_checkout()
 sys.path += [str(path) for path in sorted((ROOT / ".wheels").glob("*-none-any.whl"))]
