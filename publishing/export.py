@@ -7,7 +7,6 @@ batch size; `scripts/export.py` writes it.
 import os
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,43 +72,30 @@ def simplify(path: Path) -> None:
     is only split in two, as SwiGLU's gate and up are, becomes two: ONNX Runtime copies both halves of a split, which
     took 3 to 5 % of a step. The numbers stay the same.
     """
-    import onnx
-    from onnx import helper, numpy_helper
+    import onnx_ir
+    from onnxscript import optimizer
 
-    model = onnx.load(path)
-    graph = model.graph
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    maker = {name: node for node in graph.node for name in node.output}
-    uses = Counter(name for node in graph.node for name in node.input)
-    nodes = []
-    for node in graph.node:
-        facts = {fact.name: helper.get_attribute_value(fact) for fact in node.attribute}
-        product = maker.get(node.input[0]) if node.op_type == "Split" else None
-        if node.op_type == "Transpose" and node.input[0] in weights:
-            turned = weights[node.input[0]].transpose(facts.get("perm"))
-            weights[node.output[0]] = np.ascontiguousarray(turned)
-        elif (
-            product is not None
-            and product.op_type == "MatMul"
-            and product.input[1] in weights
-            and uses[node.input[0]] == 1
-            and len(node.output) == 2
-            and facts.get("axis", 0) in (-1, 2)  # of activations (B, T, D)
-        ):
-            name = product.input[1]
-            for i, half in enumerate(np.split(weights[name], 2, axis=1)):  # the same for all updates that share it
-                weights[f"{name}.{i}"] = np.ascontiguousarray(half)
-                factors, part = [product.input[0], f"{name}.{i}"], f"{product.name}.{i}"
-                nodes.append(helper.make_node("MatMul", factors, [node.output[i]], name=part))
-            nodes.remove(product)
-        else:
-            nodes.append(node)
-    used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
-    kept = [numpy_helper.from_array(weight, name) for name, weight in weights.items() if name in used]
-    simple = helper.make_graph(nodes, graph.name, graph.input, graph.output, kept)
-    simple = helper.make_model(simple, opset_imports=model.opset_import, ir_version=model.ir_version)
-    onnx.checker.check_model(simple)
-    onnx.save(simple, path)
+    model, any_size = onnx_ir.load(path), 2**40
+    optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=any_size, output_size_limit=any_size)
+    halves: dict[str, list[onnx_ir.Value]] = {}  # of weights by name; several updates share them
+    for split in [node for node in model.graph if node.op_type == "Split" and len(node.outputs) == 2]:
+        product, axis = split.inputs[0].producer(), split.attributes.get("axis")
+        weight = product.inputs[1] if product is not None and product.op_type == "MatMul" else None
+        alone = len(split.inputs[0].uses()) == 1 and axis is not None and axis.as_int() in (-1, 2)  # of (B, T, D)
+        if weight is None or weight.const_value is None or not alone:
+            continue
+        if weight.name not in halves:
+            parts = map(np.ascontiguousarray, np.split(weight.const_value.numpy(), 2, axis=1))
+            made = [onnx_ir.tensor(part, name=f"{weight.name}.{i}") for i, part in enumerate(parts)]
+            halves[weight.name] = [onnx_ir.Value(name=tensor.name, const_value=tensor) for tensor in made]
+            for half in halves[weight.name]:
+                model.graph.register_initializer(half)
+        for half, output in zip(halves[weight.name], split.outputs):
+            node = onnx_ir.node("MatMul", [product.inputs[0], half])
+            model.graph.insert_before(split, node)
+            onnx_ir.convenience.replace_all_uses_with(output, node.outputs[0])
+    optimizer.remove_unused_nodes(model)
+    onnx_ir.save(model, path)
 
 
 def export_int8(source: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ def test_one_step_is_forward():
 def test_simplified_graphs_keep_their_numbers_without_splits_and_turned_weights(tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     helper, rng = onnx.helper, np.random.default_rng(0)
     weights = [("w", rng.standard_normal((8, 3))), ("v", rng.standard_normal((4, 3)))]
     graph = helper.make_graph(
