@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import RepoCard
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 from air_model.modeling_air import AirModel
@@ -147,8 +148,7 @@ def check_weights(files: list[Path], config: AirConfig) -> Counter[str]:
     counts: Counter[str] = Counter()
     for path in (path for path in files if path.suffix == ".safetensors"):
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise Refused(f"{path} cannot be read as safetensors ({error}): save the model again.") from None
         for name, tensor in tensors.items():

@@ -7,7 +7,6 @@ overwrite each other unseen.
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import os
 import re
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, RepoCard, constants, errors
-from huggingface_hub.utils.sha import git_hash
 
 from air_model.configuration_air import AirConfig
 from air_model.publishing.card import load_lines
@@ -160,7 +158,9 @@ def publish(staged: Staged, arguments: argparse.Namespace, token: str) -> tuple[
             refs = patiently("Reading the tags", api.list_repo_refs, **here)
             tags = {ref.name: ref.target_commit for ref in refs.tags}
             if tag in tags:
-                if not patiently("Reading the tag", is_held, api, staged, **here, revision=tag):
+                read = api.verify_repo_checksums
+                held = patiently("Reading the tag", read, **here, revision=tag, local_dir=staged.folder)
+                if held.mismatches or held.extra_paths:
                     raise Refused(f"The tag {tag} of {repo_id} marks other files and is never moved: use a new one.")
                 print(f"The tag {tag} marks exactly these files already: nothing to do.")
                 return url, tags[tag]
@@ -171,20 +171,6 @@ def publish(staged: Staged, arguments: argparse.Namespace, token: str) -> tuple[
         if model and not Path(model).is_dir():
             patiently("Setting a variable", api.add_space_variable, repo_id, "AIR_MODEL", model)
     return done.pr_url or url, done.oid
-
-
-def is_held(api: HfApi, staged: Staged, **revision: str) -> bool:
-    """Does a revision hold every staged file? By git's or LFS's checksum, without downloading."""
-    tree = api.list_repo_tree(**revision, recursive=True)
-    there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
-
-    def same(name: str) -> bool:
-        data, remote = (staged.folder / name).read_bytes(), there.get(name)
-        if remote is None or remote.lfs is None:
-            return remote is not None and git_hash(data) == remote.blob_id
-        return hashlib.sha256(data).hexdigest() == remote.lfs["sha256"]
-
-    return all(map(same, staged.files()))
 
 
 def push_collection(arguments: argparse.Namespace) -> None:
@@ -250,8 +236,6 @@ def sentence(error: Exception, repo_id: str, what: str) -> str:
     status = status_of(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be sent: unset it, or use --dry-run DIR."
-    if isinstance(error, (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)) and status != 401:
-        status = 404
     if status in SENTENCES:
         return SENTENCES[status].format(what=what)
     if isinstance(error, errors.HFValidationError):
