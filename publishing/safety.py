@@ -31,6 +31,11 @@ class Refused(ValueError):
     """Something that must not be published; the message says what and where."""
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder, relative to it, in order."""
+    return [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def refuse_unsafe(folder: Path, source: Path) -> None:
     """Raise Refused, listing everything, if a staged folder holds pickles, secrets or paths of this machine.
 
@@ -41,10 +46,10 @@ def refuse_unsafe(folder: Path, source: Path) -> None:
     """
     problems: dict[str, None] = {}  # in order, each once
     for place in (folder, source):
-        for path in sorted(place.rglob("*")):
-            name = path.relative_to(place).as_posix()
-            if path.is_file() and not name.startswith(".git/") and "__pycache__" not in name:
-                problems |= {f"\n  {name}{problem}: remove it": None for problem in faults(path, place == folder)}
+        for name in map(Path.as_posix, files_below(place)):
+            if not name.startswith(".git/") and "__pycache__" not in name:
+                found = faults(place / name, place == folder)
+                problems |= {f"\n  {name}{problem}: remove it": None for problem in found}
     if problems:
         raise Refused(f"Nothing was sent: {len(problems)} thing(s) must not be published.{''.join(problems)}")
 

@@ -16,7 +16,7 @@ from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 from air_model.modeling_air import AirModel
 from air_model.processing_air import AirProcessor, task_from_config
 from air_model.publishing.card import example_puzzle, model_card
-from air_model.publishing.safety import Refused, shorten_paths
+from air_model.publishing.safety import Refused, files_below, shorten_paths
 from air_model.records import read_evaluations, read_json, run_record, setting, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ class Staged:
 
     def files(self) -> list[str]:
         """Paths relative to the folder, sorted."""
-        return sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        return sorted(path.as_posix() for path in files_below(self.folder))
 
     def add(self, files: Iterable[Path], root: Path | None = None) -> None:
         """Copy those of the files that there are: to the top of the folder, or where they lie below `root`."""
@@ -57,12 +57,8 @@ class Staged:
         if self.cut:
             self.notes.append(f"{len(self.cut)} machine path(s) in JSON files were cut to their last part.")
         kept = {path.rpartition("/")[2] for path in self.files()} | {"README.md", "training_args.json"}
-        names = [
-            p.relative_to(source).as_posix()
-            for p in sorted(source.rglob("*"))
-            if p.is_file() and p.name not in kept and "__pycache__" not in p.parts
-        ]
-        if names:
+        left = (p for p in files_below(source) if p.name not in kept and "__pycache__" not in p.parts)
+        if names := list(map(Path.as_posix, left)):
             self.notes.append(f"Left behind: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}.")
         return self
 
@@ -223,14 +219,13 @@ def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:
     if not (source / "README.md").is_file():
         raise Refused(f"{source} has no README.md (the data card with its configs): build it with build_dataset.py.")
     staged = Staged("dataset", folder)
-    for path in sorted(source.rglob("*")):
-        inside = path.relative_to(source)
-        if not path.is_file() or any(part.startswith((".", "_")) for part in inside.parts):
+    for path in files_below(source):
+        if any(part.startswith((".", "_")) for part in path.parts):
             continue
         if path.suffix == ".json":
-            staged.add_json(inside.as_posix(), read_json(path))
+            staged.add_json(path.as_posix(), read_json(source / path))
         elif path.suffix in (".parquet", ".png", ".svg", ".md") or path.name == "LICENSE":
-            staged.add([path], source)
+            staged.add([source / path], source)
     card = folder / "README.md"
     card.write_text(card.read_text().replace("FOLDER_OR_HUB_ID", repo_id))
     return staged.finish(source)
@@ -274,7 +269,7 @@ def publish_folder(staged: Path, target: Path) -> None:
     Raises:
         Refused: the target holds files that would not be part of the repository.
     """
-    new, old = ({p.relative_to(place) for p in place.rglob("*") if p.is_file()} for place in (staged, target))
+    new, old = (set(files_below(place)) for place in (staged, target))
     if foreign := sorted(old - new) or ([Path(".")] if target.is_file() else []):
         raise Refused(
             f"--dry-run {target} already holds {foreign[0]}, which does not belong to the repository: give an "

@@ -26,7 +26,6 @@ if not __package__:
 
 import numpy as np
 
-from air_model.answers_air import Answers
 from air_model.attempts_air import solve_puzzles
 from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
 from air_model.processing_air import GridTask, task_from_config
@@ -105,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     tasks = list(dict.fromkeys(task_from_config(model.config) for model in models))
     texts = [text for word in args.puzzles for text in read_puzzles(word, tasks)]
     groups, refused = sort_by_size(models, texts, values=args.values)
-    where: dict[int, tuple[GridTask, np.ndarray, Answers, int]] = {}
+    color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    results, said = [{}] * len(texts), [""] * len(texts)
     for task, (places, puzzles) in groups.items():
         answers = solve_puzzles(
             models_for(models, task),
@@ -117,23 +117,20 @@ def main(argv: list[str] | None = None) -> int:
             interruptible=True,
             **{name: getattr(args, name) for name in OPTIONS},
         )
-        where |= {place: (task, puzzles[i], answers, i) for i, place in enumerate(places)}
-    results = []
-    color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for number, text in enumerate(texts):
-        if number in refused:
-            results.append({"puzzle": puzzle_of(text)[0], **refusal(str(refused[number]))})
-            if not args.json:
-                which = f"puzzle {number + 1}: " if len(texts) > 1 else ""
-                print(f"solve: {which}{refused[number]}", file=sys.stderr)
-            continue
-        task, puzzle, answers, i = where[number]
-        results.append({"puzzle": task.decode(puzzle), **describe(task, puzzle, answers, i)})
-        if not args.json:
-            print(board(task, puzzle, answers.tokens[i], color), verdict(results[-1]), sep="\n")
-            print(end="\n" if number + 1 < len(texts) else "")
+        for i, place in enumerate(places):
+            found = describe(task, puzzles[i], answers, i)
+            results[place] = {"puzzle": task.decode(puzzles[i]), **found}
+            said[place] = f"{board(task, puzzles[i], answers.tokens[i], color)}\n{verdict(found)}"
+    for place, error in refused.items():
+        results[place] = {"puzzle": puzzle_of(texts[place])[0], **refusal(str(error))}
+        said[place] = f"solve: {f'puzzle {place + 1}: ' if len(texts) > 1 else ''}{error}"
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    for place, text in enumerate([] if args.json else said):
+        if place in refused:
+            print(text, file=sys.stderr)
+        else:
+            print(text, end="\n\n" if place + 1 < len(texts) else "\n")
     return 1 if refused else 0
 
 
