@@ -71,7 +71,7 @@ class Bench:
     def matmul(self) -> float:
         """FLOP/s of a large product in the precision of the states."""
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        return 1e12 * matmul_tflops(self.device, dtype, 0.5, self.clock)
+        return 1e12 * matmul_tflops(self.device, dtype, self.clock)
 
     def row(self, name: str, puzzles: int, steps: int, dtype: torch.dtype | None, **options: Any) -> dict[str, Any]:
         """`puzzles` puzzles for `steps` steps by the engine."""
