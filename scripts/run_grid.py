@@ -42,35 +42,28 @@ from air_model.training.sweep import (
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=[*SUITES, *SMALL_SUITES], help="a published sweep over variants")
-    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="one axis of your own grid")
-    parser.add_argument("--task", choices=sorted(RECIPES), help="chooses the published recipe")
-    parser.add_argument("--recipe", help="another recipe")
-    parser.add_argument("--seeds", default="0", help="0-4, or 0,1,5")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs/")
-    parser.add_argument(
-        "--launcher",
-        choices=["local", "here", "slurm"],
-        default="local",
-        help="processes of this machine, one after another in this process (for runs of seconds), or jobs",
-    )
-    parser.add_argument("--mini", action="store_true", help="small model, small generated puzzles: minutes on a CPU")
-    parser.add_argument("--gpus-per-run", type=int, default=1, help="processes (and GPUs) of one run")
-    parser.add_argument("--parallel", type=int, help="runs at a time on a machine without GPUs, default 1")
-    parser.add_argument("--retries", type=int, default=1, help="how often a failed run is tried again")
-    parser.add_argument("--append-runs", type=Path, metavar="FILE.jsonl", help="append every finished run's run.json")
-    parser.add_argument(
-        "--curves",
-        type=Path,
-        metavar="FILE.jsonl",
-        help="write every finished run's evaluations; runs that it holds are not made again",
-    )
-    parser.add_argument("--partition", help="of Slurm")
-    parser.add_argument("--hours", type=int, default=24, help="Slurm's time limit of a job; it resumes in a new one")
-    parser.add_argument("--cpus-per-run", type=int, default=4, help="of a Slurm job")
-    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys, for every run")
+    add = parser.add_argument
+    add("--suite", choices=[*SUITES, *SMALL_SUITES], help="a published sweep over variants")
+    add("--grid", action="append", default=[], metavar="KEY=V,V", help="one axis of your own grid")
+    add("--task", choices=sorted(RECIPES), help="chooses the published recipe")
+    add("--recipe", help="another recipe")
+    add("--seeds", default="0", help="0-4, or 0,1,5")
+    add("--output-dir", type=Path, default=Path("runs"), help="default: runs/")
+    how = "processes of this machine, one after another in this process (for runs of seconds), or jobs"
+    add("--launcher", choices=["local", "here", "slurm"], default="local", help=how)
+    add("--mini", action="store_true", help="small model, small generated puzzles: minutes on a CPU")
+    add("--gpus-per-run", type=int, default=1, help="processes (and GPUs) of one run")
+    add("--parallel", type=int, help="runs at a time on a machine without GPUs, default 1")
+    add("--retries", type=int, default=1, help="how often a failed run is tried again")
+    add("--append-runs", type=Path, metavar="FILE.jsonl", help="append every finished run's run.json")
+    curves = "write every finished run's evaluations; runs that it holds are not made again"
+    add("--curves", type=Path, metavar="FILE.jsonl", help=curves)
+    add("--partition", help="of Slurm")
+    add("--hours", type=int, default=24, help="Slurm's time limit of a job; it resumes in a new one")
+    add("--cpus-per-run", type=int, default=4, help="of a Slurm job")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="any other sbatch option")
+    add("--dry-run", action="store_true", help="print the commands and stop")
+    add("overrides", nargs="*", metavar="key=value", help="recipe keys, for every run")
     arguments = parser.parse_intermixed_args(argv)
     try:
         runs = make_runs(arguments)
@@ -105,9 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{write_curves(runs, arguments.curves)} runs in {arguments.curves}")
     if arguments.append_runs:
         print(f"{append_reports(runs, arguments.append_runs)} runs appended to {arguments.append_runs}")
-    failed = [name for name, state in states.items() if state == "failed"]
-    for name in failed:
-        print(f"failed: {name}; its output is in {next(r for r in runs if r.name == name).folder / 'log.txt'}")
+    failed = [run for run in runs if states[run.name] == "failed"]
+    for run in failed:
+        print(f"failed: {run.name}; its output is in {run.folder / 'log.txt'}")
     return 1 if failed else 0
 
 

@@ -9,7 +9,9 @@ Shape letters: B slots (of this process), S cells, T state positions, D hidden, 
 Source: SPEC sections 3 and 4.
 """
 
+import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,14 +89,11 @@ class PuzzleSampler:
         self.inputs, self.labels = torch.from_numpy(copies).to(self.device), torch.from_numpy(labels).to(self.device)
         self.ids, self.first, self.sizes = (torch.from_numpy(a).long().to(self.device) for a in (ids, first, sizes))
         self.generator = torch.Generator(self.device)
-        self._orders: dict[int, Tensor] = {}
+        self._order = functools.lru_cache(maxsize=2)(self._order)  # a batch may reach into the next epoch
 
     def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            generator = seeded(self.generator, self.seed, 1, epoch)
-            self._orders[epoch] = torch.randperm(self.num_puzzles, generator=generator, device=self.device)
-        return self._orders[epoch]
+        generator = seeded(self.generator, self.seed, 1, epoch)
+        return torch.randperm(self.num_puzzles, generator=generator, device=self.device)
 
     def indices(self, step: int) -> Tensor:
         """(B,) int64: the base puzzles of this process's slots in optimizer step `step`, counted from 1."""
@@ -211,6 +210,11 @@ class Slots:
         self.puzzles = Puzzles(*(tensors[f"puzzles.{k}"] for k in Puzzles._fields))
         self.carry = type(self.carry)(**{name: tensors[name] for name in self.carry})
         self.halted = tensors["halted"]
+
+
+def joined(pieces: Sequence[Mapping[str, Tensor]], *names: str) -> list[Tensor]:
+    """What the pieces of a batch gave, detached, their rows one after another."""
+    return [torch.cat([piece[name].detach() for piece in pieces]) for name in names]
 
 
 def slots_to_refill(

@@ -20,10 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import save_release
-from air_model.processing_air import AirProcessor
 from air_model.records import read_json, whole_folder
 from air_model.training.launch import RunError
 from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, TrainConfig, recipe_differences
@@ -65,17 +63,9 @@ class CheckpointStore:
         for left in self.folder.glob(".checkpoint_*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def open_temporary(self, step: int) -> Path:
-        """An empty temporary folder for checkpoint `step`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep()
-        temporary = self.folder / f".checkpoint_{step}.tmp"
-        temporary.mkdir()
-        return temporary
-
-    def finish(self, temporary: Path, step: int) -> Path:
+    def finish(self, temporary: Path, step: int) -> None:
         """Write the manifest, flush to the disk, rename, and delete the oldest beyond `total_limit`."""
-        files = sorted(p for p in temporary.iterdir() if p.name != "manifest.json")
+        files = sorted(temporary.iterdir())
         manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*files, temporary / "manifest.json"]:
@@ -86,12 +76,10 @@ class CheckpointStore:
             shutil.rmtree(target)
         os.replace(temporary, target)
         self.prune(self.total_limit)
-        return target
 
     def prune(self, keep: int) -> None:
-        for _, path in self.found()[: -keep or None]:
+        for _, path in self.found()[:-keep]:
             doomed = path.with_name(f".{path.name}.old")  # renamed first: a kill meanwhile leaves no half checkpoint
-            shutil.rmtree(doomed, ignore_errors=True)
             os.replace(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -133,10 +121,6 @@ def read_state(path: Path) -> dict[str, Any]:
     return read_json(path / "state.json")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path) if path.is_file() else {}
-
-
 def save_checkpoint(trainer: Any) -> bool:
     """Write checkpoint_<step> of a training.trainer.Trainer; a full disk costs this checkpoint, not the run."""
     store = trainer.store
@@ -145,39 +129,34 @@ def save_checkpoint(trainer: Any) -> bool:
     # To write a good one again would risk it for nothing.
     if trainer.agree(trainer.is_main and not store.fault(trainer.step)):
         return True
-    for attempt in (1, 2):
-        error = _try_save(trainer)
-        failed = trainer.agree(error is not None)
-        if not failed:
-            return True
+    error = _try_save(trainer)
+    if trainer.agree(error is not None) and trainer.agree(trainer.is_main and len(store.found()) > 1):
+        trainer.say(f"Checkpoint {trainer.step} could not be written ({error}); deleting older ones.")
         if trainer.is_main:
-            store.sweep()
-            if attempt == 1 and len(store.found()) > 1:
-                trainer.say(f"Checkpoint {trainer.step} could not be written ({error}); deleting older ones.")
-                store.prune(1)
-                continue
-        if trainer.world > 1 and attempt == 1:
-            continue
-        break
-    trainer.say(
-        f"WARNING: checkpoint {trainer.step} could not be written ({error}). Training goes on; the newest complete "
-        f"one is {store.found()[-1][1] if store.found() else 'none'}. Free some disk space."
-    )
-    return False
+            store.prune(1)
+        error = _try_save(trainer)
+    failed = trainer.agree(error is not None)
+    if failed and trainer.is_main:
+        store.sweep()
+        newest = store.found()[-1][1] if store.found() else "none"
+        trainer.say(
+            f"WARNING: checkpoint {trainer.step} could not be written ({error}). Training goes on; the newest "
+            f"complete one is {newest}. Free some disk space."
+        )
+    return not failed
 
 
 def _try_save(trainer: Any) -> Exception | None:
     """Every process writes its part, the first one what they share; returns what went wrong, here or elsewhere."""
     store, step = trainer.store, trainer.step
     temporary = store.folder / f".checkpoint_{step}.tmp"
-    error = _attempt(store.open_temporary, step) if trainer.is_main else None
-    trainer.accelerator.wait_for_everyone()
-    error = error or _attempt(save_tensors, _rank_state(trainer), temporary / f"carry_{trainer.rank}.safetensors")
     if trainer.is_main:
-        error = error or _attempt(_save_shared, trainer, temporary)
-    if trainer.world > 1 and trainer.agree(error is not None):
+        store.sweep()
+    trainer.accelerator.wait_for_everyone()
+    error = _attempt(_save_parts, trainer, temporary)
+    if trainer.agree(error is not None):
         return error or OSError(errno.EIO, "another process could not write its part")
-    return error or (_attempt(store.finish, temporary, step) if trainer.is_main else None)
+    return _attempt(store.finish, temporary, step) if trainer.is_main else None
 
 
 def _attempt(write: Callable[..., Any], *arguments: Any) -> Exception | None:
@@ -188,14 +167,14 @@ def _attempt(write: Callable[..., Any], *arguments: Any) -> Exception | None:
     return None
 
 
-def _rank_state(trainer: Any) -> dict[str, Tensor]:
-    state = {**trainer.slots.state(), "totals": trainer.totals, "rng.cpu": torch.get_rng_state()}
+def _save_parts(trainer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = {**trainer.slots.state(), "totals": trainer.totals, "rng.cpu": torch.get_rng_state()}
     if trainer.device.type == "cuda":
-        state["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
-    return state
-
-
-def _save_shared(trainer: Any, folder: Path) -> None:
+        mine["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
+    save_tensors(mine, folder / f"carry_{trainer.rank}.safetensors")
+    if not trainer.is_main:
+        return
     save_tensors(trainer.trained.state_dict(), folder / "model.safetensors")
     tensors, values = trainer.optimizers.state()
     save_tensors(tensors, folder / "optimizer.safetensors")
@@ -239,9 +218,22 @@ def load_checkpoint(trainer: Any) -> bool:
     if state["bf16"] != trainer.bf16:
         now, then = ("bf16", "fp32") if trainer.bf16 else ("fp32", "bf16")
         trainer.say(f"WARNING: the run was computed in {then} and goes on in {now}; mixed_precision= decides.")
-    _load_shared(trainer, path, state)
+    trainer.trained.load_state_dict(load_file(path / "model.safetensors"))
+    trainer.optimizers.load_state(load_file(path / "optimizer.safetensors"), state["optimizer_values"])
+    if trainer.ema is not None:
+        trainer.ema.load(load_file(path / "ema.safetensors"))
+    for name in STATE:
+        setattr(trainer, name, state[name])
+    trainer.clock.load(state)
+    if (state["data"]["eval"] or {}).get("fingerprint") != (trainer.data["eval"] or {}).get("fingerprint"):
+        trainer.best = {}  # of other puzzles
     if state["world_size"] == trainer.world:
-        _load_rank(trainer, path)
+        mine = load_file(path / f"carry_{trainer.rank}.safetensors")
+        trainer.slots.load(mine)
+        trainer.totals.copy_(mine["totals"])
+        torch.set_rng_state(mine["rng.cpu"])
+        if trainer.device.type == "cuda" and "rng.cuda" in mine:
+            torch.cuda.set_rng_state(mine["rng.cuda"], trainer.device)
     else:
         trainer.since_log = 0
         trainer.say(
@@ -252,43 +244,20 @@ def load_checkpoint(trainer: Any) -> bool:
     return True
 
 
-def _load_shared(trainer: Any, path: Path, state: dict[str, Any]) -> None:
-    trainer.trained.load_state_dict(read_tensors(path / "model.safetensors"))
-    trainer.optimizers.load_state(read_tensors(path / "optimizer.safetensors"), state["optimizer_values"])
-    if trainer.ema is not None:
-        trainer.ema.load(read_tensors(path / "ema.safetensors"))
-    for name in STATE:
-        setattr(trainer, name, state[name])
-    trainer.clock.load(state)
-    if (state["data"]["eval"] or {}).get("fingerprint") != (trainer.data["eval"] or {}).get("fingerprint"):
-        trainer.best = {}  # of other puzzles
-
-
-def _load_rank(trainer: Any, path: Path) -> None:
-    mine = read_tensors(path / f"carry_{trainer.rank}.safetensors")
-    trainer.slots.load(mine)
-    trainer.totals.copy_(mine["totals"])
-    torch.set_rng_state(mine["rng.cpu"])
-    if trainer.device.type == "cuda" and "rng.cuda" in mine:
-        torch.cuda.set_rng_state(mine["rng.cuda"], trainer.device)
-
-
 def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     allowed = set(FREE_ON_RESUME)
     # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
     if trainer.train.lr_min_ratio == 1.0:
         allowed |= {"max_steps", "epochs"}
-    # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
-    old = {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
-    new = trainer.recipe.flat()
     same_data = state["data"]["train"]["fingerprint"] == trainer.data["train"]["fingerprint"]
     if same_data:
         allowed.add("data")  # the same puzzles may lie elsewhere
-    # A model key that only one side names is compared with what the other side's config has there.
-    for named, other, config in ((new, old, state["model_config"]), (old, new, trainer.config.to_dict())):
-        for key in MODEL_FIELDS:
-            if key in named and key not in other and key in config:
-                other[key] = config[key]
+    # Model keys that a recipe leaves out are what the config has; those that a version had not yet are left alone.
+    configs = state["model_config"], trainer.config.to_dict()
+    old, new = ({key: config[key] for key in MODEL_FIELDS if key in configs[0]} for config in configs)
+    # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
+    old |= {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
+    new |= trainer.recipe.flat()
     changed = recipe_differences(old, new, allowed)
     if not changed and not same_data:
         changed = ["the training data has changed since"]
@@ -300,10 +269,10 @@ def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
         )
 
 
-def write_model_folder(model: AirModel, config: AirConfig, target: Path) -> None:
+def write_model_folder(model: AirModel, target: Path) -> None:
     """A model folder as the Hub wants it (weights, config, processor, code), written beside and renamed."""
     with whole_folder(target) as folder:
-        save_release(model, folder, AirProcessor.from_config(config))
+        save_release(model, folder)
 
 
 def tidy_model_folders(output_dir: Path, restore: bool) -> None:

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from air_model.records import read_lines, whole, write_lines
 from air_model.training.launch import RunError, say
 
+CLOCK = ("seconds", "work", "first_step_seconds")  # what a checkpoint keeps of it
+
 
 class Clock:
-    """Time and work of a run over all its sessions.
+    """A stopwatch of a run over all its sessions.
 
     `seconds`: all of it. `work`: optimizer steps, their seconds without evaluations and saving, their operations, and
     the puzzles that they finished.
@@ -25,28 +28,26 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds = 0.0
+        self.seconds = self.first_step_seconds = 0.0
         self.work = {"steps": 0, "seconds": 0.0, "flops": 0.0, "puzzles": 0}
         self.setting_up = time.perf_counter()  # when the run began to set itself up
-        self.first_step_seconds = 0.0
-        self.start_session(0)
+        self.start_session()
 
-    def start_session(self, step: int) -> None:
-        self.first_step, self.paused = step, 0.0
-        self.seconds_before, self.work_before = self.seconds, dict(self.work)
-        self.session_start = time.perf_counter()
+    def start_session(self) -> None:
+        self.before, self.working = dict(self.work), True
+        self.session_start = self.read = time.perf_counter()
 
-    def update(self, step: int) -> None:
-        """Bring the times up to now, after optimizer step `step`."""
-        session = time.perf_counter() - self.session_start
-        self.seconds = self.seconds_before + session
-        self.work["steps"] = self.work_before["steps"] + step - self.first_step
-        self.work["seconds"] = self.work_before["seconds"] + session - self.paused
+    def update(self) -> None:
+        """Bring the times up to now."""
+        now = time.perf_counter()
+        self.seconds += now - self.read
+        self.work["seconds"] += (now - self.read) * self.working
+        self.read = now
 
     def count_step(self, flops: float) -> None:
+        self.work["steps"] += 1
         self.work["flops"] += flops
-        if not self.first_step_seconds:
-            self.first_step_seconds = time.perf_counter() - self.setting_up
+        self.first_step_seconds = self.first_step_seconds or time.perf_counter() - self.setting_up
 
     def wait_for_device(self) -> None:
         """So that steps in flight count as such."""
@@ -57,30 +58,30 @@ class Clock:
     def pausing(self) -> Iterator[None]:
         """What happens here is no training step."""
         self.wait_for_device()
-        start = time.perf_counter()
+        self.update()
+        self.working = False
         try:
             yield
         finally:
-            self.paused += time.perf_counter() - start
+            self.update()
+            self.working = True
 
-    @property
-    def session_seconds(self) -> float:
-        return self.seconds - self.seconds_before
-
-    def steps_per_second(self, step: int) -> float:
+    def steps_per_second(self) -> float:
         """Of this session."""
-        return (step - self.first_step) / max(1e-9, self.work["seconds"] - self.work_before["seconds"])
+        steps, seconds = (self.work[name] - self.before[name] for name in ("steps", "seconds"))
+        return steps / max(1e-9, seconds)
 
     def puzzles_per_second(self) -> float:
         """Puzzles finished per second of training, over the run: slots finish in bursts, so few steps say little."""
         return self.work["puzzles"] / max(1e-9, self.work["seconds"])
 
     def state(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "work": self.work, "first_step_seconds": self.first_step_seconds}
+        self.update()
+        return {name: getattr(self, name) for name in CLOCK}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.seconds, self.work = state["seconds"], state["work"]
-        self.first_step_seconds = state["first_step_seconds"]
+        for name in CLOCK:
+            setattr(self, name, state[name])
 
 
 class Journal:
@@ -101,33 +102,28 @@ class Journal:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)  # half a line would spoil the next one
             say(f"WARNING: metrics.jsonl could not be written ({error}).")
+        self._tell_trackers("log", numbers, step=step)
+
+    def close(self) -> None:
+        self._tell_trackers("finish")
+
+    def _tell_trackers(self, what: str, *values: Any, **options: Any) -> None:
         for tracker in list(self.trackers):
             try:
-                tracker.log(numbers, step=step)
+                getattr(tracker, what)(*values, **options)
             except OSError as error:
                 self.trackers.remove(tracker)
                 say(f"WARNING: {type(tracker).__name__} could not write ({error}); going on without it.")
 
     def forget_after(self, step: int, evaluation_again: bool) -> None:
-        """Drop lines that a resumed run will write again: later ones, and this step's evaluation where it is made
-        again."""
-        if not self.path.is_file():
-            return
-        again = {step} if evaluation_again else set()
-        rows = [
-            row
-            for row in read_lines(self.path)
-            if row.get("step", step + 1) <= step
-            and not (row["step"] in again and any(key.startswith("eval/") for key in row))
-        ]
-        write_lines(self.path, rows)
+        """Drop lines that a resumed run will write again: later ones, and this step's evaluation if it is one."""
 
-    def close(self) -> None:
-        for tracker in self.trackers:
-            try:
-                tracker.finish()
-            except OSError as error:
-                say(f"WARNING: {type(tracker).__name__} could not write its end ({error}).")
+        def kept(row: dict[str, Any]) -> bool:
+            again = evaluation_again and any(key.startswith("eval/") for key in row)
+            return row.get("step", step + 1) <= step - again
+
+        if self.path.is_file():
+            write_lines(self.path, filter(kept, read_lines(self.path)))
 
 
 def lasting_id(output_dir: Path) -> str:
@@ -140,40 +136,35 @@ def lasting_id(output_dir: Path) -> str:
 
 def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name: str, step: int = 0) -> list[Any]:
     """Accelerate's trackers: "auto" is tensorboard where it is installed; none is required or asks for an account."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    if names == "none" or not names:
-        return []
-    wanted = ["tensorboard"] if names == "auto" else [name.strip() for name in names.split(",")]
-    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
-    for name in wanted:
-        if name not in known:
-            raise RunError(f"There is no tracker {name!r}. Known: {', '.join(known)}, or none.")
+    kinds = {str(name): kind for name, kind in LOGGER_TYPE_TO_CLASS.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        there = [str(kind) for kind in filter_trackers(wanted, output_dir)]
-    if missing := [name for name in wanted if name not in there and names != "auto"]:
-        raise RunError(f"The tracker {missing[0]} is not installed. Run `pip install {missing[0]}`, or trackers=none.")
+        installed = [str(name) for name in get_available_trackers()]
+    if names == "auto":
+        names = "tensorboard" if "tensorboard" in installed else "none"
     trackers = []
-    for name in there:
-        kind = LOGGER_TYPE_TO_CLASS[name]
+    for name in [] if names in ("none", "") else map(str.strip, names.split(",")):
+        if name not in kinds:
+            raise RunError(f"There is no tracker {name!r}. Known: {', '.join(kinds)}, or none.")
+        if name not in installed:
+            raise RunError(f"The tracker {name} is not installed. Run `pip install {name}`, or trackers=none.")
         # One folder whatever the run's name, so that nothing of the run's own is in its way; the others have a
         # project, and the run's name within it. What a resumed run does again must not be there twice.
         project, options = "air", {}
         if name == "tensorboard":
             project, options = "tensorboard", {"logging_dir": output_dir, "purge_step": step + 1}
-        elif kind.requires_logging_directory:
+        elif kinds[name].requires_logging_directory:
             project, options = run_name or "air", {"logging_dir": output_dir / "trackers"}
         elif name in ("wandb", "trackio"):
             options = {"name": run_name or output_dir.name, "resume": "allow"}
             options |= {"id": lasting_id(output_dir)} if name == "wandb" else {}
-        tracker = kind(project, **options)
-        if hasattr(tracker, "start"):
-            tracker.start()
+        trackers.append(kinds[name](project, **options))
+        trackers[-1].start()
         # Tensorboard takes no lists or None.
         flat = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config.items()}
-        tracker.store_init_configuration(flat)
-        trackers.append(tracker)
+        trackers[-1].store_init_configuration(flat)
     return trackers
 
 
@@ -182,19 +173,18 @@ def draw_curve(metrics: Path, target: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in read_lines(metrics) if "step" in row]
-
-    def draw(axes: Any, key: str, color: str, **style: Any) -> None:
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        axes.plot([step for step, _ in points], [value for _, value in points], color=color, **style)
-
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw(left, "train/loss", "#000000", linewidth=1)
-    left.set(xlabel="optimizer step", ylabel="training loss")
     dots = {"marker": "o", "markersize": 3}
-    draw(right, "train/exact_accuracy", "#0072B2", linewidth=1, label="training, halted slots")
-    draw(right, "eval/exact_accuracy", "#D55E00", **dots, label="evaluation")
-    draw(right, "eval/cell_accuracy", "#009E73", **dots, linestyle="--", linewidth=1, label="evaluation, cells")
+    for axes, key, color, style in (
+        (left, "train/loss", "#000000", {"linewidth": 1}),
+        (right, "train/exact_accuracy", "#0072B2", {"linewidth": 1, "label": "training, halted slots"}),
+        (right, "eval/exact_accuracy", "#D55E00", {"label": "evaluation", **dots}),
+        (right, "eval/cell_accuracy", "#009E73", {"label": "evaluation, cells", "ls": "--", "linewidth": 1, **dots}),
+    ):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        axes.plot(*np.array(points).reshape(-1, 2).T, color=color, **style)
+    left.set(xlabel="optimizer step", ylabel="training loss")
     right.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

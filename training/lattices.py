@@ -11,14 +11,14 @@ Shape letters: B slots, S cells, n digits, T state positions, D hidden.
 
 import math
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from air_model.modeling_air import AirModel
-from air_model.training.batches import Puzzles, seeded, step_metrics
+from air_model.training.batches import LOSSES, Puzzles, joined, seeded, step_metrics
 from air_model.training.launch import RunError
 from air_model.training.trainer import Trainer
 
@@ -26,23 +26,7 @@ STRIKE = 0.1  # belief below which a candidate goes; a right one lost costs eigh
 TEMPERATURE = 1.5  # of the digit that is drawn
 WRONG = 0.25  # share of new lattices with cells filled in of which some are wrong
 WARM = (0, 0, 1, 2)  # ACT steps without gradient before the two that are trained on, one of these at random
-
-
-class LatticeOutput(NamedTuple):
-    """One step. keep (B, S, n): logit of a candidate's standing; the rest is named as in AirOutput.
-
-    The q head's second number, which q_continue has elsewhere, says whether the lattice has lost the solution.
-    """
-
-    loss: Tensor
-    lm_loss: Tensor
-    q_halt_loss: Tensor
-    q_continue_loss: Tensor
-    logits: Tensor
-    keep: Tensor
-    q_halt_logits: Tensor
-    q_continue_logits: Tensor
-    carry: dict[str, Tensor]
+READ = ("logits", "keep", "q_halt_logits", "q_continue_logits")  # what is read off the states of a step
 
 
 class Lattice(nn.Module):
@@ -65,8 +49,12 @@ class Lattice(nn.Module):
         base = (table[2:].sum(0) - table[1]) / (live.shape[-1] - 1)
         return live.float() @ (table[2:] - base) + base
 
-    def forward(self, live: Tensor, ids: Tensor, labels: Tensor, carry: dict[str, Tensor]) -> LatticeOutput:
-        """Two ACT steps with gradient on candidates (B, S, n) bool, whose solutions are labels (B, S) tokens."""
+    def forward(self, live: Tensor, ids: Tensor, labels: Tensor, carry: dict[str, Tensor]) -> dict[str, Any]:
+        """Two ACT steps with gradient on candidates (B, S, n) bool, whose solutions are labels (B, S) tokens.
+
+        Returns what an AirOutput has, and keep (B, S, n), the logit of a candidate's standing. The q head's second
+        number, which q_continue has elsewhere, says whether the lattice has lost the solution.
+        """
         air, dtype = self.air, self.air.activation_dtype(live.device.type)
         losses, warm = [], self.warm
         with torch.autocast(live.device.type, enabled=False):  # precision is explicit, as in AirModel.forward
@@ -79,8 +67,8 @@ class Lattice(nn.Module):
                     cells = z_h[:, air.config.num_prefix_positions :].float()
                     read = air.decode_state(z_h).float(), self.keep(cells), *air.q_head(z_h[:, 0]).unbind(-1)
                     losses.append(lattice_losses(*read, live, labels))
-        total, *parts = torch.stack([torch.stack(found) for found in losses]).mean(0)
-        return LatticeOutput(total, *parts, *read, {"steps": carry["steps"] + 1})
+        means = torch.stack([torch.stack(found) for found in losses]).mean(0)
+        return {**dict(zip(LOSSES, means)), **dict(zip(READ, read)), "carry": {"steps": carry["steps"] + 1}}
 
 
 def lattice_losses(
@@ -179,19 +167,17 @@ class LatticeTrainer(Trainer):
         return Puzzles(new_lattices(inputs, labels, self.config.vocab_size - 2, *share), labels, ids)
 
     @torch.no_grad()
-    def _advance_slots(self, step: int, pieces: list[LatticeOutput], losses: Tensor) -> None:
+    def _advance_slots(self, step: int, pieces: list[Any], losses: Tensor) -> None:
         """Which candidates are left, which lattices are over, and the sums of what those score."""
         slots, (live, labels, ids) = self.slots, self.slots.puzzles
-        names = ("logits", "keep", "q_halt_logits", "q_continue_logits")
-        logits, keep, q_solved, q_lost = (torch.cat([getattr(out, name).detach() for out in pieces]) for name in names)
-        steps = torch.cat([out.carry["steps"] for out in pieces])
+        logits, keep, q_solved, q_lost = joined(pieces, *READ)
+        (steps,) = joined([out["carry"] for out in pieces], "steps")
         struck = struck_out(live, keep)
         left = pinned(struck, logits, seeded(self.explorer, self.train.seed, 5, step, self.rank))
         lost, count = ~left.gather(2, labels[..., None] - 2)[..., 0].all(1), struck.sum(-1)
         # One that is called lost and is not goes on: ended, such ones would fill the slots with what is held for lost.
         over = (count == 1).all(1) | (lost & ((q_lost > 0) | (count == 0).any(1)))
         over |= steps >= (self.train.train_act_steps or self.config.halt_max_steps)
-        self.totals += torch.cat(
-            [step_metrics(among(logits, live), labels, q_solved, steps, over, self.config.ignore_index), losses]
-        )
+        sums = step_metrics(among(logits, live), labels, q_solved, steps, over, self.config.ignore_index)
+        self.totals += torch.cat([sums, losses])
         slots.puzzles, slots.carry, slots.halted = Puzzles(left, labels, ids), {"steps": steps}, over

@@ -140,14 +140,6 @@ def end_with_launcher() -> None:
             ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # 1 = PR_SET_PDEATHSIG
 
 
-def drop_fsdp() -> bool:
-    """Whether the launcher asked for FSDP; from then on it is DDP.
-
-    Sharding saves memory that models of this size do not need, and Muon wants whole matrices.
-    """
-    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-
-
 def refuse_lonely_process(world: int, script: str = "train_accelerate.py") -> None:
     """`accelerate launch --cpu --num_processes 2` starts ONE process and says nothing: refuse to work alone then."""
     if world > 1:
@@ -194,32 +186,31 @@ def join_processes(device: str | None, script: str) -> tuple[int, int, torch.dev
     return state.process_index, state.num_processes, state.device, state.wait_for_everyone
 
 
-def launcher_precision(recipe: str) -> str:
+def launcher_precision(mixed_precision: str, accumulation: int) -> str:
     """What `accelerate launch --mixed_precision` asks for: "no" or "bf16".
 
+    Args:
+        mixed_precision, accumulation: of the recipe; the launcher's `--gradient_accumulation_steps` changes the batch.
+
     Raises:
-        RunError: it asks for fp16 or fp8, or for bf16 where the recipe says no.
+        RunError: it asks for fp16 or fp8, for bf16 where the recipe says no, or for another accumulation.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    pieces = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if asked not in ("no", "bf16"):
         raise RunError(
             f"accelerate launch asks for mixed_precision={asked}, in which AIR is not trained. "
             "Leave --mixed_precision out (the recipe's mixed_precision decides), or ask for bf16."
         )
-    if asked == "bf16" and recipe == "no":
+    if asked == "bf16" and mixed_precision == "no":
         raise RunError(
             "accelerate launch asks for bf16 and the recipe says mixed_precision=no. Leave one of them out, or add "
             "mixed_precision=bf16."
         )
-    return asked
-
-
-def refuse_other_accumulation(recipe: int) -> None:
-    """`accelerate launch --gradient_accumulation_steps N` means another batch than ours: a recipe says it."""
-    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if asked not in ("1", "auto", str(recipe)):
+    if pieces not in ("1", "auto", str(accumulation)):
         raise RunError(
-            f"accelerate launch has --gradient_accumulation_steps {asked}, the recipe accumulation={recipe}. "
-            f"Add accumulation={asked} instead: batch_size stays the whole batch, which a process takes in that many "
+            f"accelerate launch has --gradient_accumulation_steps {pieces}, the recipe accumulation={accumulation}. "
+            f"Add accumulation={pieces} instead: batch_size stays the whole batch, which a process takes in that many "
             "pieces."
         )
+    return asked

@@ -1,6 +1,5 @@
 """Miniature runs: every part of a run for real, in seconds, at a size that says nothing about results."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from air_model.processing_air import make_task
 from air_model.records import write_text
+from air_model.training.launch import is_first_process
 
 SIZE = {
     "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "halt_max_steps": 4, "l_layers": None,
@@ -27,7 +27,7 @@ def miniature(model: dict[str, Any], steps: int = 20) -> dict[str, Any]:
 
 def on_miniature_data(task_name: str, folder: Path) -> dict[str, Any]:
     """Recipe values that train on `miniature_data`, which the first process of a run writes into the folder."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         miniature_data(task_name, folder)
     while not (folder / "test.csv").is_file():  # another process of this run writes it
         time.sleep(0.1)

@@ -1,5 +1,6 @@
 """Recipes: recipes/NAME.yaml and key=value words, read and checked, become a model's and a training's values."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -174,11 +175,12 @@ def recipe_values(name: str | os.PathLike) -> dict[str, Any]:
     """What stands in a recipe: a path, or a name in recipes/ or recipes/shipped/."""
     path, places = Path(name), (RECIPES, RECIPES / "shipped")
     if not path.is_file():
-        known = sorted(p.stem for place in places for p in place.glob("*.yaml"))
-        found = [place / f"{path.stem}.yaml" for place in places if (place / f"{path.stem}.yaml").is_file()]
-        if path.suffix not in ("", ".yaml") or not found:
-            raise FileNotFoundError(f"There is no recipe {str(name)!r}. Known: {', '.join(known)}, or give a path.")
-        path = found[0]
+        known = {found.stem: found for place in reversed(places) for found in place.glob("*.yaml")}
+        if path.suffix not in ("", ".yaml") or path.stem not in known:
+            raise FileNotFoundError(
+                f"There is no recipe {str(name)!r}. Known: {', '.join(sorted(known))}, or give a path."
+            )
+        path = known[path.stem]
     values = _yaml(path.read_text(), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
@@ -263,29 +265,21 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """The value as the type of its field: YAML reads 1e-4 as text, and 3 for a float as an integer."""
-    kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (types.UnionType, typing.Union) else {hint}
-    if value is None and type(None) in kinds:
-        return None
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = {typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))}
     if str in kinds and value is False:  # YAML's idea of no and off
         return "off" if key == "compile" else "no"
-    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
-        return value  # AirConfig checks its own choices
-    try:
-        if bool in kinds and isinstance(value, bool):
-            return value
-        if isinstance(value, bool) or value is None:
-            raise TypeError
-        if int in kinds and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
-            return int(value)
-        if float in kinds:
-            return float(value)
-        if str in kinds and isinstance(value, (str, int, float)):
-            return str(value)
-        if any(isinstance(value, kind) for kind in (dict, list) if kind in {typing.get_origin(k) or k for k in kinds}):
-            return value
-    except (TypeError, ValueError):
-        pass
-    names = " or ".join(sorted(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None)))
+    if isinstance(value, float) and value.is_integer() and int in kinds:
+        return int(value)
+    if type(value) in kinds or typing.Literal in kinds:  # AirConfig checks its own choices
+        return value
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            if float in kinds:
+                return float(value)
+            if str in kinds:
+                return str(value)
+    names = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
     raise ValueError(f"{key}={value!r} is not of the right type: expected {names}.")
 
 

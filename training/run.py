@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from air_model.processing_air import make_task
-from air_model.records import append_runs_to, read_run, write_json
+from air_model.records import append_runs_to, read_run
 from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
 from air_model.training.journal import leave_curve, make_trackers
 from air_model.training.lattices import LatticeTrainer
@@ -25,9 +24,10 @@ from air_model.training.launch import (
     end_with_launcher,
     is_first_process,
     refuse_lonely_process,
+    say,
 )
 from air_model.training.recipe import Recipe, recipe_differences
-from air_model.training.trainer import NEVER, BadLoss, Trainer
+from air_model.training.trainer import BadLoss, Trainer
 
 # What a run leaves in its folder.
 FILES = (
@@ -43,19 +43,17 @@ def load_data(recipe: Recipe) -> tuple[Any, Any | None]:
     config = recipe.train
     if not config.data:
         raise RunError("The recipe names no data. Add data=...: a Hub id, a folder of build_dataset.py, or a CSV.")
-    task = _task_of(recipe)
+    m, task = recipe.model, None  # the task as far as the recipe itself fixes it; None leaves it to the data
+    if m.get("task") in ("sudoku", "maze") and m.get("grid_height"):
+        task = make_task(m["task"], m["grid_height"], m.get("grid_width"), m.get("box_height"), m.get("box_width"))
     train_set = load_puzzles(config.data, config.train_split, task=task)
     if config.train_size is not None and config.train_size < len(train_set):
         rows = np.random.default_rng(config.data_seed).permutation(len(train_set))[: config.train_size]
         train_set = train_set.select(np.sort(rows))
     elif config.train_size is not None and config.train_size > len(train_set):
-        print(f"train_size={config.train_size}, but {config.data} has {len(train_set)} training rows: all are used.",
-              file=sys.stderr)  # fmt: skip
+        say(f"train_size={config.train_size}, but {config.data} has {len(train_set)} training rows: all are used.")
     if config.eval_data is None and Path(config.data).is_file():
-        print(
-            f"{config.data} is one file: nothing is held out to evaluate on. Give eval_data=... for that.",
-            file=sys.stderr,
-        )
+        say(f"{config.data} is one file: nothing is held out to evaluate on. Give eval_data=... for that.")
         return train_set, None
     limits = [config.eval_limit, config.eval_limit if config.final_eval_limit is None else config.final_eval_limit]
     source, limit = config.eval_data or config.data, max(limits) if all(limits) else None
@@ -65,14 +63,6 @@ def load_data(recipe: Recipe) -> tuple[Any, Any | None]:
         return train_set, load_puzzles(source, "dev", task=task, limit=limit)
     except FileNotFoundError:
         return train_set, load_puzzles(source, "test", task=task, limit=limit)
-
-
-def _task_of(recipe: Recipe) -> Any | None:
-    """The task as far as the recipe itself fixes it; None leaves it to the data."""
-    m = recipe.model
-    if m.get("task") in ("sudoku", "maze") and m.get("grid_height"):
-        return make_task(m["task"], m["grid_height"], m.get("grid_width"), m.get("box_height"), m.get("box_width"))
-    return None
 
 
 def run_training(
@@ -91,8 +81,7 @@ def run_training(
         overwrite: delete an earlier run in output_dir. append_runs: a .jsonl to which run.json is appended at the end.
         signals: the caller's, who wants to know afterwards whether one came.
     """
-    start = time.perf_counter()
-    output_dir = Path(output_dir)
+    start, output_dir = time.perf_counter(), Path(output_dir)
     refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
     first_process = is_first_process()
     if append_runs is not None and first_process:
@@ -106,9 +95,10 @@ def run_training(
         trainer.clock.setting_up = start
         if overwrite and not resume and first_process:  # only now: a recipe that cannot run costs no earlier run
             earlier = {}
-            delete_run(output_dir)
+            for path in map(output_dir.joinpath, FILES):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         resumed = _set_out(trainer, resume)
-        report = earlier if resumed and _is_finished(trainer, earlier) else _train(trainer, signals, start)
+        report = earlier if resumed and _is_finished(trainer, earlier) else _train(trainer, signals)
         if trainer.is_main:
             if append_runs is not None and report["status"] == "finished":
                 append_runs_to(append_runs, [report])
@@ -118,9 +108,16 @@ def run_training(
         return report
 
 
-def _train(trainer: Trainer, signals: Signals, start: float) -> dict[str, Any]:
+def _train(trainer: Trainer, signals: Signals) -> dict[str, Any]:
     """Train to the end or a stop; returns what run.json then holds."""
-    _open_journal(trainer)
+    if trainer.is_main:
+        # Of this step an evaluation that is owed, or the final one, is made again.
+        again = trainer.step >= trainer.max_steps or trainer.evaluation_owed
+        trainer.journal.forget_after(trainer.step, evaluation_again=again)
+        trainer.journal.trackers = make_trackers(
+            trainer.train.trackers, trainer.output_dir, trainer.recipe.flat(), trainer.train.run_name, trainer.step
+        )
+        trainer.write_report("running")
     signals.install(signal.SIGINT)  # only now is there something to save
     end_with_launcher()
     evaluation: dict[str, Any] = {}
@@ -132,22 +129,11 @@ def _train(trainer: Trainer, signals: Signals, start: float) -> dict[str, Any]:
             trainer.say(f"Stopped by {trainer.stop_reason} after step {trainer.step}; --resume goes on from here.")
     except BadLoss as error:
         kept = keep_last_good(trainer)
-        if trainer.is_main:
-            write_json(trainer.output_dir / "run.json", trainer.report("failed", time.perf_counter() - start))
+        trainer.write_report("failed")
         raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
     finally:
         trainer.journal.close()
-    status = "stopped" if trainer.stop_reason else "finished"
-    report = trainer.report(status, time.perf_counter() - start, evaluation)
-    if trainer.is_main:
-        write_json(trainer.output_dir / "run.json", report)
-    return report
-
-
-def delete_run(folder: Path) -> None:
-    for name in FILES:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return trainer.write_report("stopped" if trainer.stop_reason else "finished", evaluation)
 
 
 def _set_out(trainer: Trainer, resume: bool) -> bool:
@@ -159,9 +145,9 @@ def _set_out(trainer: Trainer, resume: bool) -> bool:
     resumed = resume and load_checkpoint(trainer)
     if trainer.is_main:
         tidy_model_folders(trainer.output_dir, restore=resumed)
-    if resume and not resumed:
-        trainer.say(f"No complete checkpoint under {trainer.output_dir}: starting from the beginning.")
     if not resumed:
+        if resume:
+            trainer.say(f"No complete checkpoint under {trainer.output_dir}: starting from the beginning.")
         if trainer.is_main:
             trainer.store.set_aside(-1)  # of a run that left no run.json
         trainer.take_initial_weights()
@@ -175,25 +161,15 @@ def _is_finished(trainer: Trainer, earlier: dict[str, Any]) -> bool:
     same = (earlier.get("data") or {}).get("eval") == trainer.data["eval"]
     if same and trainer.best.get("step", -1) < settled.get("step", -1) <= trainer.step:
         trainer.best = settled
-    done = earlier.get("status") == "finished" and earlier.get("steps") == trainer.step == trainer.max_steps
-    done = done and (trainer.output_dir / "model_last").is_dir()
-    done = done and not recipe_differences(earlier["config"], trainer.recipe.flat())
+    done = (
+        earlier.get("status") == "finished"
+        and earlier.get("steps") == trainer.step == trainer.max_steps
+        and (trainer.output_dir / "model_last").is_dir()
+        and not recipe_differences(earlier["config"], trainer.recipe.flat())
+    )
     if done:
         trainer.say(f"This run has finished already: {trainer.output_dir / 'run.json'}.")
     return done
-
-
-def _open_journal(trainer: Trainer) -> None:
-    if not trainer.is_main:
-        return
-    # Of this step an evaluation that is owed, or the final one, is made again.
-    again = trainer.step >= trainer.max_steps or trainer.evaluation_owed
-    trainer.journal.forget_after(trainer.step, evaluation_again=again)
-    train = trainer.train
-    trainer.journal.trackers = make_trackers(
-        train.trackers, trainer.output_dir, trainer.recipe.flat(), train.run_name, trainer.step
-    )
-    write_json(trainer.output_dir / "run.json", trainer.report("running", 0.0))
 
 
 def _finish(trainer: Trainer) -> dict[str, Any]:
@@ -217,8 +193,8 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
 
 def keep_last_good(trainer: Trainer) -> str:
     """After a bad loss: keep the weights in memory if they are still good, and say what there is to go on from."""
-    good = trainer.world == 1 and trainer.weights_are_finite()
-    if good and trainer.device.type == "cpu" and trainer.step and trainer.first_bad == NEVER:
+    trainer.clock.update()
+    if trainer.world == 1 and trainer.device.type == "cpu" and trainer.step and trainer.weights_are_finite():
         save_checkpoint(trainer)
     newest = trainer.store.found()
     return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from air_model.modeling_air import AirModel
+from air_model.pipeline_air import device_of, load_model
 from air_model.records import append_runs_to, command_line, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
 from air_model.training.launch import already_there, is_first_process, say
@@ -31,6 +31,7 @@ SHAPES = (
     "variant", "hidden_size", "intermediate_size", "expansion", "num_hidden_layers", "num_attention_heads",
     "cell_embedding", "position_embedding", "puzzle_embedding_size", "prefix_length",
 )  # fmt: skip
+SUMMARY = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")  # of a stage, for its chain
 
 
 class Stage(NamedTuple):
@@ -100,10 +101,14 @@ def run_stages(
         recipe = _with_start(stage, stages[number - 1], folders[number - 1])
         if first_process:
             say(f"Stage {number + 1} of {len(stages)}: {folder}")
-        report = _run_stage(recipe, folder)
+        report = read_run(folder)
+        if not has_finished(report, recipe.flat()):
+            torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
+            report = run_training(recipe, folder, resume=folder.exists())
         if report["status"] == "finished" and stage.average:
             report = _averaged(recipe, folder, report, first_process)
-        parts = [*record.get("stages", []), _summary(report, stage)]
+        part = {name: report.get(name) for name in SUMMARY} | {"start": stage.start}
+        parts = [*record.get("stages", []), part]
         # `earlier_runs` of a report are its stages, so that the seconds of all add up.
         record = {**report, "name": output_dir.name, "command": command_line(), "stages": parts}
         if number + 1 < len(stages) and record["status"] == "finished":
@@ -130,46 +135,27 @@ def _with_start(stage: Stage, before: Stage, folder: Path) -> Recipe:
     return make_recipe({**stage.recipe.flat(), "init_from": str(start)})
 
 
-def _run_stage(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    report = read_run(folder)
-    if has_finished(report, recipe.flat()):
-        return report
-    torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
-    return run_training(recipe, folder, resume=folder.exists())
-
-
 def _averaged(recipe: Recipe, folder: Path, report: dict[str, Any], first_process: bool) -> dict[str, Any]:
     """Write model_average/, evaluated; its scores stand under "average" in the stage's run.json."""
     while not first_process and "average" not in (report := read_run(folder)):
         time.sleep(0.1)
     if "average" in report:
         return report
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = mean_of(folder / "model_last", recipe.train.init_from).to(device)
-    write_model_folder(model, model.config, folder / "model_average")
-    scores, puzzles = None, load_data(recipe)[1]
+    sources = str(folder / "model_last"), recipe.train.init_from
+    model, start = (load_model(source, "cpu").float() for source in sources)
+    theirs = start.state_dict()
+    model.load_state_dict({name: torch.lerp(ours, theirs[name], 0.5) for name, ours in model.state_dict().items()})
+    write_model_folder(model, folder / "model_average")
+    scores, puzzles, train = None, load_data(recipe)[1], recipe.train
     if puzzles is not None:
-        train = recipe.train
         limit = train.eval_limit if train.final_eval_limit is None else train.final_eval_limit
-        dtype = torch.bfloat16 if report["precision"].startswith("bf16") else torch.float32
-        batch_size = train.eval_batch_size or train.batch_size
-        scores = evaluate_model(model, puzzles.select(slice(limit or None)), batch_size=batch_size, dtype=dtype)
+        scores = evaluate_model(
+            model.to(device_of()),
+            puzzles.select(slice(limit or None)),
+            batch_size=train.eval_batch_size or train.batch_size,
+            dtype=torch.bfloat16 if report["precision"].startswith("bf16") else torch.float32,
+        )
         say(f"The mean of its weights and its start: {scores}")
     report = {**report, "average": scores}
     write_json(folder / "run.json", report)
     return report
-
-
-def mean_of(first: str | os.PathLike, second: str | os.PathLike) -> AirModel:
-    """The first model with the mean of both models' weights, in float32 on the CPU."""
-    from air_model.pipeline_air import load_model
-
-    model, other = (load_model(str(source), "cpu").float() for source in (first, second))
-    theirs = other.state_dict()
-    model.load_state_dict({name: torch.lerp(ours, theirs[name], 0.5) for name, ours in model.state_dict().items()})
-    return model
-
-
-def _summary(report: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    names = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")
-    return {**{name: report.get(name) for name in names}, "start": stage.start}

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from air_model.modeling_air import AirModel
+from air_model.pipeline_air import load_model
 from air_model.training.launch import RunError
 
 
@@ -15,8 +16,6 @@ def start_from(model: AirModel, source: str) -> str:
 
     Returns a sentence that says so. Raises RunError if no block fits.
     """
-    from air_model.pipeline_air import load_model
-
     other = load_model(source, "cpu").float()
     grown = other.config.hidden_size * 2 == model.config.hidden_size
     theirs, ours = widened(other) if grown else other.state_dict(), model.state_dict()
@@ -30,9 +29,8 @@ def start_from(model: AirModel, source: str) -> str:
     model.load_state_dict({**ours, **fitting})
     fresh = sorted(set(ours) - set(fitting))
     how = f", widened from {other.config.hidden_size} to {model.config.hidden_size}" if grown else ""
-    return f"Starting from {source}{how}" + (
-        f"; fresh because of another shape: {', '.join(fresh)}." if fresh else "."
-    )
+    how += f"; fresh because of another shape: {', '.join(fresh)}" if fresh else ""
+    return f"Starting from {source}{how}."
 
 
 def widened(model: AirModel, noise: float = 0.01, seed: int = 0) -> dict[str, Tensor]:

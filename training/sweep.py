@@ -5,24 +5,22 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.configuration_air import AirConfig
 from air_model.records import append_runs_to, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, Signals, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
-from air_model.training.recipe import as_words, has_finished, read_recipe, split_word
+from air_model.training.recipe import Recipe, as_words, has_finished, read_recipe, split_word
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,12 +58,8 @@ def rung_values(name: str) -> dict[str, Any]:
     """What a rung of the ladder changes, with all rungs below it."""
     if name not in RUNGS:
         raise ValueError(f"Unknown rung {name!r}. Known, from the lowest: {', '.join(RUNGS)}.")
-    values: dict[str, Any] = {}
-    for rung, changes in RUNGS.items():
-        values |= changes
-        if rung == name:
-            break
-    return values
+    rungs = list(RUNGS)
+    return {key: value for rung in rungs[: rungs.index(name) + 1] for key, value in RUNGS[rung].items()}
 
 
 @dataclass
@@ -81,15 +75,19 @@ class Run:
     attempts: int = 0
     begun_at: int = 0  # steps done when its newest process started
     not_before: float = 0.0  # time.monotonic() until which it is left alone
-    process: subprocess.Popen | None = field(default=None, repr=False)
-    job: Any = field(default=None, repr=False)
+    job: Any = field(default=None, repr=False)  # what its launcher knows it by
 
     def command(self, python: str = sys.executable) -> list[str]:
-        script = [str(ROOT / "train_accelerate.py"), "--recipe", self.recipe, "--output-dir", str(self.folder)]
         start = [python]
         if self.processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
-        return [*start, *script, "--resume", *self.words()]
+        script = [str(ROOT / "train_accelerate.py"), "--recipe", self.recipe, "--output-dir", str(self.folder)]
+        return [*start, *script, "--resume", *as_words(self.overrides)]
+
+    def log(self) -> TextIO:
+        """log.txt in its folder, to append to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / "log.txt").open("a")
 
     def report(self) -> dict[str, Any]:
         return read_run(self.folder)
@@ -97,21 +95,21 @@ class Run:
     def finished(self) -> bool:
         return has_finished(self.report(), self.expected())
 
-    def words(self) -> list[str]:
-        """The overrides as the command line has them."""
-        return as_words(self.overrides)
-
-    def expected(self) -> dict[str, Any]:
-        """The recipe of this run as run.json will hold it.
+    def read(self) -> Recipe:
+        """Its recipe, from the words of its command line.
 
         Raises:
             ValueError, FileNotFoundError: the recipe or an override cannot be read.
         """
-        return read_recipe(self.recipe, self.words()).flat()
+        return read_recipe(self.recipe, as_words(self.overrides))
+
+    def expected(self) -> dict[str, Any]:
+        """The recipe of this run as run.json will hold it."""
+        return self.read().flat()
 
     def check(self) -> None:
         """Raises ValueError or FileNotFoundError where the recipe or the model that it asks for cannot be."""
-        model = {k: v for k, v in read_recipe(self.recipe, self.words()).model.items() if v is not None}
+        model = {k: v for k, v in self.read().model.items() if v is not None}
         variant, side = model.pop("variant"), {"maze": 30}.get(model.get("task"), 9)
         if "grid_height" in model or not {"grid_width", "box_height", "box_width", "vocab_size"} & set(model):
             AirConfig.from_variant(variant, **{"grid_height": side, **model})
@@ -140,20 +138,14 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def split_values(text: str) -> list[str]:
-    """'1,2' -> ['1', '2']; a comma within brackets or quotes belongs to its value: '[row,all],null'."""
-    values, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and not depth and not quote:
-            values.append("")
-        else:
-            values[-1] += letter
-    return values
+    """'1,2' -> ['1', '2'], as YAML divides a list; the values stay as they are written: '[row,all],null'."""
+    import yaml
+
+    try:
+        found = yaml.compose(f"[{text}]", yaml.SafeLoader).value
+    except yaml.YAMLError:
+        raise ValueError(f"Cannot read {text!r} as values with commas between them.") from None
+    return [text[value.start_mark.index - 1 : value.end_mark.index - 1] for value in found]
 
 
 def make_runs(arguments: argparse.Namespace) -> list[Run]:
@@ -172,9 +164,6 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         axes[key] = split_values(values)
     if not axes:
         raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
-    for name in axes.get("variant", []):
-        if name not in VARIANTS:
-            raise ValueError(f"Unknown variant {name!r}. Known: {', '.join(VARIANTS)}.")
     recipe = arguments.recipe or (SMALL_RECIPE if arguments.suite in SMALL_SUITES else RECIPES.get(arguments.task))
     if recipe is None:
         raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
@@ -209,16 +198,15 @@ class Local:
     """Runs as child processes: as many at a time as there are groups of GPUs, one on a CPU."""
 
     def __init__(self, gpus_per_run: int, parallel: int | None) -> None:
-        import torch
-
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        ids = devices.split(",") if devices else [str(i) for i in range(torch.cuda.device_count())]
-        each = max(1, gpus_per_run)
-        groups = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
-        if torch.cuda.is_available() and not groups:
-            raise ValueError(f"--gpus-per-run {gpus_per_run}: this machine has {len(ids)} GPUs.")
-        self.free: list[list[str] | None] = list(groups) if torch.cuda.is_available() else [None] * (parallel or 1)
+        self.free: list[list[str] | None] = [None] * (parallel or 1)
         self.taken: dict[str, list[str] | None] = {}
+        if torch.cuda.is_available():
+            devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+            ids = devices.split(",") if devices else [str(i) for i in range(torch.cuda.device_count())]
+            each = max(1, gpus_per_run)
+            self.free = [ids[i : i + each] for i in range(0, len(ids) - each + 1, each)]
+            if not self.free:
+                raise ValueError(f"--gpus-per-run {gpus_per_run}: this machine has {len(ids)} GPUs.")
 
     def start(self, run: Run) -> bool:
         """Start a run; False while every slot is taken."""
@@ -226,15 +214,14 @@ class Local:
             return False
         devices = self.taken[run.name] = self.free.pop(0)
         environment = os.environ if devices is None else {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "log.txt").open("ab") as log:
+        with run.log() as log:
             # In the caller's folder: its relative paths of recipes, data and output stay right.
-            run.process = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment)
+            run.job = subprocess.Popen(run.command(), stdout=log, stderr=log, env=environment)
         return True
 
     def ended(self, run: Run) -> int | None:
         """Exit status of a run that ended, else None."""
-        status = run.process.poll()
+        status = run.job.poll()
         if status is not None:
             self.free.append(self.taken.pop(run.name))
         return status
@@ -242,9 +229,9 @@ class Local:
     def stop(self, runs: list[Run]) -> None:
         """SIGTERM lets every run write a checkpoint."""
         for run in runs:
-            run.process.send_signal(signal.SIGTERM)
+            run.job.terminate()
         for run in runs:
-            run.process.wait()
+            run.job.wait()
 
 
 class Here:
@@ -257,8 +244,7 @@ class Here:
         """Run it whole; False while the grid has not yet taken note of the run before."""
         if self.codes:
             return False
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        with run.log() as log, redirect_stdout(log), redirect_stderr(log):
             self.codes[run.name] = self.train(run, signals := Signals())
         if signals.received:  # meant for the grid, also where the run was already done
             raise KeyboardInterrupt
@@ -270,7 +256,7 @@ class Here:
         from air_model.training.run import run_training
 
         try:
-            run_training(read_recipe(run.recipe, run.words()), run.folder, resume=True, signals=signals)
+            run_training(run.read(), run.folder, resume=True, signals=signals)
         except (ValueError, OSError, ImportError) as error:
             say(f"error: {error}")
             return TAKEN if isinstance(error, FolderTaken) else 1
@@ -313,24 +299,23 @@ class Slurm:
         except ImportError as error:
             raise ValueError("--launcher slurm needs submitit: pip install submitit.") from error
         self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster="slurm")
-        parameters: dict[str, Any] = {
+        parameters = {
             "name": "air",
             "timeout_min": arguments.hours * 60,
             "nodes": 1,
             "tasks_per_node": 1,
             "cpus_per_task": arguments.cpus_per_run,
+            "gpus_per_node": None if arguments.mini else arguments.gpus_per_run or None,
+            "slurm_partition": arguments.partition,
         }
-        if arguments.gpus_per_run and not arguments.mini:
-            parameters["gpus_per_node"] = arguments.gpus_per_run
-        if arguments.partition:
-            parameters["slurm_partition"] = arguments.partition
         extra = dict(text.partition("=")[::2] for text in arguments.slurm)
-        self.executor.update_parameters(**parameters, slurm_additional_parameters=extra)
+        given = {name: value for name, value in parameters.items() if value is not None}
+        self.executor.update_parameters(**given, slurm_additional_parameters=extra)
 
     def start(self, run: Run) -> bool:
-        run.folder.mkdir(parents=True, exist_ok=True)
         import submitit
 
+        run.log().close()  # makes its folder
         try:
             run.job = self.executor.submit(SlurmJob(run.command(), run.folder.absolute() / "log.txt"))
         except (submitit.core.utils.FailedJobError, FileNotFoundError) as error:
@@ -347,7 +332,7 @@ class Slurm:
         try:
             return int(run.job.result())
         except Exception as error:  # submitit raises several kinds for a job that died
-            with (run.folder / "log.txt").open("a") as log:
+            with run.log() as log:
                 log.write(f"{type(error).__name__}: {error}\n")
             return 1
 
@@ -361,30 +346,27 @@ def run_grid(
 ) -> dict[str, str]:
     """Run them all; returns name -> "finished" or "failed"."""
     states = {run.name: "finished" if run.finished() else "waiting" for run in runs}
-    by_name = {run.name: run for run in runs}
     table = Table(runs, show)
 
-    def of(*wanted: str) -> Iterator[Run]:
-        return (by_name[name] for name, value in states.items() if value in wanted)
+    def of(*wanted: str) -> list[Run]:
+        return [run for run in runs if states[run.name] in wanted]
 
     try:
-        while any(of("waiting", "taken", "running")):
-            for run in list(of("running")):
+        while of("waiting", "taken", "running"):
+            for run in of("running"):
                 status = launcher.ended(run)
                 if status is None:
                     continue
-                step = run.progress()[0]
-                if status == TAKEN and not run.finished():
-                    states[run.name], run.not_before = "taken", time.monotonic() + 15 * poll_seconds
-                    continue
-                # Stopped by its own time limit or by SIGTERM, with a checkpoint further on: no failure.
-                stopped = status == 0 and run.report().get("status") == "stopped" and step > run.begun_at
-                run.attempts += not stopped
                 if run.finished():
                     states[run.name] = "finished"
+                elif status == TAKEN:
+                    states[run.name], run.not_before = "taken", time.monotonic() + 15 * poll_seconds
                 else:
-                    states[run.name] = "waiting" if stopped or run.attempts <= retries else "failed"
-            for run in list(of("waiting", "taken")):
+                    # Stopped by its own time limit or by SIGTERM, with a checkpoint further on: no failure.
+                    went_on = run.report().get("status") == "stopped" and run.progress()[0] > run.begun_at
+                    run.attempts += not (status == 0 and went_on)
+                    states[run.name] = "waiting" if run.attempts <= retries else "failed"
+            for run in of("waiting", "taken"):
                 if run.finished():  # by a process that an earlier grid had left behind
                     states[run.name] = "finished"
                     continue
@@ -396,10 +378,10 @@ def run_grid(
                     break
                 states[run.name] = "running"
             table.draw(states)
-            if any(of("running", "taken")):
+            if of("running", "taken"):
                 time.sleep(poll_seconds)
     except BaseException:  # no child is left behind, whatever ended the grid
-        if running := list(of("running")):
+        if running := of("running"):
             print("Stopping: every run writes a checkpoint. Run the same command again to go on.", file=sys.stderr)
             launcher.stop(running)
         raise
@@ -425,14 +407,13 @@ class Table:
             self.before = dict(states)
             return
         width, height = shutil.get_terminal_size()
-        # A line that wraps, or one beyond the top, could not be drawn over: the runs that move come first.
-        order = {"running": 0, "taken": 1, "failed": 2, "waiting": 3, "finished": 4}
-        shown = (
-            sorted(self.runs, key=lambda run: order[states[run.name]]) if len(self.runs) > height - 3 else self.runs
-        )
-        rows = [self.row(run, states[run.name])[: width - 1] for run in shown[: max(1, height - 3)]]
-        done = sum(state == "finished" for state in states.values())
-        hidden = len(self.runs) - len(rows)
+        room, shown = max(1, height - 3), self.runs
+        if len(shown) > room:
+            # A line that wraps, or one beyond the top, could not be drawn over: the runs that move come first.
+            order = ("running", "taken", "failed", "waiting", "finished")
+            shown = sorted(shown, key=lambda run: order.index(states[run.name]))[:room]
+        rows = [self.row(run, states[run.name])[: width - 1] for run in shown]
+        done, hidden = list(states.values()).count("finished"), len(self.runs) - len(rows)
         total = f"{done} of {len(self.runs)} finished" + (f", {hidden} not shown" if hidden else "")
         print("\x1b[F\x1b[K" * self.lines + "\n".join([*rows, total]), flush=True)
         self.lines = len(rows) + 1

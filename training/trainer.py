@@ -1,6 +1,7 @@
 """The loop over optimizer steps, and everything that is made once for it. How batches come about: batches.py."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from air_model.metrics.puzzle_accuracy.scores import score
 from air_model.modeling_air import AirModel
@@ -25,6 +27,7 @@ from air_model.training.batches import (
     PuzzleSampler,
     Slots,
     exploration,
+    joined,
     slots_to_refill,
     step_metrics,
 )
@@ -43,16 +46,11 @@ from air_model.training.launch import (
     RunError,
     Signals,
     TolerantStream,
-    drop_fsdp,
     launcher_precision,
     refuse_lonely_process,
-    refuse_other_accumulation,
-    say,
 )
 from air_model.training.recipe import Recipe, model_config
 from air_model.training.start import start_from
-
-NEVER = torch.iinfo(torch.long).max  # a step that no run reaches
 
 
 class BadLoss(RunError):
@@ -76,6 +74,7 @@ class Trainer:
                 f"train_act_steps={fewer} differs from halt_max_steps={self.config.halt_max_steps}, but the "
                 "target of q_continue looks at the latter. Set q_continue=false, or leave train_act_steps out."
             )
+        self.stream = TolerantStream(sys.stderr)  # of the bar, and of what is said beside it
         self._join_processes()
         self._share_batch()
         self.bf16 = self._choose_precision()
@@ -100,7 +99,6 @@ class Trainer:
         self.signals: Signals | None = None
         self.step = self.since_log = 0
         self.totals = torch.zeros(1 + len(HALTED_METRICS) + len(LOSSES), device=self.device)
-        self.first_bad = torch.full((), NEVER, device=self.device)  # first step whose loss is no number
         self.best: dict[str, Any] = {}
         self.last_metrics: dict[str, Any] = {}
         self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
@@ -112,8 +110,9 @@ class Trainer:
     def _join_processes(self) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
-        refuse_other_accumulation(self.train.accumulation)
-        fsdp = drop_fsdp()
+        self.launcher_bf16 = launcher_precision(self.train.mixed_precision, self.train.accumulation) == "bf16"
+        # DDP in its place: sharding saves memory that these models do not need, and Muon wants whole matrices.
+        fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
         # One bf16 decision for every launcher; Accelerate's own autocast would wrap the carry as well.
         self.accelerator = Accelerator(
             cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
@@ -149,10 +148,9 @@ class Trainer:
 
     def _choose_precision(self) -> bool:
         """Whether the states are computed in bfloat16; says what `auto` chose."""
-        asked, launcher = self.train.mixed_precision, launcher_precision(self.train.mixed_precision)
-        if asked != "auto":
-            return asked == "bf16"
-        bf16, why = launcher == "bf16", "as accelerate launch asks"
+        if self.train.mixed_precision != "auto":
+            return self.train.mixed_precision == "bf16"
+        bf16, why = self.launcher_bf16, "as accelerate launch asks"
         if not bf16:
             bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and bf16_is_fast())
             why = "which this device is fast in" if bf16 else "since this device is no faster in bfloat16"
@@ -177,7 +175,7 @@ class Trainer:
     def _data_device(self, train_set: Any) -> torch.device:
         """The device, unless the puzzles would take more than a quarter of its free memory."""
         if self.device.type != "cuda":
-            return torch.device("cpu") if self.device.type == "cpu" else self.device
+            return self.device
         copies = 8 if self.train.augment == "symmetries" and train_set.task.name == "maze" else 1
         size = 2 * copies * train_set.inputs.size
         return self.device if size < torch.cuda.mem_get_info(self.device)[0] / 4 else torch.device("cpu")
@@ -186,7 +184,6 @@ class Trainer:
         self.model = AirModel(self.config)
         if self.train.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.model.to(self.device).train()
         if self.device.type == "cuda" and self.config.head_relations:
             # A mask goes to cuDNN as a bias, which nobody has tried on these shapes; the kernel after it is known.
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -215,23 +212,16 @@ class Trainer:
         mode = self.compile_mode = compile_mode(self.train.compile, self.device.type, whole_run)
         if mode == "off":
             return []
-        stacks = self.model.stacks
         # DDP would cut the blocks' graph where its buckets end, to send gradients early; but all updates share these
         # weights, whose gradients are complete at the very end only.
         torch._dynamo.config.optimize_ddp = False
-        for stack in stacks:
+        for stack in self.model.stacks:
             stack.compile(mode=mode, dynamic=False)
-        return stacks
+        return self.model.stacks
 
     def _flops(self) -> float:
         """Operations of an optimizer step."""
         return self.act_steps * training_flops(self.config, self.train.batch_size)
-
-    def _undo_compile(self, error: Exception) -> None:
-        for stack in self.stacks:
-            stack._compiled_call_impl = None
-        self.stacks = []
-        self.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it.")
 
     def take_initial_weights(self) -> None:
         """Those of `init_from`, once, at the start of a run. A resumed run needs them no more."""
@@ -244,7 +234,7 @@ class Trainer:
 
     def say(self, text: str) -> None:
         if self.is_main:
-            say(text)
+            tqdm.write(text, file=self.stream)
 
     def record(self, values: dict[str, Any]) -> None:
         if self.is_main:
@@ -262,12 +252,13 @@ class Trainer:
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
         pieces = self._gradients()
-        losses = torch.stack([_mean_of(pieces, name, self.device) for name in LOSSES])
-        bad = ~torch.isfinite(losses[0])
-        if self.device.type == "cpu" and self.world == 1 and bad:  # costs nothing here, and keeps the weights clean
+        none = torch.zeros((), device=self.device)  # a loss that this model does not have
+        found = [torch.stack([out.get(name, none).detach() for out in pieces]) for name in LOSSES]
+        losses = torch.stack([values.float().mean() for values in found])
+        if self.device.type == "cpu" and self.world == 1 and not torch.isfinite(losses[0]):
+            # To ask costs nothing here, and keeps the weights clean.
             self.optimizers.zero_grad()
             raise BadLoss(f"The loss of optimizer step {step} is {losses[0].item()}.")
-        self.first_bad = torch.where(bad, self.first_bad.clamp(max=step), self.first_bad)
         self._update_weights(step)
         self._advance_slots(step, pieces, losses)
         self.step = step
@@ -293,7 +284,7 @@ class Trainer:
                 with self.autocast():
                     out = self.wrapped(puzzles.inputs, puzzles.ids, puzzles.labels, carry)
                 # Mean over the slots of the piece -> mean over those of the process; DDP averages over processes.
-                (out.loss * (size / self.local_batch)).backward()
+                (out["loss"] * (size / self.local_batch)).backward()
             pieces.append(out)
         if self.train.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.optimizers.params, self.train.grad_clip)
@@ -313,108 +304,91 @@ class Trainer:
     def _advance_slots(self, step: int, pieces: list[Any], losses: Tensor) -> None:
         """New states, which slots halt, and the sums of what they score."""
         config, slots = self.train, self.slots
-        q_halt = torch.cat([out.q_halt_logits.detach() for out in pieces])
-        q_continue = torch.cat([out.q_continue_logits.detach() for out in pieces])
-        slots.carry = type(slots.carry)(
-            **{k: torch.cat([out.carry[k] for out in pieces]) for k in ("z_h", "z_l", "steps")}
-        )
-        act_steps = config.train_act_steps or self.config.halt_max_steps
-        prob = config.halt_exploration_prob
-        min_steps = exploration(self.explorer, config.seed, step, config.batch_size, prob, act_steps)
-        slots.halted = slots_to_refill(
-            slots.carry.steps,
-            q_halt,
-            q_continue if self.config.q_continue else None,
-            min_steps[self.sampler.rows],
-            act_steps,
-        )
-        logits = torch.cat([out.logits.detach() for out in pieces])
-        ignore = self.config.ignore_index
-        sums = step_metrics(logits, slots.puzzles.labels, q_halt, slots.carry.steps, slots.halted, ignore)
+        logits, q_halt, q_continue = joined(pieces, "logits", "q_halt_logits", "q_continue_logits")
+        slots.carry = type(slots.carry)(*joined([out["carry"] for out in pieces], "z_h", "z_l", "steps"))
+        steps, labels = slots.carry.steps, slots.puzzles.labels
+        most, prob = config.train_act_steps or self.config.halt_max_steps, config.halt_exploration_prob
+        least = exploration(self.explorer, config.seed, step, config.batch_size, prob, most)[self.sampler.rows]
+        slots.halted = slots_to_refill(steps, q_halt, q_continue if self.config.q_continue else None, least, most)
+        sums = step_metrics(logits, labels, q_halt, steps, slots.halted, self.config.ignore_index)
         self.totals += torch.cat([sums, losses])
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, signals: Signals) -> None:
         """Train from self.step to the end, or until a signal or the time limit."""
-        from tqdm import tqdm
-
         self.signals = signals
         if self.step < self.max_steps and self.agree(signals.received):  # before the first step, which may compile
             self.stop_reason = "signal"
             return
-        self.clock.start_session(self.step)
-        bar = tqdm(
+        self.clock.start_session()
+        self.evaluation_owed = self.evaluation_owed and bool(self.train.eval_every)  # else no longer wanted
+        with tqdm(
             total=self.max_steps, initial=self.step, desc=self.train.run_name or self.output_dir.name, unit="step",
             disable=not self.is_main, dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            file=TolerantStream(sys.stderr),
-        )  # fmt: skip
-        try:
-            self.evaluation_owed = self.evaluation_owed and bool(self.train.eval_every)  # no longer wanted
+            file=self.stream,
+        ) as self.bar:  # fmt: skip
             if self.evaluation_owed:
                 with self.clock.pausing():
-                    self.evaluate(bar)
+                    self.evaluate()
             while self.step < self.max_steps and not self.stop_reason:
-                if self._try_step():
-                    bar.update()
-                    self._after_step(bar)
-        finally:
-            self.clock.seconds = self.clock.seconds_before + time.perf_counter() - self.clock.session_start
-            bar.close()
+                self._try_step()
+                self.clock.count_step(self._flops())
+                self.bar.update()
+                self._after_step()
 
-    def _try_step(self) -> bool:
-        """False: a compiler failed on its first use, which is no reason to lose the run; try again without it."""
+    def _try_step(self) -> None:
+        """A step; a compiler that fails on its first use is no reason to lose the run, which goes on without it."""
         try:
             self.train_step()
         except Exception as error:
-            if not self.stacks or self.step > self.clock.first_step or not _is_compiler_error(error):
+            first = self.clock.work["steps"] == self.clock.before["steps"]
+            if not (self.stacks and first and _is_compiler_error(error)):
                 raise
-            self._undo_compile(error)
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            self.say(f"torch.compile failed ({reason}); going on without it.")
+            for stack in self.stacks:
+                stack._compiled_call_impl = None
+            self.stacks = []
             self.optimizers.zero_grad()
-            return False
-        self.clock.count_step(self._flops())
-        return True
+            self.train_step()
 
-    def _after_step(self, bar: Any) -> None:
+    def _after_step(self) -> None:
         """What is due after this step: log, evaluation, checkpoint, a stop."""
         config, clock = self.train, self.clock
         done = self.step >= self.max_steps
         if self.step % config.log_every == 0 or done:
             clock.wait_for_device()
-            clock.update(self.step)
-            self.log(bar)
+            clock.update()
+            self.log()
         if config.eval_every and self.step % config.eval_every == 0 and not done:
             with clock.pausing():
-                self._evaluate_or_save(bar)
+                self._evaluate_or_save()
         late = bool(config.max_minutes) and time.perf_counter() - clock.session_start > 60 * config.max_minutes
-        wish = self.signals.received or late
-        stop = self.agree(wish, every=1 if self.evaluation_owed else config.log_every)
+        stop = self.agree(self.signals.received or late, every=1 if self.evaluation_owed else config.log_every)
         if self.step % config.save_every == 0 or done or stop:
             with clock.pausing():
-                clock.update(self.step)
                 save_checkpoint(self)
                 if not done:
                     self.write_progress()
         if stop and not done:
             self.stop_reason = "time limit" if late else "signal"
 
-    def _evaluate_or_save(self, bar: Any) -> None:
+    def _evaluate_or_save(self) -> None:
         """An evaluation that fails leaves a checkpoint: the steps since the last one are good."""
         try:
-            self.evaluate(bar)
+            self.evaluate()
         except Exception:
             if self.world == 1:  # else other processes may wait in a collective
                 self.evaluation_owed = True
-                self.clock.update(self.step)
                 save_checkpoint(self)
                 self.write_progress()
             raise
 
     def write_progress(self) -> None:
         """run.json of a run that goes on: whoever takes a checkpoint's weights learns how far they have come."""
-        if self.is_main:
-            with contextlib.suppress(OSError):  # a full disk stops no run
-                write_json(self.output_dir / "run.json", self.report("running", self.clock.session_seconds))
+        with contextlib.suppress(OSError):  # a full disk stops no run
+            self.write_report("running")
 
     def agree(self, wish: bool, every: int = 1) -> bool:
         """Whether any process wishes so. On GPUs only looked at every `every` steps: asking waits for the device."""
@@ -427,12 +401,10 @@ class Trainer:
         return bool(flag.item())
 
     def check_loss(self) -> None:
-        """Read the device's note of the first bad loss; raises BadLoss on every process alike."""
-        first = self.first_bad.clone()
-        if self.world > 1:
-            dist.all_reduce(first, op=dist.ReduceOp.MIN)
-        if first < NEVER:
-            raise BadLoss(f"The loss of optimizer step {int(first)} is not a finite number.")
+        """Raises BadLoss, on every process alike, where a loss since the last `log` is no number."""
+        if self.agree(not torch.isfinite(self.totals).all()):
+            first = self.step - self.since_log + 1
+            raise BadLoss(f"A loss of optimizer steps {first} to {self.step} is not a finite number.")
 
     def weights_are_finite(self) -> bool:
         return all(torch.stack([torch.isfinite(p).all() for p in self.trained.parameters()]).tolist())
@@ -442,16 +414,16 @@ class Trainer:
         if not self.weights_are_finite():
             raise BadLoss(f"The update of optimizer step {self.step} left weights that are no finite numbers.")
 
-    def log(self, bar: Any) -> None:
+    def log(self) -> None:
         """Read the sums off the device and write them to the bar, metrics.jsonl and the trackers."""
         self.check_loss()
         totals = self.totals.double() if self.device.type != "mps" else self.totals
         if self.world > 1:
             dist.all_reduce(totals)
-        totals, speed = totals.tolist(), self.clock.steps_per_second(self.step)
-        count, halted, losses = totals[0], totals[1 : 1 + len(HALTED_METRICS)], totals[1 + len(HALTED_METRICS) :]
-        values = {name: value / count if count else None for name, value in zip(HALTED_METRICS, halted)}
-        values |= {name: value / (self.since_log * self.world) for name, value in zip(LOSSES, losses)}
+        (count, *sums), speed = totals.tolist(), self.clock.steps_per_second()
+        values = {name: total / count if count else None for name, total in zip(HALTED_METRICS, sums)}
+        losses = zip(LOSSES, sums[len(HALTED_METRICS) :])
+        values |= {name: total / (self.since_log * self.world) for name, total in losses}
         # Slots that finished per second; each optimizer step advances batch_size slots by one ACT step.
         values["puzzles_per_second"] = count / self.since_log * speed
         values["slot_steps_per_second"] = self.train.batch_size * speed
@@ -463,12 +435,12 @@ class Trainer:
         self.record({f"train/{name}": value for name, value in values.items()})
         exact = "-" if values["exact_accuracy"] is None else f"{values['exact_accuracy']:.3f}"
         rate = self.clock.puzzles_per_second()
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, exact {exact}, {rate:.0f} puzzles/s")
+        self.bar.set_postfix_str(f"loss {values['loss']:.3f}, exact {exact}, {rate:.0f} puzzles/s")
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, bar: Any | None = None, final: bool = False) -> dict[str, float]:
+    def evaluate(self, final: bool = False) -> dict[str, float]:
         """Exact, cell and valid accuracy on the evaluation subset, all ACT steps; keeps the best model under model/.
 
         A signal to stop ends it early: then nothing is recorded, and `evaluation_owed` says so until it is made.
@@ -478,7 +450,7 @@ class Trainer:
         limit = self.train.eval_limit
         if final and self.train.final_eval_limit not in (None, limit):
             # Which model is the best is settled on the puzzles of the evaluations on the way.
-            self.evaluate(bar)
+            self.evaluate()
             if self.evaluation_owed:
                 return {}
             limit = self.train.final_eval_limit
@@ -496,11 +468,7 @@ class Trainer:
             if best and not (apart and self.best):
                 self._keep_best({"step": self.step, "n": n, **result})
         text = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
-        line = f"step {self.step}: {text} ({n} puzzles, {time.perf_counter() - start:.1f} s)"
-        if bar is not None and self.is_main:
-            bar.write(line, file=bar.fp)
-        else:
-            self.say(line)
+        self.say(f"step {self.step}: {text} ({n} puzzles, {time.perf_counter() - start:.1f} s)")
         return {"n": n, **result}
 
     def _scores(self, limit: int) -> dict[str, Any] | None:
@@ -541,19 +509,23 @@ class Trainer:
 
     def save_model(self, name: str) -> None:
         if self.is_main:
-            write_model_folder(self.model, self.config, self.output_dir / name)
+            write_model_folder(self.model, self.output_dir / name)
 
     # ---- the record -------------------------------------------------------------------------------------------------
 
-    def report(self, status: str, session_seconds: float, evaluation: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The contents of run.json."""
+    def write_report(self, status: str, evaluation: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write run.json; returns its contents."""
+        report = self.report(status, evaluation)
+        if self.is_main:
+            write_json(self.output_dir / "run.json", report)
+        return report
+
+    def report(self, status: str, evaluation: dict[str, Any] | None = None) -> dict[str, Any]:
         work = self.clock.work
         seconds = max(1e-9, work["seconds"])
-        tflops = work["flops"] / seconds / 1e12
-        peak = peak_tflops(self.device)
-        machine = None
-        if status == "finished":
-            machine = matmul_tflops(self.device, torch.bfloat16 if self.bf16 else torch.float32)
+        tflops, peak = work["flops"] / seconds / 1e12, peak_tflops(self.device)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        machine = matmul_tflops(self.device, dtype) if status == "finished" else None
         return {
             "status": status,
             "name": self.train.run_name or self.output_dir.name,
@@ -566,7 +538,7 @@ class Trainer:
             "max_steps": self.max_steps,
             "metrics": {"eval": evaluation or None, "best": self.best or None, "train": self.last_metrics or None},
             "wall_seconds": round(self.clock.seconds, 2),
-            "session_seconds": round(session_seconds, 2),
+            "session_seconds": round(time.perf_counter() - self.clock.setting_up, 2),
             "earlier_runs": self.earlier_runs,
             "seconds_to_first_step": round(self.clock.first_step_seconds, 2),
             "steps_per_second": work["steps"] / seconds,
@@ -588,13 +560,6 @@ class Trainer:
 
 def _describe(puzzles: Any) -> dict[str, Any]:
     return {"source": puzzles.source, "n": len(puzzles), "fingerprint": puzzles.fingerprint}
-
-
-def _mean_of(pieces: list[Any], name: str, device: torch.device) -> Tensor:
-    values = [getattr(piece, name) for piece in pieces]
-    if values[0] is None:
-        return torch.zeros((), device=device)
-    return torch.stack([v.detach() for v in values]).float().mean()
 
 
 def _is_compiler_error(error: Exception) -> bool:
