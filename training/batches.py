@@ -37,15 +37,12 @@ class Puzzles(NamedTuple):
 
 
 class PuzzleSampler:
-    """Endless fresh batches: every base puzzle once an epoch, each time another random copy.
+    """Endless fresh batches: every base puzzle once an epoch, each time another random copy (`draw`).
 
-    `draw(step)` depends on (seed, step) alone. Sudoku copies are drawn on the device: digits relabelled, bands,
-    stacks, rows and columns permuted, the grid transposed where boxes are square: the distribution of the published
-    1,000 copies, never the same one twice. Maze copies are the eight (rectangles: four) turns and mirrors, each
-    re-labelled by the benchmark's rule, because a turned label would follow another one. Easier copies show k more
-    cells of the solution (of a maze: cells of the path), k uniform on {1, ..., open cells - 1} (for Sudokus the data
-    mixing of arXiv:2601.10679; for mazes our own); `easier_most` below 1 cuts that range short, and
-    of `nearly_share` all copies but 1 to 12 open cells are shown (our own).
+    Sudoku copies are drawn on the device: digits relabelled, bands, stacks, rows and columns permuted, the grid
+    transposed where boxes are square: the distribution of the published 1,000 copies, never the same one twice. Maze
+    copies are the eight (rectangles: four) turns and mirrors, each re-labelled by the benchmark's rule, because a
+    turned label would follow another one. Shares of them are made easier (`reveal`, `nearly_solve`).
 
     Args:
         puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
@@ -99,10 +96,8 @@ class PuzzleSampler:
         """(B,) int64: the base puzzles of this process's slots in optimizer step `step`, counted from 1."""
         n, first = self.num_puzzles, (step - 1) * self.batch_size
         low, high = first + self.rows.start, first + self.rows.stop
-        parts = []
-        for epoch in range(low // n, (high - 1) // n + 1):
-            parts.append(self._order(epoch)[max(0, low - epoch * n) : min(n, high - epoch * n)])
-        return torch.cat(parts)
+        epochs = range(low // n, (high - 1) // n + 1)
+        return torch.cat([self._order(epoch)[max(0, low - epoch * n) : high - epoch * n] for epoch in epochs])
 
     def draw(self, step: int) -> Puzzles:
         """One fresh copy for every slot of this process."""
@@ -149,7 +144,7 @@ def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, most: flo
     """A `share` of the puzzles with k ~ U{1 .. most * (open cells - 1)} random open cells filled in, (B, S).
 
     Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze. k is 1
-    at least.
+    at least. For Sudokus it is the data mixing of arXiv:2601.10679, for mazes our own.
     """
     count = 1 + (uniform() * ((_open(inputs, labels).sum(1) - 1) * most).floor().clamp(min=0)).long()
     return _fill(inputs, labels, uniform, share, count)

@@ -124,8 +124,7 @@ def read_state(path: Path) -> dict[str, Any]:
 def save_checkpoint(trainer: Any) -> bool:
     """Write checkpoint_<step> of a training.trainer.Trainer; a full disk costs this checkpoint, not the run."""
     store = trainer.store
-    trainer.check_loss()
-    trainer.check_weights()
+    trainer.check_loss(weights=True)
     # To write a good one again would risk it for nothing.
     if trainer.agree(trainer.is_main and not store.fault(trainer.step)):
         return True

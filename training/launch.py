@@ -52,16 +52,15 @@ def alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise FolderTaken(
-            f"Another process is training into {folder}. Wait for it, stop it (SIGTERM saves a checkpoint), or choose "
-            "another --output-dir."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderTaken(
+                f"Another process is training into {folder}. Wait for it, stop it (SIGTERM saves a checkpoint), or "
+                "choose another --output-dir."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(handle)

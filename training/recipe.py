@@ -133,10 +133,10 @@ TRAIN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 # Fields of AirConfig that a recipe may set: its own ones, without bookkeeping.
 MODEL_FIELDS = [
-    name
-    for name in AirConfig.__annotations__
-    if name in {f.name for f in dataclasses.fields(AirConfig)}
-    and name not in ("model_type", "code_version", "custom_pipelines", "pad_token_id", "ignore_index")
+    field.name
+    for field in dataclasses.fields(AirConfig)
+    if field.name in AirConfig.__annotations__
+    and field.name not in ("model_type", "code_version", "custom_pipelines", "pad_token_id", "ignore_index")
 ]
 
 

@@ -128,7 +128,11 @@ def _train(trainer: Trainer, signals: Signals) -> dict[str, Any]:
         if trainer.stop_reason:
             trainer.say(f"Stopped by {trainer.stop_reason} after step {trainer.step}; --resume goes on from here.")
     except BadLoss as error:
-        kept = keep_last_good(trainer)
+        trainer.clock.update()
+        if trainer.world == 1 and trainer.device.type == "cpu" and trainer.step and trainer.weights_are_finite():
+            save_checkpoint(trainer)
+        newest = trainer.store.found()
+        kept = f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."
         trainer.write_report("failed")
         raise BadLoss(f"{error} {kept} Try a lower learning rate, a longer warm-up or grad_clip=1.") from None
     finally:
@@ -189,12 +193,3 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
             "the same command with --resume: it goes on from the last checkpoint."
         ) from error
     return evaluation
-
-
-def keep_last_good(trainer: Trainer) -> str:
-    """After a bad loss: keep the weights in memory if they are still good, and say what there is to go on from."""
-    trainer.clock.update()
-    if trainer.world == 1 and trainer.device.type == "cpu" and trainer.step and trainer.weights_are_finite():
-        save_checkpoint(trainer)
-    newest = trainer.store.found()
-    return f"The last good state is {newest[-1][1]}." if newest else "No checkpoint had been written before it."

@@ -76,7 +76,6 @@ class Trainer:
             )
         self.stream = TolerantStream(sys.stderr)  # of the bar, and of what is said beside it
         self._join_processes()
-        self._share_batch()
         self.bf16 = self._choose_precision()
         self._make_sampler(train_set)
         self.eval_set = eval_set
@@ -85,7 +84,6 @@ class Trainer:
 
         torch.manual_seed(self.train.seed)  # on the CPU, so that every machine starts from the same weights
         self._make_model()
-        self._make_optimizers()
         self.stacks = self._compile()
         # The puzzle table's gradient travels as rows (PuzzleSignSGD), not as a dense table.
         tables = [name for name, _ in self.trained.named_parameters() if "puzzle" in name]
@@ -132,20 +130,6 @@ class Trainer:
         if fsdp:
             self.say("FSDP was asked for; so small models do not need it: every process keeps all weights (DDP).")
 
-    def _share_batch(self) -> None:
-        config = self.train
-        if config.batch_size % self.world:
-            raise RunError(
-                f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
-                "Choose a multiple of the number of processes."
-            )
-        self.local_batch = config.batch_size // self.world
-        if self.local_batch % config.accumulation:
-            raise RunError(
-                f"accumulation={config.accumulation} does not divide the {self.local_batch} slots of a process. "
-                "Choose a divisor."
-            )
-
     def _choose_precision(self) -> bool:
         """Whether the states are computed in bfloat16; says what `auto` chose."""
         if self.train.mixed_precision != "auto":
@@ -162,27 +146,37 @@ class Trainer:
         return {name: getattr(self.train, name) for name in names}
 
     def _make_sampler(self, train_set: Any) -> None:
+        """Share the batch out, and prepare the puzzles: on the device if a quarter of its free memory holds them."""
+        config, device = self.train, self.device
+        if config.batch_size % self.world:
+            raise RunError(
+                f"batch_size={config.batch_size} cannot be shared by {self.world} processes: it is the global batch. "
+                "Choose a multiple of the number of processes."
+            )
+        self.local_batch = config.batch_size // self.world
+        if self.local_batch % config.accumulation:
+            raise RunError(
+                f"accumulation={config.accumulation} does not divide the {self.local_batch} slots of a process. "
+                "Choose a divisor."
+            )
+        if device.type == "cuda":
+            copies = 8 if config.augment == "symmetries" and train_set.task.name == "maze" else 1
+            if 2 * copies * train_set.inputs.size >= torch.cuda.mem_get_info(device)[0] / 4:
+                device = torch.device("cpu")
         self.sampler = PuzzleSampler(
             train_set,
-            self.train.batch_size,
+            config.batch_size,
             **self._values("seed", "augment", "easier_share", "easier_most", "nearly_share"),
             rank=self.rank,
             world=self.world,
-            device=self._data_device(train_set),
+            device=device,
             ignore_index=self.config.ignore_index,
         )
 
-    def _data_device(self, train_set: Any) -> torch.device:
-        """The device, unless the puzzles would take more than a quarter of its free memory."""
-        if self.device.type != "cuda":
-            return self.device
-        copies = 8 if self.train.augment == "symmetries" and train_set.task.name == "maze" else 1
-        size = 2 * copies * train_set.inputs.size
-        return self.device if size < torch.cuda.mem_get_info(self.device)[0] / 4 else torch.device("cpu")
-
     def _make_model(self) -> None:
+        config = self.train
         self.model = AirModel(self.config)
-        if self.train.activation_checkpointing:
+        if config.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         if self.device.type == "cuda" and self.config.head_relations:
             # A mask goes to cuDNN as a bias, which nobody has tried on these shapes; the kernel after it is known.
@@ -190,13 +184,6 @@ class Trainer:
         if self.device.type == "cpu" and not self.bf16 and slow_products():
             use_onednn(self.model)
         self.trained = self._module().to(self.device).train()
-
-    def _module(self) -> nn.Module:
-        """All that is trained: its forward takes a batch and a carry, and returns losses."""
-        return self.model
-
-    def _make_optimizers(self) -> None:
-        config = self.train
         self.optimizers = build_optimizers(
             self.trained,
             config.optimizer,
@@ -205,6 +192,10 @@ class Trainer:
             **self._values("puzzle_lr", "puzzle_weight_decay"),
         )
         self.ema = WeightEMA(self.trained, config.ema, config.ema_warmup) if config.ema else None
+
+    def _module(self) -> nn.Module:
+        """All that is trained: its forward takes a batch and a carry, and returns losses."""
+        return self.model
 
     def _compile(self) -> list[nn.Module]:
         """Compile the blocks in place (names of weights stay as they are); returns what was compiled."""
@@ -235,10 +226,6 @@ class Trainer:
     def say(self, text: str) -> None:
         if self.is_main:
             tqdm.write(text, file=self.stream)
-
-    def record(self, values: dict[str, Any]) -> None:
-        if self.is_main:
-            self.journal.record(self.step, values)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -343,7 +330,8 @@ class Trainer:
             self.train_step()
         except Exception as error:
             first = self.clock.work["steps"] == self.clock.before["steps"]
-            if not (self.stacks and first and _is_compiler_error(error)):
+            of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+            if not (self.stacks and first and (of_compiler or "compil" in str(error))):
                 raise
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self.say(f"torch.compile failed ({reason}); going on without it.")
@@ -363,7 +351,14 @@ class Trainer:
             self.log()
         if config.eval_every and self.step % config.eval_every == 0 and not done:
             with clock.pausing():
-                self._evaluate_or_save()
+                try:
+                    self.evaluate()
+                except Exception:  # the steps since the last checkpoint are good
+                    if self.world == 1:  # else other processes may wait in a collective
+                        self.evaluation_owed = True
+                        save_checkpoint(self)
+                        self.write_progress()
+                    raise
         late = bool(config.max_minutes) and time.perf_counter() - clock.session_start > 60 * config.max_minutes
         stop = self.agree(self.signals.received or late, every=1 if self.evaluation_owed else config.log_every)
         if self.step % config.save_every == 0 or done or stop:
@@ -373,17 +368,6 @@ class Trainer:
                     self.write_progress()
         if stop and not done:
             self.stop_reason = "time limit" if late else "signal"
-
-    def _evaluate_or_save(self) -> None:
-        """An evaluation that fails leaves a checkpoint: the steps since the last one are good."""
-        try:
-            self.evaluate()
-        except Exception:
-            if self.world == 1:  # else other processes may wait in a collective
-                self.evaluation_owed = True
-                save_checkpoint(self)
-                self.write_progress()
-            raise
 
     def write_progress(self) -> None:
         """run.json of a run that goes on: whoever takes a checkpoint's weights learns how far they have come."""
@@ -400,19 +384,19 @@ class Trainer:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
-    def check_loss(self) -> None:
-        """Raises BadLoss, on every process alike, where a loss since the last `log` is no number."""
+    def check_loss(self, weights: bool = False) -> None:
+        """Raises BadLoss, on every process alike, where a loss since the last `log` is no number.
+
+        With `weights` also where one of those is none: a finite loss says nothing of the update that followed it.
+        """
         if self.agree(not torch.isfinite(self.totals).all()):
             first = self.step - self.since_log + 1
             raise BadLoss(f"A loss of optimizer steps {first} to {self.step} is not a finite number.")
+        if weights and not self.weights_are_finite():
+            raise BadLoss(f"The update of optimizer step {self.step} left weights that are no finite numbers.")
 
     def weights_are_finite(self) -> bool:
         return all(torch.stack([torch.isfinite(p).all() for p in self.trained.parameters()]).tolist())
-
-    def check_weights(self) -> None:
-        """Raises BadLoss where they are no numbers: a finite loss says nothing of the update that followed it."""
-        if not self.weights_are_finite():
-            raise BadLoss(f"The update of optimizer step {self.step} left weights that are no finite numbers.")
 
     def log(self) -> None:
         """Read the sums off the device and write them to the bar, metrics.jsonl and the trackers."""
@@ -432,7 +416,8 @@ class Trainer:
         self.since_log = 0
         self.clock.work["puzzles"] += int(count)
         self.last_metrics = values
-        self.record({f"train/{name}": value for name, value in values.items()})
+        if self.is_main:
+            self.journal.record(self.step, {f"train/{name}": value for name, value in values.items()})
         exact = "-" if values["exact_accuracy"] is None else f"{values['exact_accuracy']:.3f}"
         rate = self.clock.puzzles_per_second()
         self.bar.set_postfix_str(f"loss {values['loss']:.3f}, exact {exact}, {rate:.0f} puzzles/s")
@@ -460,7 +445,8 @@ class Trainer:
             if result is None:
                 return {}
             n = result.pop("n")
-            self.record({f"eval/{name}": value for name, value in result.items()})
+            if self.is_main:
+                self.journal.record(self.step, {f"eval/{name}": value for name, value in result.items()})
             # A final evaluation on other puzzles does not compare with those on the way; a resumed run may have
             # changed how many those are, and then the comparison starts anew.
             apart = final and limit != self.train.eval_limit
@@ -560,10 +546,6 @@ class Trainer:
 
 def _describe(puzzles: Any) -> dict[str, Any]:
     return {"source": puzzles.source, "n": len(puzzles), "fingerprint": puzzles.fingerprint}
-
-
-def _is_compiler_error(error: Exception) -> bool:
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")) or "compil" in str(error)
 
 
 def evaluate_model(
