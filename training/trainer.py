@@ -42,13 +42,7 @@ from air_model.training.cost import (
     use_onednn,
 )
 from air_model.training.journal import Clock, Journal
-from air_model.training.launch import (
-    RunError,
-    Signals,
-    TolerantStream,
-    launcher_precision,
-    refuse_lonely_process,
-)
+from air_model.training.launch import RunError, Signals, TolerantStream, launcher_precision, refuse_lonely_process
 from air_model.training.recipe import Recipe, model_config
 from air_model.training.start import start_from
 
@@ -97,6 +91,7 @@ class Trainer:
         self.signals: Signals | None = None
         self.step = self.since_log = 0
         self.totals = torch.zeros(1 + len(HALTED_METRICS) + len(LOSSES), device=self.device)
+        self.no_loss = torch.zeros((), device=self.device)  # in place of one that the model does not have
         self.best: dict[str, Any] = {}
         self.last_metrics: dict[str, Any] = {}
         self.earlier_runs: list[dict[str, Any]] = []  # that made the weights of init_from
@@ -239,8 +234,7 @@ class Trainer:
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
         pieces = self._gradients()
-        none = torch.zeros((), device=self.device)  # a loss that this model does not have
-        found = [torch.stack([out.get(name, none).detach() for out in pieces]) for name in LOSSES]
+        found = [torch.stack([out.get(name, self.no_loss).detach() for out in pieces]) for name in LOSSES]
         losses = torch.stack([values.float().mean() for values in found])
         if self.device.type == "cpu" and self.world == 1 and not torch.isfinite(losses[0]):
             # To ask costs nothing here, and keeps the weights clean.
