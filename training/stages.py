@@ -97,8 +97,11 @@ def run_stages(
             shutil.rmtree(path, ignore_errors=True)
         (output_dir / "run.json").unlink(missing_ok=True)
     record: dict[str, Any] = {}
+    starts: dict[str, Path] = {}  # what the stage before left
     for number, (stage, folder) in enumerate(zip(stages, folders)):
-        recipe = _with_start(stage, stages[number - 1], folders[number - 1])
+        start = str(starts.get(stage.start, stage.start))
+        recipe = make_recipe({**stage.recipe.flat(), "init_from": start}) if start else stage.recipe
+        starts = {"last": folder / ("model_average" if stage.average else "model_last"), "model": folder / "model"}
         if first_process:
             say(f"Stage {number + 1} of {len(stages)}: {folder}")
         report = read_run(folder)
@@ -124,15 +127,6 @@ def run_stages(
         if append_runs is not None:
             append_runs_to(append_runs, [record])
     return record
-
-
-def _with_start(stage: Stage, before: Stage, folder: Path) -> Recipe:
-    """The recipe of a stage with the weights that it starts from; `before`, `folder`: of the stage before."""
-    if not stage.start:
-        return stage.recipe
-    last = "model_average" if before.average else "model_last"
-    start = {"last": folder / last, "model": folder / "model"}.get(stage.start, stage.start)
-    return make_recipe({**stage.recipe.flat(), "init_from": str(start)})
 
 
 def _averaged(recipe: Recipe, folder: Path, report: dict[str, Any], first_process: bool) -> dict[str, Any]:

@@ -434,7 +434,10 @@ class Trainer:
                 return {}
             limit = self.train.final_eval_limit
         start = time.perf_counter()
-        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), self.uncaptured():
+        # Eager blocks where the compiled ones are CUDA graphs: solving keeps states that a graph would overwrite.
+        captured = self.stacks and self.compile_mode in ("reduce-overhead", "max-autotune")
+        eager = torch.compiler.set_stance("force_eager") if captured else contextlib.nullcontext()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), eager:
             result = self._scores(limit)
             if result is None:
                 return {}
@@ -481,11 +484,6 @@ class Trainer:
             self.say(f"WARNING: the best model so far could not be written ({failure}). Free some disk space.")
         else:
             self.best = best
-
-    def uncaptured(self) -> contextlib.AbstractContextManager:
-        """Eager blocks where the compiled ones are CUDA graphs: solving keeps states that a graph would overwrite."""
-        captured = self.stacks and self.compile_mode in ("reduce-overhead", "max-autotune")
-        return torch.compiler.set_stance("force_eager") if captured else contextlib.nullcontext()
 
     def save_model(self, name: str) -> None:
         if self.is_main:
