@@ -42,7 +42,8 @@ class PuzzleSampler:
     Sudoku copies are drawn on the device: digits relabelled, bands, stacks, rows and columns permuted, the grid
     transposed where boxes are square: the distribution of the published 1,000 copies, never the same one twice. Maze
     copies are the eight (rectangles: four) turns and mirrors, each re-labelled by the benchmark's rule, because a
-    turned label would follow another one. Shares of them are made easier (`reveal`, `nearly_solve`).
+    turned label would follow another one. `easier_share` of them show k more cells of the solution (of a maze: of the
+    path), k uniform on 1 to `easier_most` of the open cells but one; `nearly_share` show all but 1 to NEARLY of them.
 
     Args:
         puzzles: a PuzzleSet (inputs and labels uint8 (N, S), puzzle_ids, groups, task).
@@ -115,9 +116,13 @@ class PuzzleSampler:
             cells, tokens = sudoku_symmetries(self.task, uniform)
             inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
         if self.easier_share:
-            inputs = reveal(inputs, labels, uniform, self.easier_share, self.easier_most)
-        if self.nearly_share:
-            inputs = nearly_solve(inputs, labels, uniform, self.nearly_share)
+            # For Sudokus the data mixing of arXiv:2601.10679, for mazes our own.
+            most = ((is_open(inputs, labels).sum(1) - 1) * self.easier_most).floor().clamp(min=0)
+            inputs = filled_in(inputs, labels, uniform, self.easier_share, 1 + (uniform() * most).long())
+        if self.nearly_share:  # our own
+            left = 1 + (uniform() * NEARLY).long()
+            count = is_open(inputs, labels).sum(1) - left
+            inputs = filled_in(inputs, labels, uniform, self.nearly_share, count)
         return Puzzles(inputs, labels.masked_fill(labels == 0, self.ignore_index), self.ids[row])
 
 
@@ -140,32 +145,14 @@ def sudoku_symmetries(task: Any, uniform: Any) -> tuple[Tensor, Tensor]:
     return cells.flatten(1), torch.cat([fixed, digits], dim=1)
 
 
-def reveal(inputs: Tensor, labels: Tensor, uniform: Any, share: float, most: float = 1.0) -> Tensor:
-    """A `share` of the puzzles with k ~ U{1 .. most * (open cells - 1)} random open cells filled in, (B, S).
-
-    Open is a cell whose label says something else than the input: a blank of a Sudoku, a path cell of a maze. k is 1
-    at least. For Sudokus it is the data mixing of arXiv:2601.10679, for mazes our own.
-    """
-    count = 1 + (uniform() * ((_open(inputs, labels).sum(1) - 1) * most).floor().clamp(min=0)).long()
-    return _fill(inputs, labels, uniform, share, count)
-
-
-def nearly_solve(inputs: Tensor, labels: Tensor, uniform: Any, share: float) -> Tensor:
-    """A `share` of the puzzles with all but k ~ U{1 .. NEARLY} random open cells filled in, (B, S).
-
-    Puzzles with k open cells or fewer stay as they are.
-    """
-    left = 1 + (uniform() * NEARLY).long()
-    return _fill(inputs, labels, uniform, share, _open(inputs, labels).sum(1) - left)
-
-
-def _open(inputs: Tensor, labels: Tensor) -> Tensor:
+def is_open(inputs: Tensor, labels: Tensor) -> Tensor:
+    """(B, S) bool: where the label says something else than the input: blanks of a Sudoku, path cells of a maze."""
     return (inputs != labels) & (labels != 0)
 
 
-def _fill(inputs: Tensor, labels: Tensor, uniform: Any, share: float, count: Tensor) -> Tensor:
-    """A `share` of the puzzles with `count` (B,) random open cells filled in."""
-    empty = _open(inputs, labels)
+def filled_in(inputs: Tensor, labels: Tensor, uniform: Any, share: float, count: Tensor) -> Tensor:
+    """A `share` of the puzzles (B, S) with `count` (B,) random open cells filled in."""
+    empty = is_open(inputs, labels)
     order = uniform(inputs.shape[1]).masked_fill(~empty, 2.0).argsort(1)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
