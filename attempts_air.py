@@ -18,18 +18,19 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .answers_air import Answers, Node, Work, keep_givens, sum_of_stats, symmetric_views
+from .answers_air import Answers, Attempts, Node, Work, symmetric_views
 from .modeling_air import AirModel
 from .pins_air import AHEAD, Search
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
-from .solving_air import AirUpdate, Hook, bf16_is_fast, chain, normal_of
+from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, normal_of, sum_of_stats
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far
@@ -108,25 +109,20 @@ def solve_puzzles(
     _check_models(models, task, max_act_steps, return_rollout)
     views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed)
     tokens = encode_puzzles(task, puzzles, check)
+    if by_pins and dtype is None and models[0].device.type == "cpu" and bf16_is_fast():
+        dtype = torch.bfloat16
+    if batch_size is None and len(tokens):  # by the number of puzzles, not by that of all their attempts
+        batch_size = models[0].default_batch_size(len(tokens) * (1 + AHEAD if by_pins else 1))
     options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
     options |= {"return_rollout": return_rollout, "progress": progress}
-    _add_defaults(options, models[0], len(tokens), by_pins)
-
-    def attempt(work: Work, first: int) -> Answers:
-        tell = _counted_from(first, on_answers)
-        if by_pins:
-            return Search(work, attempts, _counted_from(first, on_nodes)).run(hook, options, tell, interruptible)
-        return _Views(work, views, selection).run(noise, seed, hook, options, tell, interruptible)
-
-    work = Work(models, task, tokens, _ids(puzzle_ids, len(tokens)))
-    return _in_parts(work, max(1, ROWS_AT_ONCE // len(views.cells)), attempt)
-
-
-def _add_defaults(options: dict[str, Any], model: AirModel, count: int, by_pins: bool) -> None:
-    if by_pins and options["dtype"] is None and model.device.type == "cpu" and bf16_is_fast():
-        options["dtype"] = torch.bfloat16
-    if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
-        options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))
+    ids = _ids(puzzle_ids, len(tokens))
+    work = Work(models, task, tokens, ids, options, hook, on_answers, on_nodes, interruptible)
+    size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
+    for first in range(0, max(len(tokens), 1), size):
+        part = work.part(first, size)
+        attempt = Search(part, attempts) if by_pins else _Views(part, views, selection, noise, seed)
+        parts.append(attempt.run())
+    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
@@ -134,20 +130,6 @@ def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
     if ids is not None and ids.shape != (count,):
         raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
     return ids
-
-
-def _counted_from(first: int, call: Callable | None) -> Callable | None:
-    """A callback whose puzzles are counted from `first` on."""
-    return None if call is None else lambda puzzles, found: call(first + puzzles, found)
-
-
-def _in_parts(work: Work, size: int, attempt: Callable[[Work, int], Answers]) -> Answers:
-    parts = []
-    for at in range(0, max(len(work.puzzles), 1), size):
-        rows = slice(at, at + size)
-        ids = None if work.puzzle_ids is None else work.puzzle_ids[rows]
-        parts.append(attempt(work._replace(puzzles=work.puzzles[rows], puzzle_ids=ids), at))
-    return parts[0] if len(parts) == 1 else _joined(parts)
 
 
 def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
@@ -213,106 +195,77 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
     return views
 
 
-class _Views:
+class _Views(Attempts):
     """Symmetric views of N puzzles: M models x K views of each, A = M * K."""
 
-    def __init__(self, work: Work, views: Symmetry, selection: str) -> None:
-        self.models, self.task, puzzles, puzzle_ids = work
-        self.puzzles, self.selection = puzzles, selection
-        self.views, self.back = views, views.inverse()
-        self.n, self.k = len(puzzles), len(views.cells)
+    def __init__(self, work: Work, views: Symmetry, selection: str, noise: float, seed: int) -> None:
+        super().__init__(work, views)
+        self.selection, self.noise, self.seed = selection, noise, seed
+        self.n, self.k = len(self.puzzles), len(views.cells)
         total = len(self.models) * self.k
-        self.puzzle_ids = None if puzzle_ids is None else puzzle_ids.repeat(self.k)
-        self.answers = np.tile(puzzles, (total, 1, 1))
+        # Row v * n + i of a call of `solve` is view v of puzzle i.
+        rows = [Symmetry(*view).apply(self.puzzles) for view in zip(views.cells, views.tokens)]
+        self.inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
+        self.puzzle_ids = None if work.puzzle_ids is None else work.puzzle_ids.repeat(self.k)
+        self.answers = np.tile(self.puzzles, (total, 1, 1))
         self.q = np.full((total, self.n), -np.inf, np.float32)
         self.steps = np.zeros((total, self.n), np.int64)
-        self.accepted = np.zeros(self.n, bool)
-        self.rollouts: list = []
+        self.rollouts: list[AirRollout | None] = []
 
-    def run(
-        self,
-        noise: float,
-        seed: int,
-        hook: Hook | None,
-        options: dict[str, Any],
-        on_answers: Callable[[np.ndarray, Answers], None] | None,
-        interruptible: bool,
-    ) -> Answers:
-        n, k = self.n, self.k
-        # Row v * n + i of a call of `solve` is view v of puzzle i.
-        rows = [Symmetry(self.views.cells[v], self.views.tokens[v]).apply(self.puzzles) for v in range(k)]
-        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
-        stats, interrupted = [], {}
-        gives_up = len(self.answers) > 1 and not noise  # noise may move what stands still
+    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
+        n, options = self.n, self.work.options
+        gives_up = len(self.answers) > 1 and not self.noise  # noise may move what stands still
         last, still = np.zeros_like(self.puzzles), np.full(n, -1)
-        for m, model in enumerate(self.models):
 
-            def finish(rows: Tensor, *found: Tensor, m: int = m) -> Tensor:
-                rows = rows.cpu().numpy()
-                view, i = rows // n, rows % n
-                still[i] = -1
-                self._record(m * k + view, i, view, *found[:3])  # logits are for a search
-                again = ~self.accepted[i] & (view + 1 < k)
-                done = i[self.accepted[i] | (m == len(self.models) - 1) & ~again]
-                if on_answers is not None and len(done):
-                    on_answers(done, self.collect(done))
-                return torch.from_numpy(rows[again] + n)
+        def finish(rows: Tensor, *found: Tensor) -> Tensor:
+            rows = rows.cpu().numpy()
+            view, i = rows // n, rows % n
+            still[i] = -1
+            self._record(m * self.k + view, i, view, *found[:3])  # logits are for a search
+            again = ~self.accepted[i] & (view + 1 < self.k)
+            self.tell(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
+            return torch.from_numpy(rows[again] + n)
 
-            def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
-                view, i = np.divmod(rows.cpu().numpy(), n)
-                answers = self._home(view, i, predictions)
-                same = (answers == last[i]).all(-1)
-                still[i], last[i] = np.where(same, still[i] + 1, 0), answers
-                valid = self.task.verdicts(self.puzzles[i], answers).valid
-                return torch.from_numpy(valid | (gives_up & (still[i] >= STILL)))
+        def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
+            view, i = np.divmod(rows.cpu().numpy(), n)
+            answers = self.home(predictions, view, i)
+            same = (answers == last[i]).all(-1)
+            still[i], last[i] = np.where(same, still[i] + 1, 0), answers
+            valid = self.task.verdicts(self.puzzles[i], answers).valid
+            return torch.from_numpy(valid | (gives_up & (still[i] >= STILL)))
 
-            try:
-                solution = model.solve(
-                    inputs,
-                    puzzle_ids=self.puzzle_ids,
-                    queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
-                    hook=chain(_noise_hook(self.puzzles, noise, seed + 7919 * m) if noise else None, hook),
-                    return_logits=False,
-                    on_finish=finish,
-                    **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
-                )
-            except KeyboardInterrupt:
-                if not interruptible:
-                    raise
-                interrupted = {"interrupted": True}
-                break
-            self.rollouts.append(solution.rollout)
-            stats.append(solution.stats)
-        result = self.collect(np.arange(n))
-        result.stats = sum_of_stats(stats) | interrupted
-        return result
+        noise = _noise_hook(self.puzzles, self.noise, self.seed + 7919 * m) if self.noise else None
+        solution = model.solve(
+            self.inputs,
+            puzzle_ids=self.puzzle_ids,
+            queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
+            hook=chain(noise, self.work.hook),
+            return_logits=False,
+            on_finish=finish,
+            **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
+        )
+        self.rollouts.append(solution.rollout)
+        return solution.stats
 
     def _record(
         self, at: np.ndarray, i: np.ndarray, view: np.ndarray, predictions: Tensor, q: Tensor, steps: Tensor
     ) -> None:
         """Attempts `at` of puzzles `i` have ended."""
-        mapped, q, steps = self._home(view, i, predictions), q.float().cpu().numpy(), steps.cpu().numpy()
-        self.answers[at, i], self.q[at, i], self.steps[at, i] = mapped, q, steps
+        answers = self.home(predictions, view, i)
+        self.answers[at, i], self.q[at, i], self.steps[at, i] = answers, q.float().cpu().numpy(), steps.cpu().numpy()
         # The generic grid has no rules that could accept an answer.
         if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
-            self.accepted[i] |= self.task.verdicts(self.puzzles[i], mapped).valid
-
-    def _home(self, view: np.ndarray, i: np.ndarray, predictions: Tensor) -> np.ndarray:
-        """Answers of views of puzzles `i`, mapped back to the puzzles as given."""
-        back = Symmetry(self.back.cells[view], self.back.tokens[view])
-        return keep_givens(self.task, self.puzzles[i], back.apply(predictions.cpu().numpy().astype(np.uint8)))
+            self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
 
     def collect(self, rows: np.ndarray) -> Answers:
-        """The best answers so far to some puzzles."""
         puzzles, answers, q, steps = self.puzzles[rows], self.answers[:, rows], self.q[:, rows], self.steps[:, rows]
         chosen = _choose(self.task, puzzles, answers, q, steps > 0, self.selection)
-        at = (chosen, np.arange(len(rows)))
-        rollout = None
+        at, rollout = (chosen, np.arange(len(rows))), None
         if len(rows) and len(self.rollouts) == len(self.models) and self.rollouts[0] is not None:
             rollout = self._rollout(rows, chosen)
         return Answers(
             tokens=answers[at],
-            verdict=Verdict(*self.task.verdicts(puzzles, answers[at])[:3]),
+            verdict=self.task.verdicts(puzzles, answers[at]),
             q_halt_logits=q[at],
             act_steps=steps.sum(0),
             attempts=(steps > 0).sum(0),
@@ -321,17 +274,14 @@ class _Views:
         )
 
     def _rollout(self, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """The chosen attempts' decoded states, mapped back to the puzzles as given."""
-        states = []
-        for name in ("z_h", "z_l"):
-            decoded = []
-            for i, at in zip(rows, chosen):
-                m, v = divmod(int(at), self.k)
-                grids = getattr(self.rollouts[m], name)[v * self.n + i].cpu().numpy()
-                mapped = Symmetry(self.back.cells[v], self.back.tokens[v]).apply(grids)
-                decoded.append(keep_givens(self.task, self.puzzles[i], mapped))
-            states.append(np.stack(decoded))
-        return states[0], states[1], self.rollouts[0].updates
+        """The chosen attempts' decoded states."""
+        updates = self.rollouts[0].updates
+        states = np.zeros((2, len(rows), len(updates), self.task.seq_len), np.int8)
+        for m, rollout in enumerate(self.rollouts):
+            mine = np.flatnonzero(chosen // self.k == m)
+            view, i = chosen[mine] % self.k, rows[mine]
+            states[:, mine] = self.rolled_out(rollout, torch.from_numpy(view * self.n + i), view, i)
+        return *states, updates
 
 
 def _choose(
@@ -385,27 +335,20 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
 
 
 def _joined(parts: list[Answers]) -> Answers:
-    def whole(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
+    def whole(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        if isinstance(found[0], np.ndarray):
+            return np.concatenate(found)
+        if isinstance(found[0], list):
+            return [entry for part in found for entry in part]
+        if isinstance(found[0], tuple):  # arrays, and what is the same in every part
+            return [np.concatenate(p) if isinstance(p[0], np.ndarray) else p[0] for p in zip(*found)]
+        return found[0]
 
-    def listed(name: str) -> list | None:
-        lists = [getattr(part, name) for part in parts]
-        return None if lists[0] is None else [entry for part in lists for entry in part]
-
-    rollout = None
-    if parts[0].rollout is not None:
-        z_h, z_l = (np.concatenate([part.rollout[f] for part in parts]) for f in range(2))
-        rollout = (z_h, z_l, parts[0].rollout[2])
-    names = ("q_halt_logits", "act_steps", "attempts", "view")
-    return Answers(
-        whole("tokens"),
-        Verdict(*(np.concatenate([part.verdict[f] for part in parts]) for f in range(3))),
-        *map(whole, names),
-        rollout=rollout,
-        stats=sum_of_stats([part.stats for part in parts]),
-        pins=listed("pins"),
-        trees=listed("trees"),
-    )
+    answers = Answers(**{field.name: whole(field.name) for field in fields(Answers)})
+    answers.verdict, answers.stats = Verdict(*answers.verdict), sum_of_stats([part.stats for part in parts])
+    answers.rollout = answers.rollout and tuple(answers.rollout)
+    return answers
 
 
 __all__ = ["Answers", "Node", "solve_puzzles", "symmetric_views"]

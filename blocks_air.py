@@ -16,6 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_air import AirConfig
 
+Table = Tensor | None  # what only some configs have
+
 # Most updates carry no gradient. There the elementwise stages below overwrite what they were given: on a CPU, where
 # nothing fuses them, each new tensor of an update costs as much as reading and writing it once more. Where a compiler
 # fuses them, overwriting costs instead: it must then write what was overwritten (five times the elementwise work).
@@ -214,6 +216,16 @@ class AirTables(nn.Module):
         return self
 
 
+def places_of_cells(config: AirConfig, device: torch.device | str) -> dict[str, Tensor]:
+    """The row, the column and in a Sudoku the box of each cell, (S,) int64 each, counted from 0."""
+    index = torch.arange(config.seq_len, device=device)
+    places = {"row": index // config.grid_width, "column": index % config.grid_width}
+    if config.task == "sudoku":
+        boxes = places["row"] // config.box_height * (config.grid_width // config.box_width)
+        places["box"] = boxes + places["column"] // config.box_width
+    return places
+
+
 class AirRotaryEmbedding(AirTables):
     """Float32 tables cos, sin (positions, D / H) for `rotate`, one- or two-dimensional; sin starts negated."""
 
@@ -224,10 +236,8 @@ class AirRotaryEmbedding(AirTables):
             coordinates = [torch.arange(config.num_stack_positions, device="cpu")]
         else:
             # Cells stand at (row + 1, column + 1), the positions before them in row 0.
-            cells = torch.arange(config.seq_len, device="cpu")
-            row, column = cells // config.grid_width + 1, cells % config.grid_width + 1
-            before = torch.arange(extra, device="cpu")
-            coordinates = [torch.cat([before * 0, row]), torch.cat([before, column])]
+            at, before = places_of_cells(config, "cpu"), torch.arange(extra, device="cpu")
+            coordinates = [torch.cat([before * 0, at["row"] + 1]), torch.cat([before, at["column"] + 1])]
         size = config.head_dim // len(coordinates)
         frequencies = 1.0 / config.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
         angles = torch.cat([torch.outer(c.float(), frequencies) for c in coordinates], dim=-1)
@@ -257,8 +267,7 @@ class AirRelations(AirTables):
 
     @classmethod
     def tables(cls, config: AirConfig) -> dict[str, Tensor]:
-        cells = torch.arange(config.seq_len, device="cpu")
-        row, column = cells // config.grid_width, cells % config.grid_width
+        row, column, *_ = places_of_cells(config, "cpu").values()
         last_row, last_column = config.grid_height - 1, config.grid_width - 1
         near = torch.stack([row > 0, column > 0, row >= 0, column < last_column, row < last_row], dim=-1)
         # Heads on their groups need no pairs, and there are many: 3 GB for a maze of 100x100.
@@ -266,15 +275,10 @@ class AirRelations(AirTables):
 
     @staticmethod
     def of_pairs(config: AirConfig) -> Tensor:
-        cells = torch.arange(config.seq_len, device="cpu")
-        row, column = cells // config.grid_width, cells % config.grid_width
-        apart = {"row": row[:, None] - row, "column": column[:, None] - column}
+        apart = {name: place[:, None] - place for name, place in places_of_cells(config, "cpu").items()}
         seen = {name: distance == 0 for name, distance in apart.items()}
         seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
         seen["all"] = torch.ones_like(seen["row"])
-        if config.task == "sudoku":
-            band, stack = row // config.box_height, column // config.box_width
-            seen["box"] = (band[:, None] == band) & (stack[:, None] == stack)
         heads = torch.stack([seen[name] for name in relations_of_heads(config)])
         extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
         return _hidden(F.pad(heads, (extra, 0, extra, 0), value=True)[None])
@@ -328,9 +332,7 @@ class AirAttention(nn.Module):
         self.scales = AirHeadScales(config) if config.log_scale_positions else None
         self.observer: Callable | None = None
 
-    def forward(
-        self, h: Tensor, cos: Tensor | None, sin: Tensor | None, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, cos: Table, sin: Table, bias: Table = None) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv_proj(h).view(*h.shape[:-1], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if self.config.qk_norm:
@@ -388,9 +390,7 @@ class AirBlock(GradientCheckpointingLayer):
             self.self_attn = AirAttention(config, layer)
         self.mlp = AirSwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(
-        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, h: Tensor, cos: Table = None, sin: Table = None, bias: Table = None) -> Tensor:
         if self.mlp_mixer:
             across = h.transpose(1, 2)  # (B, D, T)
             h = add_norm(across, self.mlp_t(across), self.eps).transpose(1, 2)
@@ -406,9 +406,7 @@ class AirStack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(AirBlock(config, layer) for layer in range(layers))
 
-    def forward(
-        self, h: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, h: Tensor, cos: Table = None, sin: Table = None, bias: Table = None) -> Tensor:
         for layer in self.layers:
             h = layer(h, cos, sin, bias)
         return h

@@ -15,12 +15,15 @@ import difflib
 import functools
 import math
 import os
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
+
+from .processing_air import SIZES, AirProcessor, make_task
 
 __version__ = "0.1.0"
 
@@ -66,8 +69,8 @@ RULE_FIELDS = (
 )
 # Fields that must be 1 or more.
 COUNTS = (
-    *("grid_height", "grid_width", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("intermediate_size", "l_cycles", "h_cycles", "num_puzzle_identifiers", "halt_max_steps"),
+    *("hidden_size", "num_hidden_layers", "l_layers", "h_layers", "num_attention_heads", "intermediate_size"),
+    *("l_cycles", "h_cycles", "num_puzzle_identifiers", "halt_max_steps"),
 )
 
 # The source files that go to the Hub with a model, beside its weights: it loads there without this package.
@@ -193,22 +196,15 @@ class AirConfig(PreTrainedConfig):
     pipeline_is_registered: ClassVar[bool] = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
-        side = {"sudoku": 9, "maze": 30}.get(self.task)
-        if self.grid_height is None:
-            self.grid_height = self.grid_width or side
-        if self.grid_width is None:
-            self.grid_width = self.grid_height
-        if self.task == "sudoku" and (n := self.grid_height):
-            if self.box_height is None and self.box_width is None:
-                # The most square box: 6 -> 2 x 3, 9 -> 3 x 3, 12 -> 3 x 4.
-                self.box_height = max(k for k in range(1, math.isqrt(n) + 1) if n % k == 0)
-            if self.box_height is None and self.box_width:
-                self.box_height = n // self.box_width
-            elif self.box_width is None and self.box_height:
-                self.box_width = n // self.box_height
-        if self.vocab_size is None:
-            self.vocab_size = {"sudoku": (self.grid_height or 0) + 2, "maze": 6}.get(self.task)
+        # PreTrainedConfig stores any keyword it is given, so a typo would silently train the default model.
+        if unknown := self._foreign(kwargs):
+            fields = [field.name for field in dataclasses.fields(self)]
+            hints = "".join(nearest(name, fields) for name in unknown)
+            raise ValueError(f"Unknown AirConfig fields {unknown}.{hints} See AirConfig for the list.")
+        self.grid_height = self.grid_width if self.grid_height is None else self.grid_height
+        task = make_task(self.task, *(getattr(self, name) for name in SIZES))
+        for name, size in zip(SIZES, task.sizes):
+            setattr(self, name, size)
         if self.intermediate_size is None:
             self.intermediate_size = self.swiglu_width(self.hidden_size)
         if self.puzzle_embedding_size is None:
@@ -222,13 +218,9 @@ class AirConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def _refuse_unknown(cls, kwargs: dict[str, Any]) -> None:
-        """PreTrainedConfig stores any keyword it is given, so a typo would silently train the default model."""
-        fields = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(k for k in kwargs if not k.startswith("_") and k not in {*fields, *_INHERITED_KEYS})
-        if unknown:
-            hints = "".join(nearest(name, fields) for name in unknown)
-            raise ValueError(f"Unknown AirConfig fields {unknown}.{hints} See AirConfig for the list.")
+    def _foreign(cls, names: Iterable[str]) -> list[str]:
+        known = {field.name for field in dataclasses.fields(cls)} | _INHERITED_KEYS
+        return sorted(name for name in names if name not in known and not name.startswith("_"))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As PreTrainedConfig.save_pretrained, and processor_config.json: it follows from the config.
@@ -236,8 +228,6 @@ class AirConfig(PreTrainedConfig):
         A model's save_pretrained comes by here too, between its list of the files that were there before and its
         upload of what is new: so the processor goes along to a folder and to the Hub.
         """
-        from .processing_air import AirProcessor
-
         super().save_pretrained(save_directory, **kwargs)
         AirProcessor.from_config(self).save_pretrained(save_directory)
 
@@ -248,9 +238,7 @@ class AirConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         """As PreTrainedConfig.from_dict; fields that a newer transformers or AIR may have written are left out."""
-        known = {field.name for field in dataclasses.fields(cls)} | _INHERITED_KEYS
-        foreign = sorted(k for k in config_dict if k not in known and not k.startswith("_"))
-        if foreign:
+        if foreign := cls._foreign(config_dict):
             logger.warning(
                 f"config.json (AIR {config_dict.get('code_version', 'of unknown version')}) has fields that AIR "
                 f"{__version__} does not know: {foreign}. They are ignored; upgrade air-model to use them."
@@ -322,14 +310,9 @@ class AirConfig(PreTrainedConfig):
         return len(self.schedule) - (self.l_cycles + 1 if self.gradient_scope == "last_cycle" else 2)
 
     def validate_sizes(self) -> None:
-        if self.grid_height is None or self.vocab_size is None:
-            raise ValueError(
-                f"task={self.task!r} has no default size: got grid_height={self.grid_height}, "
-                f"vocab_size={self.vocab_size}. Set both."
-            )
         for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name}={count} must be 1 or more.")
         for name in ("rope_theta", "rms_norm_eps", "expansion"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite.")
@@ -352,29 +335,6 @@ class AirConfig(PreTrainedConfig):
                 f"{self.prefix_length} positions of {self.hidden_size}. Raise prefix_length or leave it out."
             )
 
-    def validate_task(self) -> None:
-        if self.task == "sudoku":
-            n = self.grid_height
-            if self.grid_width != n:
-                raise ValueError(f"A Sudoku is square, got {n} x {self.grid_width}. Set grid_height = grid_width.")
-            if not self.box_height or not self.box_width or self.box_height * self.box_width != n:
-                raise ValueError(
-                    f"Sudoku boxes of {self.box_height} x {self.box_width} do not tile a grid of side {n}: "
-                    f"box_height * box_width must be {n}."
-                )
-            if self.vocab_size != n + 2:
-                raise ValueError(
-                    f"A {n} x {n} Sudoku has {n + 2} tokens (PAD, blank, {n} digits), got vocab_size="
-                    f"{self.vocab_size}. Leave vocab_size out, or use task='grid'."
-                )
-        elif self.box_height is not None or self.box_width is not None:
-            raise ValueError(f"task={self.task!r} has no boxes: leave box_height and box_width out.")
-        if self.task == "maze" and self.vocab_size != 6:
-            raise ValueError(
-                f"A maze has 6 tokens (PAD, wall, space, S, G, path), got vocab_size={self.vocab_size}. "
-                "Leave vocab_size out, or use task='grid'."
-            )
-
     def validate_rule(self) -> None:
         if self.l_injection == self.h_injection == 0:
             raise ValueError(
@@ -391,17 +351,15 @@ class AirConfig(PreTrainedConfig):
             raise ValueError(
                 "l_layers and h_layers belong to separate stacks: set shared_block=False, or use num_hidden_layers."
             )
-        if any(layers is not None and layers < 1 for layers in (self.l_layers, self.h_layers)):
-            raise ValueError("l_layers and h_layers must be 1 or more.")
         if self.token_mixer == "mlp" and self.position_embedding in ("rope", "rope2d"):
             raise ValueError(
                 f"token_mixer='mlp' has no attention to rotate: position_embedding={self.position_embedding!r} would "
                 "do nothing. Use 'none' or 'learned'."
             )
-        if self.qk_norm and self.token_mixer == "mlp":
-            raise ValueError("token_mixer='mlp' has no queries and keys: leave qk_norm out.")
-        if self.log_scale_positions is not None and self.token_mixer == "mlp":
-            raise ValueError("token_mixer='mlp' has no scores to scale: leave log_scale_positions out.")
+        lacks = {"qk_norm": "queries and keys", "log_scale_positions": "scores to scale", "head_relations": "heads"}
+        for name, what in lacks.items():
+            if self.token_mixer == "mlp" and getattr(self, name):
+                raise ValueError(f"token_mixer='mlp' has no {what}: leave {name} out.")
         if self.log_scale_positions is not None and self.log_scale_positions < 2:
             raise ValueError(f"log_scale_positions={self.log_scale_positions} must be 2 or more, or left out.")
         if self.head_relations is not None:
@@ -412,8 +370,6 @@ class AirConfig(PreTrainedConfig):
                         f"head_relations={self.head_relations} names {name!r}.{nearest(str(name), known)} "
                         f"Known for task={self.task!r}: {', '.join(known)}."
                     )
-            if self.token_mixer == "mlp":
-                raise ValueError("token_mixer='mlp' has no heads: leave head_relations out.")
             if not 1 <= len(self.head_relations) <= self.num_attention_heads:
                 raise ValueError(
                     f"head_relations={self.head_relations} must name 1 to num_attention_heads="

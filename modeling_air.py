@@ -37,6 +37,7 @@ from .blocks_air import (
     AirRotaryEmbedding,
     AirStack,
     AirTables,
+    places_of_cells,
 )
 from .configuration_air import AirConfig
 from .solving_air import AirCarry, AirUpdate, Hook, SolvingMixin
@@ -195,12 +196,8 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         """`encode` of cells (B, S, D) that are embedded already."""
         config, cells = self.config, cells.to(dtype)
         if config.cell_embedding:
-            index = torch.arange(config.seq_len, device=cells.device)
-            row, column = index // config.grid_width, index % config.grid_width
-            parts = [self.embed_rows(row), self.embed_columns(column)]
-            if config.task == "sudoku":
-                boxes_per_band = config.grid_width // config.box_width
-                parts.append(self.embed_boxes(row // config.box_height * boxes_per_band + column // config.box_width))
+            tables = (self.embed_rows, self.embed_columns, *([self.embed_boxes] if config.task == "sudoku" else []))
+            parts = [table(at) for table, at in zip(tables, places_of_cells(config, cells.device).values())]
             # Dividing by the root of the number of summands keeps the variance.
             cells = (cells + sum(parts).to(dtype)) * (len(parts) + 1) ** -0.5
         if config.prefix_length:
@@ -355,12 +352,11 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         per_puzzle = (cell_loss / counted.sum(-1, keepdim=True).clamp_min(1)).sum(-1)
         solved = ((output.logits.argmax(-1) == labels) | ~counted).all(-1)
         output.lm_loss = per_puzzle.mean()
-        output.q_halt_loss = F.binary_cross_entropy_with_logits(output.q_halt_logits, solved.to(output.q_halt_logits))
+        wish_loss = F.binary_cross_entropy_with_logits
+        output.q_halt_loss = wish_loss(output.q_halt_logits, solved.to(output.q_halt_logits))
         output.loss = output.lm_loss + 0.5 * output.q_halt_loss
         if output.target_q_continue is not None:
-            output.q_continue_loss = F.binary_cross_entropy_with_logits(
-                output.q_continue_logits, output.target_q_continue
-            )
+            output.q_continue_loss = wish_loss(output.q_continue_logits, output.target_q_continue)
             output.loss = output.loss + 0.5 * output.q_continue_loss
 
     def check_shapes(

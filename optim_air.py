@@ -101,7 +101,7 @@ def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], step
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-class PuzzleSignSGD:
+class PuzzleSignSGD(torch.optim.Optimizer):
     """Sign-SGD on the rows of the puzzle table that the (global) batch used: p <- p (1 - lr wd) - lr sign(g).
 
     Adam's running averages would make every row of the table move in every step; this touches only the rows seen.
@@ -110,7 +110,8 @@ class PuzzleSignSGD:
     """
 
     def __init__(self, table: nn.Parameter, lr: float, weight_decay: float) -> None:
-        self.table, self.base_lr, self.lr, self.weight_decay = table, lr, lr, weight_decay
+        super().__init__([table], {"lr": lr, "weight_decay": weight_decay})
+        self.table = table
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> None:
@@ -130,7 +131,8 @@ class PuzzleSignSGD:
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
             dist.all_reduce(grad)
             seen = seen > 0
-        updated = self.table * (1.0 - self.lr * self.weight_decay) - self.lr * grad.sign()
+        lr, weight_decay = (self.param_groups[0][name] for name in ("lr", "weight_decay"))
+        updated = self.table * (1.0 - lr * weight_decay) - lr * grad.sign()
         self.table.copy_(torch.where(seen, updated, self.table))
 
     @staticmethod
@@ -153,15 +155,14 @@ class Optimizers:
 
     def __init__(self, main: list[torch.optim.Optimizer], puzzle: PuzzleSignSGD | None) -> None:
         self.main, self.puzzle = main, puzzle
-        self.base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in main]
+        self.all = [*main, *([puzzle] if puzzle else [])]
+        self.held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in main]
+        self.base_lrs = [(group, group["lr"]) for optimizer in self.all for group in optimizer.param_groups]
 
     def set_lr_factor(self, factor: float) -> None:
         """Every learning rate becomes its base value times `factor`."""
-        for optimizer, rates in zip(self.main, self.base_lrs):
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * factor
-        if self.puzzle is not None:
-            self.puzzle.lr = self.puzzle.base_lr * factor
+        for group, rate in self.base_lrs:
+            group["lr"] = rate * factor
 
     def step(self, puzzle_ids: Tensor | None = None) -> None:
         for optimizer in self.main:
@@ -170,40 +171,35 @@ class Optimizers:
             self.puzzle.step(puzzle_ids)
 
     def zero_grad(self) -> None:
-        for optimizer in self.main:
+        for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
-        if self.puzzle is not None:
-            self.puzzle.table.grad = None
 
     @property
     def params(self) -> list[Tensor]:
         """The parameters of the torch optimizers (not the puzzle table)."""
-        return [p for optimizer in self.main for group in optimizer.param_groups for p in group["params"]]
+        return sum(self.held, [])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values) of all optimizers, for safetensors and JSON. Keys: OPTIMIZER.PARAM.NAME."""
         tensors, values = {}, {}
         for i, optimizer in enumerate(self.main):
-            for j, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            for j, p in enumerate(self.held[i]):
                 for name, value in optimizer.state.get(p, {}).items():
                     (tensors if isinstance(value, Tensor) else values)[f"{i}.{j}.{name}"] = value
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `state`, into optimizers built with the same arguments."""
-        for i, optimizer in enumerate(self.main):
-            params = [p for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in self.main:
             optimizer.state.clear()
-            fused = bool(optimizer.param_groups[0].get("fused"))
-            for key, value in {**tensors, **values}.items():
-                which, index, name = key.split(".", 2)
-                if int(which) != i:
-                    continue
-                p = params[int(index)]
-                if isinstance(value, Tensor):
-                    # AdamW's step count is a tensor on the CPU unless it is fused; moments live with the weights.
-                    value = value.clone() if name == "step" and not fused else value.to(p.device, copy=True)
-                optimizer.state[p][name] = value
+        for key, value in {**tensors, **values}.items():
+            which, index, name = key.split(".", 2)
+            optimizer, p = self.main[int(which)], self.held[int(which)][int(index)]
+            if isinstance(value, Tensor):
+                # AdamW's step count is a tensor on the CPU unless it is fused; moments live with the weights.
+                stays = name == "step" and not optimizer.param_groups[0].get("fused")
+                value = value.clone() if stays else value.to(p.device, copy=True)
+            optimizer.state[p][name] = value
 
 
 def build_optimizers(
@@ -228,17 +224,16 @@ def build_optimizers(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    tables = [p for n, p in named if "puzzle" in n]
-    in_blocks = [p for n, p in named if "puzzle" not in n and ".layers." in n and p.ndim == 2]
-    matrices = in_blocks if name.startswith("muon") else []
-    chosen = {id(p) for p in [*tables, *matrices]}
-    rest: list = [p for _, p in named if id(p) not in chosen]
+    kinds: dict[str, list] = {"table": [], "matrix": [], "gain": [], "rest": []}
+    for n, p in model.named_parameters():
+        is_matrix = name.startswith("muon") and ".layers." in n and p.ndim == 2
+        is_gain = n.endswith(("q_norm.weight", "k_norm.weight"))
+        if p.requires_grad:
+            kinds["table" if "puzzle" in n else "matrix" if is_matrix else "gain" if is_gain else "rest"].append(p)
+    tables, matrices, gains, rest = kinds.values()
     fused = any(p.is_cuda for p in rest)
-    # Gains are 1 where they do nothing: decay would pull them to 0, and attention with them to a mean of all cells.
-    if gains := [p for n, p in named if n.endswith(("q_norm.weight", "k_norm.weight"))]:
-        others = {id(p) for p in gains}
-        rest = [{"params": [p for p in rest if id(p) not in others]}, {"params": gains, "weight_decay": 0.0}]
+    if gains:  # they are 1 where they do nothing: decay would pull them to 0, and attention to a mean of all cells
+        rest = [{"params": rest}, {"params": gains, "weight_decay": 0.0}]
     if name in ("adamw", "muon_adamw"):
         main = [torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)]
     else:
@@ -274,17 +269,18 @@ class WeightEMA:
     def applied(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights."""
         backup = {n: p.detach().clone() for n, p in self.weights.items()}
-        with torch.no_grad():
-            for n, p in self.weights.items():
-                p.copy_(self.shadow[n])
+        _copy(self.shadow, self.weights)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for n, p in self.weights.items():
-                    p.copy_(backup[n])
+            _copy(backup, self.weights)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        assert tensors.keys() == self.shadow.keys()
-        for n, tensor in tensors.items():
-            self.shadow[n].copy_(tensor)
+        _copy(tensors, self.shadow)
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    assert source.keys() == target.keys()
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .answers_air import Answers, Node, Work, keep_givens, pins_of, sum_of_stats, symmetric_views
+from .answers_air import Answers, Attempts, Node, Work, pins_of, symmetric_views
 from .modeling_air import AirModel, stablemax_log_probs
-from .processing_air import GridTask, Symmetry, Verdict
+from .processing_air import GridTask, Symmetry
 from .solving_air import AirUpdate, Hook
 
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
@@ -112,58 +111,37 @@ class _Tree:
                 self.begin()
 
 
-class Search:
+class Search(Attempts):
     """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
 
-    def __init__(self, work: Work, attempts: int, on_nodes: Callable[[int, list[Node]], None] | None = None) -> None:
-        self.models, self.task, self.puzzles, self.puzzle_ids = work
-        puzzles = work.puzzles
-        self.on_nodes, n, self.most = on_nodes, len(puzzles), attempts
-        self.tokens, self.q = puzzles.copy(), np.full(n, -np.inf, np.float32)
-        self.steps, self.attempts, self.view = (np.zeros(n, np.int64) for _ in range(3))
+    def __init__(self, work: Work, attempts: int) -> None:
+        super().__init__(work, symmetric_views(work.task, math.ceil(attempts / RESTART)))
+        n, self.most, self.keep = len(self.puzzles), attempts, work.options["return_rollout"]
+        self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
+        self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
         self.marks: list[tuple] = [(True, math.inf)] * n
         self.pins: list[list[tuple[int, int]]] = [[] for _ in range(n)]
-        self.accepted = np.zeros(n, bool)
         self.kept: list[list[Node]] = [[] for _ in range(n)]
         self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
-        self.views = symmetric_views(work.task, math.ceil(attempts / RESTART))
-        self.back = self.views.inverse()
         self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
 
-    def run(
-        self,
-        hook: Hook | None,
-        options: dict[str, Any],
-        on_answers: Callable[[np.ndarray, Answers], None] | None,
-        interruptible: bool,
-    ) -> Answers:
-        self.on_answers, self.keep = on_answers, options["return_rollout"]
-        stats, interrupted = [], {}
-        n, bar_of_nodes = len(self.puzzles), len(self.puzzles) == 1
-        most = self.most * len(self.models) if bar_of_nodes else n
-        unit = "node" if bar_of_nodes else "puzzle"
-        self.bar = logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not options["progress"])
-        with self.bar:
-            try:
-                for m, model in enumerate(self.models):
-                    stats.append(self._with(m, model, hook, options))
-            except KeyboardInterrupt:
-                if not interruptible:
-                    raise
-                interrupted = {"interrupted": True}
-                for i, tree in self.trees.items():
-                    self._take(i, tree)
+    def run(self) -> Answers:
+        self.counts_nodes = len(self.puzzles) == 1
+        most, unit = (self.most * len(self.models), "node") if self.counts_nodes else (len(self.puzzles), "puzzle")
+        shown = self.work.options["progress"]
+        with logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not shown) as self.bar:
+            return super().run()
+
+    def end(self) -> None:
+        for i, tree in self.trees.items():
+            self._take(i, tree)
         if self.keep:
-            self._roll_out(options)
-        result = self.collect(np.arange(n))
-        result.stats = sum_of_stats(stats) | interrupted
-        return result
+            self._roll_out()
 
     # ---- one model
 
-    def _with(self, m: int, model: AirModel, hook: Hook | None, options: dict[str, Any]) -> dict[str, Any]:
-        """Search with one model what is still unsolved; the stats of its `solve`."""
-        self.m, self.config = m, model.config
+    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
+        self.m, self.config, options, ids = m, model.config, self.work.options, self.work.puzzle_ids
         left = np.flatnonzero(~self.accepted)
         # Few clues mean many nodes: begun first, such puzzles do not run on in an empty batch at the end.
         blanks = (self.puzzles[left] == self.task.blank_token).sum(1)
@@ -173,8 +151,7 @@ class Search:
         # Slots: rows of one tensor, written anew for each node.
         slots, size = options["batch_size"] or 1, self.puzzles.shape[1]
         self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
-        self.ids = None if self.puzzle_ids is None else torch.zeros_like(self.puzzle_ids[:1]).repeat(slots)
-        self.ids = None if self.ids is None else self.ids.to(model.device)
+        self.ids = None if ids is None else torch.zeros_like(ids[:1]).repeat(slots).to(model.device)
         self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
         self.last = np.zeros((slots, size), np.uint8)
         self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
@@ -186,7 +163,7 @@ class Search:
             self.inputs,
             puzzle_ids=self.ids,
             queue=self._fill(),
-            hook=None if hook is None else self._named(hook),
+            hook=None if self.work.hook is None else self._named(self.work.hook),
             return_logits=False,
             on_finish=self._finish,
             **(options | plain),
@@ -214,7 +191,7 @@ class Search:
             turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
             self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
             if self.ids is not None:
-                self.ids[row] = self.puzzle_ids[i]
+                self.ids[row] = self.work.puzzle_ids[i]
             self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
             self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
             self.still[row] = self.ran[row] = 0
@@ -234,13 +211,9 @@ class Search:
                 place(i, node)
         return torch.tensor(filled, dtype=torch.long)
 
-    def _home(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
+    def _clamped(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
         """What slots `at` hold or answer (R, S), in the orientation of their puzzles."""
-        back = Symmetry(self.back.cells[self.turned[at]], self.back.tokens[self.turned[at]])
-        return back.apply(grids.cpu().numpy().astype(np.uint8))
-
-    def _clamped(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
-        return keep_givens(self.task, self.puzzles[self.owner[at]], self._home(at, predictions))
+        return self.home(grids, self.turned[at], self.owner[at])
 
     def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
         """A node ends where the rules accept its answer, and where it will not change any more."""
@@ -259,7 +232,7 @@ class Search:
         owner, answers = self.owner[at], self._clamped(at, predictions)
         valid = self.task.verdicts(self.puzzles[owner], answers).valid
         faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
-        cells, costs = _split(self.task, self._home(at, self.inputs[rows]), self._beliefs(at, logits))
+        cells, costs = _split(self.task, self._clamped(at, self.inputs[rows]), self._beliefs(at, logits))
         plain = (part.tolist() for part in (valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
@@ -271,17 +244,19 @@ class Search:
                 continue
             before = len(tree.nodes)
             tree.judge()
-            if len(self.puzzles) == 1:
+            if self.counts_nodes:
                 self.bar.update(len(tree.nodes) - before)
-            if self.on_nodes is not None and len(tree.nodes) > before:
-                self.on_nodes(i, tree.nodes)
+            if self.work.on_nodes is not None and len(tree.nodes) > before:
+                self.work.on_nodes(i, tree.nodes)
             if not tree.over:
                 self.ready.append(i)
                 continue
             self._take(i, self.trees.pop(i))
             if self.accepted[i] or self.m == len(self.models) - 1:
                 done.append(i)
-        self._tell(np.array(done, np.int64))
+        if not self.counts_nodes:
+            self.bar.update(len(done))
+        self.tell(np.array(done, np.int64))
         return self._fill()
 
     def _beliefs(self, at: np.ndarray, logits: Tensor) -> np.ndarray:
@@ -303,32 +278,26 @@ class Search:
         if self.keep:
             self.kept[i] = tree.nodes
 
-    def _tell(self, done: np.ndarray) -> None:
-        if len(self.puzzles) > 1:
-            self.bar.update(len(done))
-        if self.on_answers is not None and len(done):
-            self.on_answers(done, self.collect(done))
-
     # ---- what was found
 
     def collect(self, rows: np.ndarray) -> Answers:
         return Answers(
             tokens=self.tokens[rows],
-            verdict=Verdict(*self.task.verdicts(self.puzzles[rows], self.tokens[rows])[:3]),
+            verdict=self.task.verdicts(self.puzzles[rows], self.tokens[rows]),
             q_halt_logits=self.q[rows],
             act_steps=self.steps[rows],
             attempts=self.attempts[rows],
             view=self.view[rows],
-            rollout=None if self.rollout is None else (*(z[rows] for z in self.rollout[:2]), self.rollout[2]),
+            rollout=self.rollout and (*(z[rows] for z in self.rollout[:2]), self.rollout[2]),
             pins=[self.pins[i] for i in rows],
             trees=[self.kept[i] for i in rows] if self.keep else None,
         )
 
-    def _roll_out(self, options: dict[str, Any]) -> None:
+    def _roll_out(self) -> None:
         """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
-        n, first = self.puzzles.shape[0], self.models[0].config
+        options, first = self.work.options, self.models[0].config
         updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
-        z_h, z_l = (np.zeros((n, len(updates), self.puzzles.shape[1]), np.int8) for _ in "hl")
+        states = np.zeros((2, len(self.puzzles), len(updates), self.puzzles.shape[1]), np.int8)
         for m, model in enumerate(self.models):
             mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
             if not len(mine):
@@ -340,19 +309,16 @@ class Search:
                 for cell, token in self.pins[i]:
                     grids[row, cell] = token
             grids = Symmetry(self.views.cells[turned], self.views.tokens[turned]).apply(grids)
-            back = Symmetry(self.back.cells[turned], self.back.tokens[turned])
 
             def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
                 left[rows.cpu()] -= 1
                 return left[rows.cpu()] <= 0
 
-            ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
+            ids = None if self.work.puzzle_ids is None else self.work.puzzle_ids[mine]
             again = options | {"progress": False, "halt": enough}
             solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
-            for states, name in ((z_h, "z_h"), (z_l, "z_l")):
-                decoded = back.apply(getattr(solution.rollout, name).cpu().numpy().swapaxes(0, 1)).swapaxes(0, 1)
-                states[mine] = keep_givens(self.task, self.puzzles[mine, None], decoded)
-        self.rollout = (z_h, z_l, updates)
+            states[:, mine] = self.rolled_out(solution.rollout, slice(None), turned, mine)
+        self.rollout = (*states, updates)
 
 
 def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:

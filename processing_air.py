@@ -41,6 +41,7 @@ from .reading_air import (
 from .search_air import count_solutions, flood
 
 PAD = 0
+SIZES = ("grid_height", "grid_width", "box_height", "box_width", "vocab_size")  # fields of a config and a processor
 UNKNOWN = "?"  # how a PAD token (a model may predict it) is written; as input it is a blank of a Sudoku
 CHUNK = 1024  # rows handled at once by the vectorised rules
 
@@ -105,7 +106,8 @@ class GridTask:
     box_height: int | None = None
     box_width: int | None = None
 
-    def __init__(self, height: int, width: int, vocab_size: int):
+    def __init__(self, height: int, width: int | None, vocab_size: int):
+        width = height if width is None else width
         for what, value in (("height", height), ("width", width)):
             if int(value) != value or value < 1:
                 raise ValueError(f"The grid {what} must be a whole number of at least 1, got {value!r}.")
@@ -116,6 +118,11 @@ class GridTask:
     @property
     def seq_len(self) -> int:
         return self.height * self.width
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """The values of `SIZES`."""
+        return self.height, self.width, self.box_height, self.box_width, self.vocab_size
 
     @cached_property
     def alphabet(self) -> str:
@@ -130,7 +137,7 @@ class GridTask:
         return f"{type(self).__name__}({self.height}x{self.width}{box}, {self.vocab_size} tokens)"
 
     def _key(self) -> tuple:
-        return self.name, self.height, self.width, self.vocab_size, self.box_height, self.box_width
+        return self.name, *self.sizes
 
     def __eq__(self, other: object) -> bool:
         # Not isinstance: the same class may have been imported twice, here and as remote code.
@@ -351,8 +358,7 @@ class SudokuTask(GridTask):
 
     def __init__(self, height: int = 9, width: int | None = None, box_height: int | None = None,
                  box_width: int | None = None):  # fmt: skip
-        width = height if width is None else width
-        if height != width:
+        if width not in (None, height):
             raise ValueError(f"A Sudoku grid is square, got {height} rows and {width} columns.")
         if not 2 <= height <= len(DIGITS):
             raise ValueError(f"A Sudoku has from 2 to {len(DIGITS)} rows, got {height}.")
@@ -538,7 +544,7 @@ class MazeTask(GridTask):
     WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
 
     def __init__(self, height: int = 30, width: int | None = None):
-        super().__init__(height, height if width is None else width, 6)
+        super().__init__(height, width, 6)
 
     @cached_property
     def alphabet(self) -> str:
@@ -687,18 +693,13 @@ def default_box(size: int, box_height: int | None = None, box_width: int | None 
                 f"A {size}x{size} Sudoku has no boxes ({size} is prime); choose another size, or pass box_height=1 for"
                 " rows and columns only."
             )
-        return box_height, size // box_height
-    if box_height is None or box_width is None:
-        given = box_width if box_height is None else box_height
-        if given < 1 or size % given:
-            raise ValueError(f"A box side of {given} does not divide a {size}x{size} Sudoku.")
-        return (size // given, given) if box_height is None else (given, size // given)
-    if min(box_height, box_width) < 1 or box_height * box_width != size:
+    height = size // max(box_width, 1) if box_height is None else box_height
+    width = size // max(box_height, 1) if box_width is None else box_width
+    if min(height, width) < 1 or height * width != size:
         raise ValueError(
-            f"Boxes of {box_height} x {box_width} hold {box_height * box_width} cells; a {size}x{size} Sudoku needs"
-            f" boxes of {size}."
+            f"Boxes of {height} x {width} do not tile a {size}x{size} Sudoku: box_height * box_width must be {size}."
         )
-    return box_height, box_width
+    return height, width
 
 
 def make_task(
@@ -713,26 +714,26 @@ def make_task(
     if name not in ("sudoku", "maze", "grid"):
         raise ValueError(f"Unknown task {name!r}. Known: sudoku, maze, grid.")
     if name != "sudoku" and (box_height or box_width):
-        raise ValueError(f"Only a Sudoku has boxes: leave box_height and box_width out for task {name!r}.")
+        raise ValueError(f"task={name!r} has no boxes: leave box_height and box_width out.")
     if name == "grid":
-        if height is None or width is None or vocab_size is None:
-            raise ValueError("The generic grid task needs height, width and vocab_size.")
+        if height is None or vocab_size is None:
+            raise ValueError(
+                f"task='grid' has no default size: got {height=}, {vocab_size=}. Set both (in a config: grid_height)."
+            )
         return GridTask(height, width, vocab_size)
-    if name == "sudoku":
-        task = SudokuTask(9 if height is None else height, width, box_height, box_width)
-    else:
-        task = MazeTask(30 if height is None else height, width)
+    height = {"sudoku": 9, "maze": 30}[name] if height is None else height
+    task = SudokuTask(height, width, box_height, box_width) if name == "sudoku" else MazeTask(height, width)
     if vocab_size not in (None, task.vocab_size):
         raise ValueError(
-            f"A {task.height}x{task.width} {name} has {task.vocab_size} tokens, got vocab_size={vocab_size}."
+            f"A {task.height}x{task.width} {name} has {task.vocab_size} tokens, got {vocab_size=}. Leave it out, or "
+            "use task='grid'."
         )
     return task
 
 
 def task_from_config(config: Any) -> GridTask:
     """The task object of an AirConfig."""
-    names = ("task", "grid_height", "grid_width", "box_height", "box_width", "vocab_size")
-    return make_task(*(getattr(config, name) for name in names))
+    return make_task(*(getattr(config, name) for name in ("task", *SIZES)))
 
 
 class AirProcessor(ProcessorMixin):
@@ -751,15 +752,13 @@ class AirProcessor(ProcessorMixin):
         super().__init__(**kwargs)
         self.grid_task = make_task(task, grid_height, grid_width, box_height, box_width, vocab_size)
         self.task = task
-        self.grid_height, self.grid_width = self.grid_task.height, self.grid_task.width
-        self.box_height, self.box_width = self.grid_task.box_height, self.grid_task.box_width
-        self.vocab_size = self.grid_task.vocab_size
+        for name, size in zip(SIZES, self.grid_task.sizes):
+            setattr(self, name, size)
 
     @classmethod
     def from_config(cls, config: Any) -> AirProcessor:
         """The processor that fits an AirConfig."""
-        names = ("task", "grid_height", "grid_width", "box_height", "box_width", "vocab_size")
-        return cls(*(getattr(config, name) for name in names))
+        return cls(*(getattr(config, name) for name in ("task", *SIZES)))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -834,6 +833,5 @@ class AirProcessor(ProcessorMixin):
                     " save_pretrained wrote."
                 )
             config = json.loads((folder / "config.json").read_text())
-            names = ("grid_height", "grid_width", "box_height", "box_width", "vocab_size")
-            return cls(config.get("task", "sudoku"), *map(config.get, names))
+            return cls(config.get("task", "sudoku"), *map(config.get, SIZES))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

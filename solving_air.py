@@ -68,6 +68,13 @@ class AirSolution:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
+def sum_of_stats(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The stats of several calls of `solve` as one."""
+    stats = {name: sum(part[name] for part in parts) for name in ("slot_steps", "passes", "capacity")}
+    stats["batch_size"] = max((part["batch_size"] for part in parts), default=0)
+    return stats | {"fill": stats["slot_steps"] / stats["capacity"] if stats["capacity"] else 1.0}
+
+
 class SolvingMixin:
     """`solve` for a model whose forward is one ACT step (see `AirModel`)."""
 
@@ -119,14 +126,13 @@ class SolvingMixin:
         self.check_shapes(input_ids, puzzle_ids, None, carry)
         self.check_values(input_ids, puzzle_ids)
         recorder = Recorder(self, len(input_ids), max_act_steps) if return_rollout else None
-        loop = _Loop(self, input_ids, puzzle_ids, max_act_steps, halt, dtype)
-        loop.hook = chain(freezer(self, freeze), hook, recorder)
-        loop.carry, loop.on_finish = carry, on_finish
+        hook = chain(freezer(self, freeze), hook, recorder)
+        loop = _Loop(self, input_ids, puzzle_ids, max_act_steps, halt, dtype, hook, carry, on_finish)
         loop.begin(queue, batch_size, return_logits, progress)
         was_training = self.training
         self.eval()
         try:
-            with self._weights_in(dtype), _attention_without_plans(weight.device):
+            with self._weights_in(dtype), _attention_without_plans():
                 loop.run()
         finally:
             loop.bar.close()
@@ -236,9 +242,9 @@ class _Loop:
     max_act_steps: int
     halt: str | Callable
     dtype: torch.dtype
-    hook: Hook | None = None
-    carry: AirCarry | None = None  # start states of all rows
-    on_finish: Callable | None = None
+    hook: Hook | None
+    carry: AirCarry | None  # start states of all rows
+    on_finish: Callable | None
     slots: AirCarry | None = None  # states of `rows`, the puzzles at work
     slot_steps: int = 0
     passes: int = 0
@@ -267,8 +273,7 @@ class _Loop:
         while len(self.rows) or len(self.waiting):
             self.advance()
         names = ("batch_size", "slot_steps", "passes", "capacity")
-        fill = self.slot_steps / self.capacity if self.capacity else 1.0
-        self.solution.stats = {name: getattr(self, name) for name in names} | {"fill": fill}
+        self.solution.stats = sum_of_stats([{name: getattr(self, name) for name in names}])
 
     def advance(self) -> None:
         """One ACT step of everything in the slots."""
@@ -352,16 +357,14 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _attention_without_plans(device: torch.device) -> Iterator[None]:
+def _attention_without_plans() -> Iterator[None]:
     """cuDNN plans its attention anew for every number of puzzles, and halting changes that number in every step."""
-    before = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
-    if before:
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
-        if before:
-            torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _pack(weight: Tensor) -> Tensor | None:
