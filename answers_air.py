@@ -1,22 +1,13 @@
-"""What attempts at a puzzle have in common: the answers, the symmetric views of a puzzle, the givens that it keeps,
-and going through several models.
-
-This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
-"""
+"""What attempts at a puzzle give and share: the answers, the symmetric views of a puzzle, the givens that it keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .modeling_air import AirModel
 from .processing_air import GridTask, Symmetry, Verdict
-from .solving_air import AirRollout, Hook, sum_of_stats
 
 
 @dataclass
@@ -96,82 +87,6 @@ def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
     return Symmetry(cells, tokens)
 
 
-class Work(NamedTuple):
-    """Puzzles that fit into memory at once, tokens (N, S), who attempts them, and what `solve_puzzles` was told.
-
-    options: of `AirModel.solve`. The other names are those of `solve_puzzles`.
-    """
-
-    models: list[AirModel]
-    task: GridTask
-    puzzles: np.ndarray
-    puzzle_ids: Tensor | None
-    options: dict[str, Any]
-    hook: Hook | None
-    on_answers: Callable[[np.ndarray, Answers], None] | None
-    on_nodes: Callable[[int, list[Node]], None] | None
-    interruptible: bool
-
-    def part(self, first: int, size: int) -> Work:
-        """`size` of the puzzles from `first` on; callbacks hear of them as they are counted here."""
-
-        def counted(call: Callable | None) -> Callable | None:
-            return None if call is None else lambda puzzles, found: call(first + puzzles, found)
-
-        ids = None if self.puzzle_ids is None else self.puzzle_ids[first : first + size]
-        part = self._replace(puzzles=self.puzzles[first : first + size], puzzle_ids=ids)
-        return part._replace(on_answers=counted(self.on_answers), on_nodes=counted(self.on_nodes))
-
-
-class Attempts:
-    """N puzzles, attempted by one model after another; a base for what an attempt is."""
-
-    def __init__(self, work: Work, views: Symmetry) -> None:
-        self.work, self.task, self.puzzles, self.models = work, work.task, work.puzzles, work.models
-        self.views, self.back = views, views.inverse()
-        self.accepted = np.zeros(len(work.puzzles), bool)
-
-    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
-        """Try with model `m` what is not accepted yet; the stats of its `solve`."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """Called when all have tried, or were broken off."""
-
-    def collect(self, rows: np.ndarray) -> Answers:
-        """The best answers so far to some puzzles."""
-        raise NotImplementedError
-
-    def run(self) -> Answers:
-        stats, interrupted = [], {}
-        try:
-            for m, model in enumerate(self.models):
-                stats.append(self.attempt(m, model))
-        except KeyboardInterrupt:
-            if not self.work.interruptible:
-                raise
-            interrupted = {"interrupted": True}
-        self.end()
-        result = self.collect(np.arange(len(self.puzzles)))
-        result.stats = sum_of_stats(stats) | interrupted
-        return result
-
-    def tell(self, done: np.ndarray) -> None:
-        """These puzzles are done with."""
-        if self.work.on_answers is not None and len(done):
-            self.work.on_answers(done, self.collect(done))
-
-    def home(self, grids: Tensor, view: np.ndarray, i: np.ndarray) -> np.ndarray:
-        """What the model made of views `view` (R,) of puzzles `i`, (..., R, S), as the puzzles are given; uint8."""
-        back = Symmetry(self.back.cells[view], self.back.tokens[view])
-        return keep_givens(self.task, self.puzzles[i], back.apply(grids.cpu().numpy().astype(np.uint8)))
-
-    def rolled_out(self, rollout: AirRollout, rows: Any, view: np.ndarray, i: np.ndarray) -> np.ndarray:
-        """Both states of some rows of a roll-out, as `home`: (2, R, U, S) int8."""
-        both = torch.stack([rollout.z_h[rows], rollout.z_l[rows]]).swapaxes(1, 2)
-        return self.home(both, view, i).swapaxes(1, 2).astype(np.int8)
-
-
 def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Answers with what the puzzles gave, both (..., S). A generic grid has no rule that says what was given."""
     if task.name == "grid":
@@ -179,4 +94,4 @@ def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.
     return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)
 
 
-__all__ = ["Answers", "Attempts", "Node", "Work", "keep_givens", "pins_of", "symmetric_views"]
+__all__ = ["Answers", "Node", "keep_givens", "pins_of", "symmetric_views"]

@@ -4,30 +4,32 @@
     answers = solve_puzzles(model, None, puzzles, attempts=8, retry="views")          # symmetric views
 
 A search by pins goes where a single pass was refused: it takes the open cell whose two best digits the model believes
-most evenly, and solves the puzzle again with that cell filled in, each digit in turn, the likeliest guesses first.
+most evenly, and solves the puzzle again from fresh states with that cell filled in (a node of a tree), each digit in
+turn, the likeliest guesses first.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
-loop is `AirModel.solve`. This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
+loop is `AirModel.solve`: the attempts at all puzzles share its batch.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import numbers
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from .answers_air import Answers, Attempts, Node, Work, symmetric_views
-from .modeling_air import AirModel
-from .pins_air import AHEAD, Search
+from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
+from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
 from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, normal_of, sum_of_stats
@@ -36,7 +38,16 @@ ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memor
 NODES = 256  # attempts=None: Sudokus are searched so far
 VIEWS = 16  # and mazes looked at in all their views
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
-STILL = 3
+STILL_VIEW = 3
+AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
+# A search spends fewer ACT steps with these two, for as many solved (results/search_by_pins.md): a refused answer that
+# has not changed for a step is over, and the nodes after the first run a share of the steps.
+STILL_NODE, SHARE = 1, 0.5
+# Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model
+# believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
+RESTART = 64
+LEAST_BELIEF = 1e-6
+BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
 
 def solve_puzzles(
@@ -138,12 +149,11 @@ def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: flo
             raise ValueError(f"{name} must be 1 or more, a whole number; got {value!r}.")
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number of 0 or more, got {seed!r}.")
-    if halt not in ("q", "max", "rules"):
-        raise ValueError(f"halt must be 'q', 'max' or 'rules', got {halt!r}.")
+    for name, value, known in (("halt", halt, ("q", "max", "rules")), ("selection", selection, ("auto", "q", "vote"))):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
     if halt == "rules" and task.name == "grid":
         raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
-    if selection not in ("auto", "q", "vote"):
-        raise ValueError(f"selection must be 'auto', 'q' or 'vote', got {selection!r}.")
     if not (isinstance(noise, numbers.Real) and math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
 
@@ -195,6 +205,100 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
     return views
 
 
+def _joined(parts: list[Answers]) -> Answers:
+    def whole(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        if isinstance(found[0], np.ndarray):
+            return np.concatenate(found)
+        if isinstance(found[0], list):
+            return [entry for part in found for entry in part]
+        if isinstance(found[0], tuple):  # arrays, and what is the same in every part
+            return [np.concatenate(p) if isinstance(p[0], np.ndarray) else p[0] for p in zip(*found)]
+        return found[0]
+
+    answers = Answers(**{field.name: whole(field.name) for field in fields(Answers)})
+    answers.verdict, answers.stats = Verdict(*answers.verdict), sum_of_stats([part.stats for part in parts])
+    answers.rollout = answers.rollout and tuple(answers.rollout)
+    return answers
+
+
+# ---- what all attempts share ---------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """Puzzles that fit into memory at once, tokens (N, S), who attempts them, and what `solve_puzzles` was told.
+
+    first: the number of the first one. options: of `AirModel.solve`. Other names are those of `solve_puzzles`.
+    """
+
+    models: list[AirModel]
+    task: GridTask
+    puzzles: np.ndarray
+    puzzle_ids: Tensor | None
+    options: dict[str, Any]
+    hook: Hook | None
+    on_answers: Callable[[np.ndarray, Answers], None] | None
+    on_nodes: Callable[[int, list[Node]], None] | None
+    interruptible: bool
+    first: int = 0
+
+    def part(self, first: int, size: int) -> Work:
+        ids = None if self.puzzle_ids is None else self.puzzle_ids[first : first + size]
+        return self._replace(puzzles=self.puzzles[first : first + size], puzzle_ids=ids, first=first)
+
+
+class Attempts:
+    """N puzzles, attempted by one model after another; a base for what an attempt is."""
+
+    def __init__(self, work: Work, views: Symmetry) -> None:
+        self.work, self.task, self.puzzles, self.models = work, work.task, work.puzzles, work.models
+        self.views, self.back = views, views.inverse()
+        self.accepted = np.zeros(len(work.puzzles), bool)
+
+    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
+        """Try with model `m` what is not accepted yet; the stats of its `solve`."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Called when all have tried, or were broken off."""
+
+    def collect(self, rows: np.ndarray) -> Answers:
+        """The best answers so far to some puzzles."""
+        raise NotImplementedError
+
+    def run(self) -> Answers:
+        stats, interrupted = [], {}
+        try:
+            for m, model in enumerate(self.models):
+                stats.append(self.attempt(m, model))
+        except KeyboardInterrupt:
+            if not self.work.interruptible:
+                raise
+            interrupted = {"interrupted": True}
+        self.end()
+        result = self.collect(np.arange(len(self.puzzles)))
+        result.stats = sum_of_stats(stats) | interrupted
+        return result
+
+    def tell(self, done: np.ndarray) -> None:
+        """These puzzles are done with."""
+        if self.work.on_answers is not None and len(done):
+            self.work.on_answers(self.work.first + done, self.collect(done))
+
+    def home(self, grids: Tensor, view: np.ndarray, i: np.ndarray) -> np.ndarray:
+        """What the model made of views `view` (R,) of puzzles `i`, (R, S), as the puzzles are given; uint8."""
+        back = Symmetry(self.back.cells[view], self.back.tokens[view])
+        return keep_givens(self.task, self.puzzles[i], back.apply(grids.cpu().numpy().astype(np.uint8)))
+
+    def rolled_out(self, rollout: AirRollout, rows: Any, view: np.ndarray, i: np.ndarray) -> np.ndarray:
+        """Both states of some rows of a roll-out, as `home`: (2, R, U, S) int8."""
+        both = torch.stack([rollout.z_h[rows], rollout.z_l[rows]], dim=1)
+        return np.stack([self.home(*one) for one in zip(both, view, i)], axis=1).astype(np.int8)
+
+
+# ---- symmetric views -----------------------------------------------------------------------------------------------
+
+
 class _Views(Attempts):
     """Symmetric views of N puzzles: M models x K views of each, A = M * K."""
 
@@ -232,7 +336,7 @@ class _Views(Attempts):
             same = (answers == last[i]).all(-1)
             still[i], last[i] = np.where(same, still[i] + 1, 0), answers
             valid = self.task.verdicts(self.puzzles[i], answers).valid
-            return torch.from_numpy(valid | (gives_up & (still[i] >= STILL)))
+            return torch.from_numpy(valid | (gives_up & (still[i] >= STILL_VIEW)))
 
         noise = _noise_hook(self.puzzles, self.noise, self.seed + 7919 * m) if self.noise else None
         solution = model.solve(
@@ -277,10 +381,10 @@ class _Views(Attempts):
         """The chosen attempts' decoded states."""
         updates = self.rollouts[0].updates
         states = np.zeros((2, len(rows), len(updates), self.task.seq_len), np.int8)
-        for m, rollout in enumerate(self.rollouts):
+        for m in np.unique(chosen // self.k):
             mine = np.flatnonzero(chosen // self.k == m)
             view, i = chosen[mine] % self.k, rows[mine]
-            states[:, mine] = self.rolled_out(rollout, torch.from_numpy(view * self.n + i), view, i)
+            states[:, mine] = self.rolled_out(self.rollouts[m], torch.from_numpy(view * self.n + i), view, i)
         return *states, updates
 
 
@@ -334,21 +438,313 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
     return disturb
 
 
-def _joined(parts: list[Answers]) -> Answers:
-    def whole(name: str) -> Any:
-        found = [getattr(part, name) for part in parts]
-        if isinstance(found[0], np.ndarray):
-            return np.concatenate(found)
-        if isinstance(found[0], list):
-            return [entry for part in found for entry in part]
-        if isinstance(found[0], tuple):  # arrays, and what is the same in every part
-            return [np.concatenate(p) if isinstance(p[0], np.ndarray) else p[0] for p in zip(*found)]
-        return found[0]
-
-    answers = Answers(**{field.name: whole(field.name) for field in fields(Answers)})
-    answers.verdict, answers.stats = Verdict(*answers.verdict), sum_of_stats([part.stats for part in parts])
-    answers.rollout = answers.rollout and tuple(answers.rollout)
-    return answers
+# ---- search by pins ------------------------------------------------------------------------------------------------
 
 
-__all__ = ["Answers", "Node", "solve_puzzles", "symmetric_views"]
+class _Candidate(NamedTuple):
+    """A node that waits: sorted by cost, then by the order of making."""
+
+    cost: float
+    order: int
+    parent: int
+    cell: int
+    token: int
+
+
+class _Result(NamedTuple):
+    """What came out of a node. faults: cells that break a rule. cell (-1: none) and costs (n,): of its children."""
+
+    answer: np.ndarray
+    accepted: bool
+    act_steps: int
+    q: float
+    faults: int
+    cell: int
+    costs: np.ndarray
+
+
+class _Tree:
+    """The search at one puzzle: nodes are judged one after another, the cheapest first.
+
+    Nodes may be computed ahead of their turn, several at a time, but are judged in turn: so the course of a search is
+    a function of its puzzle alone, whatever else is in the batch.
+    """
+
+    def __init__(self, puzzle: np.ndarray, most: int) -> None:
+        self.puzzle, self.most = puzzle, most
+        self.queue: list[_Candidate] = []
+        self.made, self.over, self.view = 0, False, -1
+        self.nodes: list[Node] = []
+        self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
+        self.came: dict[int, _Result | None] = {}  # by order of making; None while it is being computed
+        self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
+        self.begin()
+
+    def begin(self) -> None:
+        """Start from the puzzle as given, in the next view."""
+        self.queue = [_Candidate(0.0, self.made, -1, -1, 0)]
+        self.made, self.view = self.made + 1, self.view + 1
+
+    def grid(self, node: _Candidate) -> np.ndarray:
+        if node.parent < 0:
+            return self.puzzle
+        grid = self.grids[node.parent].copy()
+        grid[node.cell] = node.token
+        return grid
+
+    def wanted(self, ahead: int = 0) -> list[_Candidate]:
+        """What to compute now: the node whose turn it is, and up to `ahead` of those that follow."""
+        count = min(1 + ahead, self.most - len(self.nodes))
+        near = self.queue[:1] if count == 1 else heapq.nsmallest(count, self.queue)
+        return [node for node in near if node.order not in self.came]
+
+    def judge(self) -> None:
+        """Take what has been computed, in turn."""
+        while not self.over and self.came.get(self.queue[0].order) is not None:
+            node = heapq.heappop(self.queue)
+            result, at = self.came.pop(node.order), len(self.nodes)
+            self.grids.append(self.grid(node))
+            found = (result.accepted, result.act_steps, result.q, result.answer, self.view)
+            self.nodes.append(Node(*node[2:], node.cost, *found))
+            mark = (not result.accepted, result.faults, -result.q, at)
+            self.best = min(self.best or (mark, at), (mark, at))
+            for token, cost in enumerate(result.costs if result.cell >= 0 else (), start=2):
+                child = _Candidate(node.cost + float(cost), self.made, at, result.cell, token)
+                heapq.heappush(self.queue, child)
+                self.made += 1
+            self.over = result.accepted or len(self.nodes) == self.most or not self.queue
+            if not self.over and len(self.nodes) % RESTART == 0:
+                self.begin()
+
+
+class Search(Attempts):
+    """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
+
+    def __init__(self, work: Work, attempts: int) -> None:
+        super().__init__(work, symmetric_views(work.task, math.ceil(attempts / RESTART)))
+        n, self.most, self.keep = len(self.puzzles), attempts, work.options["return_rollout"]
+        self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
+        self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
+        self.marks: list[tuple] = [(True, math.inf)] * n
+        self.pins: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        self.kept: list[list[Node]] = [[] for _ in range(n)]
+        self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
+        self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
+
+    def run(self) -> Answers:
+        self.counts_nodes = len(self.puzzles) == 1
+        most, unit = (self.most * len(self.models), "node") if self.counts_nodes else (len(self.puzzles), "puzzle")
+        shown = self.work.options["progress"]
+        with logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not shown) as self.bar:
+            return super().run()
+
+    def end(self) -> None:
+        for i, tree in self.trees.items():
+            self._take(i, tree)
+        if self.keep:
+            self._roll_out()
+
+    # ---- one model
+
+    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
+        self.m, self.config, options, ids = m, model.config, self.work.options, self.work.puzzle_ids
+        left = np.flatnonzero(~self.accepted)
+        # Few clues mean many nodes: begun first, such puzzles do not run on in an empty batch at the end.
+        blanks = (self.puzzles[left] == self.task.blank_token).sum(1)
+        self.waiting = deque(left[np.argsort(-blanks, kind="stable")].tolist())
+        self.trees = {}
+        self.ready: deque[int] = deque()
+        # Slots: rows of one tensor, written anew for each node.
+        slots, size = options["batch_size"] or 1, self.puzzles.shape[1]
+        self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
+        self.ids = None if ids is None else torch.zeros_like(ids[:1]).repeat(slots).to(model.device)
+        self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
+        self.last = np.zeros((slots, size), np.uint8)
+        self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
+        self.free = list(range(slots))[::-1]
+        plain = {"progress": False, "return_rollout": False}
+        if options["halt"] == "rules":
+            plain["halt"] = self._stops
+        solution = model.solve(
+            self.inputs,
+            puzzle_ids=self.ids,
+            queue=self._fill(),
+            hook=None if self.work.hook is None else self._named(self.work.hook),
+            return_logits=False,
+            on_finish=self._finish,
+            **(options | plain),
+        )
+        return solution.stats
+
+    def _named(self, hook: Hook) -> Hook:
+        """The user's hook, which knows nodes instead of slots."""
+
+        def called(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+            at = update.rows.cpu().numpy()
+            names = self.order[at] * len(self.puzzles) + self.owner[at]
+            return hook(update._replace(rows=torch.from_numpy(names).to(update.rows.device)), z_h, z_l)
+
+        return called
+
+    def _fill(self) -> Tensor:
+        """Nodes for the free slots: of puzzles begun, then of new ones; where none waits, ahead of their turn."""
+        filled: list[int] = []
+
+        def place(i: int, node: _Candidate) -> None:
+            row, tree = self.free.pop(), self.trees[i]
+            grid = tree.grid(node)
+            tree.came[node.order] = None
+            turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
+            self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
+            if self.ids is not None:
+                self.ids[row] = self.work.puzzle_ids[i]
+            self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
+            self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
+            self.still[row] = self.ran[row] = 0
+            filled.append(row)
+
+        while self.free and (self.ready or self.waiting):
+            if not self.ready:
+                self.ready.append(self.waiting.popleft())
+                self.trees[self.ready[0]] = _Tree(self.puzzles[self.ready[0]], self.most)
+            i = self.ready.popleft()
+            for node in self.trees[i].wanted():
+                place(i, node)
+        if self.free:
+            near = [(i, node) for i, tree in self.trees.items() for node in tree.wanted(AHEAD)]
+            near.sort(key=lambda one: (one[1].cost - self.trees[one[0]].queue[0].cost, one[0]))
+            for i, node in near[: len(self.free)]:
+                place(i, node)
+        return torch.tensor(filled, dtype=torch.long)
+
+    def _clamped(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
+        """What slots `at` hold or answer (R, S), in the orientation of their puzzles."""
+        return self.home(grids, self.turned[at], self.owner[at])
+
+    def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
+        """A node ends where the rules accept its answer, and where it will not change any more."""
+        at = rows.cpu().numpy()
+        answers = self._clamped(at, predictions)
+        same = (answers == self.last[at]).all(-1)
+        self.still[at] = np.where(same, self.still[at] + 1, 0)
+        self.last[at], self.ran[at] = answers, self.ran[at] + 1
+        spent = self.ran[at] >= self.most_steps[at]
+        gone = np.array([i not in self.trees for i in self.owner[at]])
+        valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
+        return torch.from_numpy(valid | gone | spent | (self.still[at] >= STILL_NODE))
+
+    def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
+        at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
+        owner, answers = self.owner[at], self._clamped(at, predictions)
+        valid = self.task.verdicts(self.puzzles[owner], answers).valid
+        faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
+        cells, costs = _split(self.task, self._clamped(at, self.inputs[rows]), self._beliefs(at, logits))
+        plain = (part.tolist() for part in (valid, steps, q, faults, cells))
+        for row, i, *found in zip(at, owner, answers, *plain, costs):
+            if i in self.trees:
+                self.trees[i].came[int(self.order[row])] = _Result(*found)
+        self.free.extend(at.tolist())
+        done = []
+        for i in dict.fromkeys(owner.tolist()):
+            if (tree := self.trees.get(i)) is None:  # computed ahead, in vain
+                continue
+            before = len(tree.nodes)
+            tree.judge()
+            if self.counts_nodes:
+                self.bar.update(len(tree.nodes) - before)
+            if self.work.on_nodes is not None and len(tree.nodes) > before:
+                self.work.on_nodes(self.work.first + i, tree.nodes)
+            if not tree.over:
+                self.ready.append(i)
+                continue
+            self._take(i, self.trees.pop(i))
+            if self.accepted[i] or self.m == len(self.models) - 1:
+                done.append(i)
+        if not self.counts_nodes:
+            self.bar.update(len(done))
+        self.tell(np.array(done, np.int64))
+        return self._fill()
+
+    def _beliefs(self, at: np.ndarray, logits: Tensor) -> np.ndarray:
+        """`beliefs_of` the logits of slots `at`, in the orientation of their puzzles."""
+        cells, tokens = self.back.cells[self.turned[at]], self.views.tokens[self.turned[at]].astype(np.int64)
+        found = np.take_along_axis(beliefs_of(logits, self.config.loss_type), cells[:, :, None], axis=1)
+        return np.take_along_axis(found, tokens[:, None, 2:] - 2, axis=2)
+
+    def _take(self, i: int, tree: _Tree) -> None:
+        """A search is over, or broken off: keep the best answer that any model gave."""
+        self.steps[i] += sum(node.act_steps for node in tree.nodes)
+        self.attempts[i] += len(tree.nodes)
+        if tree.best is None or tree.best[0] >= self.marks[i]:
+            return
+        self.marks[i], at = tree.best
+        node = tree.nodes[at]
+        self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, pins_of(tree.nodes, at)
+        self.accepted[i], self.view[i] = node.accepted, self.m * self.most + at
+        if self.keep:
+            self.kept[i] = tree.nodes
+
+    # ---- what was found
+
+    def collect(self, rows: np.ndarray) -> Answers:
+        return Answers(
+            tokens=self.tokens[rows],
+            verdict=self.task.verdicts(self.puzzles[rows], self.tokens[rows]),
+            q_halt_logits=self.q[rows],
+            act_steps=self.steps[rows],
+            attempts=self.attempts[rows],
+            view=self.view[rows],
+            rollout=self.rollout and (*(z[rows] for z in self.rollout[:2]), self.rollout[2]),
+            pins=[self.pins[i] for i in rows],
+            trees=[self.kept[i] for i in rows] if self.keep else None,
+        )
+
+    def _roll_out(self) -> None:
+        """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
+        options, first = self.work.options, self.models[0].config
+        updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
+        states = np.zeros((2, len(self.puzzles), len(updates), self.puzzles.shape[1]), np.int8)
+        for m, model in enumerate(self.models):
+            mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
+            if not len(mine):
+                continue
+            nodes = [self.kept[i][self.view[i] % self.most] for i in mine]
+            turned = np.array([node.view for node in nodes])
+            grids, left = self.puzzles[mine].copy(), torch.tensor([node.act_steps for node in nodes])
+            for row, i in enumerate(mine):
+                for cell, token in self.pins[i]:
+                    grids[row, cell] = token
+            grids = Symmetry(self.views.cells[turned], self.views.tokens[turned]).apply(grids)
+
+            def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
+                left[rows.cpu()] -= 1
+                return left[rows.cpu()] <= 0
+
+            ids = None if self.work.puzzle_ids is None else self.work.puzzle_ids[mine]
+            again = options | {"progress": False, "halt": enough}
+            solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
+            states[:, mine] = self.rolled_out(solution.rollout, slice(None), turned, mine)
+        self.rollout = (*states, updates)
+
+
+def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
+    """Probabilities of the digits, (R, S, V) -> (R, S, n), by the loss that the model was trained with."""
+    logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else logits.double().log_softmax(-1)
+    beliefs = logs[..., 2:].exp().cpu().numpy()
+    return beliefs / beliefs.sum(-1, keepdims=True)
+
+
+def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
+
+    grids (R, S): the pinned puzzles; beliefs (R, S, n). The cell is -1 where none is open.
+    """
+    two = np.partition(beliefs, -2, axis=-1)[..., -2:]
+    even = two[..., 0] - (1 - two.sum(-1))
+    open_cells = grids == task.blank_token
+    cells = np.where(open_cells, even, -np.inf).argmax(-1)
+    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
+    return np.where(open_cells.any(-1), cells, -1), costs
+
+
+__all__ = ["Search", "beliefs_of", "solve_puzzles"]

@@ -83,7 +83,6 @@ TRAVELLING_FILES = (
     "reading_air.py",
     "search_air.py",
     "answers_air.py",
-    "pins_air.py",
     "attempts_air.py",
     "pipeline_air.py",
 )

@@ -371,17 +371,17 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
             )
         if input_ids.is_floating_point() or input_ids.is_complex():
             raise ValueError(f"input_ids must hold integer tokens, got {input_ids.dtype}.")
-        if labels is not None and labels.shape != input_ids.shape:
-            raise ValueError(f"labels must have the shape {tuple(input_ids.shape)}, got {tuple(labels.shape)}.")
-        if puzzle_ids is not None and puzzle_ids.shape != input_ids.shape[:1]:
-            raise ValueError(f"puzzle_ids must be ({len(input_ids)},), got {tuple(puzzle_ids.shape)}.")
-        if carry is not None:
-            expected = (len(input_ids), config.num_state_positions, config.hidden_size)
-            if tuple(carry.z_h.shape) != expected or tuple(carry.z_l.shape) != expected:
-                raise ValueError(
-                    f"The carry's states must be {expected}, got {tuple(carry.z_h.shape)} and "
-                    f"{tuple(carry.z_l.shape)}. Start with carry=None, or model.initial_carry({len(input_ids)})."
-                )
+        shape, z_h, z_l = tuple(input_ids.shape), *((None, None) if carry is None else (carry.z_h, carry.z_l))
+        states = (shape[0], config.num_state_positions, config.hidden_size)
+        start = f" Start with carry=None, or model.initial_carry({shape[0]})."
+        for name, found, expected, advice in (
+            ("labels", labels, shape, ""),
+            ("puzzle_ids", puzzle_ids, shape[:1], ""),
+            ("The carry's states", z_h, states, start),
+            ("The carry's states", z_l, states, start),
+        ):
+            if found is not None and tuple(found.shape) != expected:
+                raise ValueError(f"{name} must be {expected}, got {tuple(found.shape)}.{advice}")
         # Reading values would stall a GPU at every step; there, `solve` checks once.
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_values(input_ids, puzzle_ids, labels)

@@ -1,10 +1,8 @@
 """The `puzzle-solving` pipeline, puzzles of mixed sizes, and saving a release.
 
-    pipe = transformers.pipeline("puzzle-solving", model=folder, trust_remote_code=True)
-    pipe("53..7....6..195...…")                      # {"solution": ..., "solved": True, "confidence": 0.99, ...}
-    pipe(list_or_generator, attempts=1)              # a single pass; the default goes on where the rules refuse it
-
-This file travels to the Hub: it needs numpy, torch and transformers, nothing else.
+pipe = transformers.pipeline("puzzle-solving", model=folder, trust_remote_code=True)
+pipe("53..7....6..195...…")                      # {"solution": ..., "solved": True, "confidence": 0.99, ...}
+pipe(list_or_generator, attempts=1)              # a single pass; the default goes on where the rules refuse it
 """
 
 from __future__ import annotations
@@ -58,27 +56,22 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
             found.append((task, task.as_tokens(puzzle, values)))
         except ValueError as error:
             errors.append(error)
-    if found:
-        return found
-    for task in tasks:
-        found += _resized(task, puzzle, values, drawn)
+    for task in () if found else tasks:
+        lines = len(maze_lines(puzzle, task.letters)) if isinstance(puzzle, str) and task.name != "sudoku" else 0
+        vocab_size = task.vocab_size if task.name == "grid" else None
+        for height, width in _sizes_of(task, puzzle):
+            try:
+                other = make_task(
+                    task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None
+                )
+                found.append((other, other.as_tokens(puzzle, values)))
+                break
+            except ValueError as error:
+                if 1 < lines == height != task.height:  # so it is no puzzle of the model's size that lacks a cell
+                    drawn.append(error)
     if not found:
         raise drawn[0] if drawn else errors[most_like(tasks, puzzle)]
     return found
-
-
-def _resized(
-    task: GridTask, puzzle: Any, values: str | None, drawn: list[ValueError]
-) -> list[tuple[GridTask, np.ndarray]]:
-    lines = len(maze_lines(puzzle, task.letters)) if isinstance(puzzle, str) and task.name != "sudoku" else 0
-    for height, width in _sizes_of(task, puzzle):
-        try:
-            other = make_task(task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None)
-            return [(other, other.as_tokens(puzzle, values))]
-        except ValueError as error:
-            if 1 < lines == height != task.height:  # so it is no puzzle of the model's size that lacks a cell
-                drawn.append(error)
-    return []
 
 
 def _sizes_of(task: GridTask, puzzle: Any) -> Iterator[tuple[int, int]]:
@@ -239,23 +232,27 @@ class PuzzleSolvingPipeline(Pipeline):
         known += ("return_rollout", "progress", "puzzle_ids", "dtype", "values", "count_solutions")
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"The pipeline has no option {unknown}. Options: batch_size, {', '.join(known)}.")
-        return {}, options, {}
+        stages: tuple[dict, dict, dict] = ({}, {}, {})
+        for name, value in options.items():
+            stages[{"values": 0, "count_solutions": 2}.get(name, 1)][name] = value
+        return stages
 
     def __call__(
         self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **options: Any
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        options = {**self._forward_params, **self._sanitize_parameters(**options)[1]}
-        options["batch_size"] = batch_size or self._batch_size
-        inputs, options["values"] = self._opened(inputs, options.pop("values", None))
+        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        stages = [default | given for default, given in zip(defaults, self._sanitize_parameters(**options))]
+        stages[1]["batch_size"] = batch_size or self._batch_size
+        inputs, stages[0]["values"] = self._opened(inputs, stages[0].get("values"))
         one = is_one_grid(self.processor.grid_task, inputs)
         if one or isinstance(inputs, (list, tuple, np.ndarray)):
             inputs = [inputs] if one else inputs
-            found = list(self._stream(inputs, options, at_once=max(len(inputs), 1)))
+            found = list(self._stream(inputs, *stages, at_once=max(len(inputs), 1)))
             if found and all("error" in answer for answer in found):
                 raise OtherSizeError(found[0]["error"])  # the wrong model, rather than a mixed list
             return found[0] if one else found
         if isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"):
-            return self._stream(inputs, options)
+            return self._stream(inputs, *stages)
         raise ValueError(
             f"Pass a puzzle as text, a list of them, a generator or a data set; got {type(inputs).__name__}."
         )
@@ -280,30 +277,27 @@ class PuzzleSolvingPipeline(Pipeline):
             inputs = inputs if inputs.ndim else inputs.item()
         return inputs, values
 
-    def _stream(self, inputs: Any, options: dict[str, Any], at_once: int | None = None) -> Iterator[dict[str, Any]]:
+    def _stream(
+        self, inputs: Any, reading: dict, solving: dict, telling: dict, at_once: int | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Answers in order, `at_once` puzzles read ahead; by default a few batches, then more at a time.
 
         The first answers come soon, and later the drain of a batch at the end of each part counts for little.
         """
-        slots = options["batch_size"] or self.model.default_batch_size()
+        slots = solving["batch_size"] or self.model.default_batch_size()
         at_once, done, waiting = at_once or 4 * slots, 0, []
         most = max(at_once, 100 * slots)
         self.interrupted = False
-        for puzzle in _rows(inputs):
+        # A map-style data set may know no end of its own.
+        for puzzle in inputs if isinstance(inputs, Iterable) else (inputs[i] for i in range(len(inputs))):
             if self.interrupted:  # the answers so far have been handed on; who reads a stream wants it to end here
                 raise KeyboardInterrupt
             waiting.append(puzzle)
             if len(waiting) == at_once:
-                yield from self._solve(waiting, done + 1, options)
+                yield from self.run_single(waiting, reading | {"first": done + 1}, solving, telling)
                 done, waiting, at_once = done + len(waiting), [], min(most, 4 * at_once)
         if waiting:
-            yield from self._solve(waiting, done + 1, options)
-
-    def _solve(self, puzzles: list, first: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-        options = dict(options)
-        model_inputs = self.preprocess(puzzles, first=first, values=options.pop("values", None))
-        count = options.pop("count_solutions", True)
-        return self.postprocess(self.forward(model_inputs, **options), count_solutions=count)
+            yield from self.run_single(waiting, reading | {"first": done + 1}, solving, telling)
 
     # Pipeline's three stages, each for a list of puzzles.
 
@@ -324,12 +318,13 @@ class PuzzleSolvingPipeline(Pipeline):
             options["halt"] = options.get("halt") or ("q" if task.name == "grid" else "rules")
             options.setdefault("attempts", None)
             options.setdefault("progress", sys.stderr is not None and sys.stderr.isatty())
-            ids = None
-            if puzzle_ids is not None:
-                at, ids = np.array(places) + model_inputs["first"] - 1, np.asarray(puzzle_ids)
-                if ids.ndim and len(ids) <= at.max():
-                    sentence = f"got {len(ids)} for {at.max() + 1} or more."
-                    raise ValueError(f"puzzle_ids must have one number per puzzle: {sentence}")
+            ids = puzzle_ids
+            if ids is not None:
+                at, ids = np.array(places) + model_inputs["first"] - 1, np.asarray(ids)
+                if ids.ndim and len(ids) <= (last := at.max()):
+                    raise ValueError(
+                        f"puzzle_ids must have one number per puzzle: got {len(ids)} for {last + 1} or more."
+                    )
                 ids = ids[at] if ids.ndim else np.full(len(places), ids)
             model = in_size(self.model, task)
             answers = solve_puzzles(model, task, tokens, check=False, puzzle_ids=ids, interruptible=True, **options)
@@ -387,11 +382,8 @@ def describe(
         ]
     if answers.rollout is not None:
         z_h, z_l, updates = answers.rollout
-        result["rollout"] = {
-            "updates": list(updates),
-            "z_h": [task.decode(grid) for grid in z_h[i]],
-            "z_l": [task.decode(grid) for grid in z_l[i]],
-        }
+        states = {name: [task.decode(grid) for grid in grids] for name, grids in (("z_h", z_h[i]), ("z_l", z_l[i]))}
+        result["rollout"] = {"updates": list(updates), **states}
     return result
 
 
@@ -404,14 +396,6 @@ def refusal(sentence: str) -> dict[str, Any]:
     verdict = dict.fromkeys(("solved", "valid", "complete", "consistent"), False)
     spent = {"confidence": 0.0, "solutions": None, "act_steps": 0, "attempts": 0}
     return {"solution": None, **verdict, "message": sentence, **spent, "error": sentence}
-
-
-def _rows(inputs: Any) -> Iterator[Any]:
-    """The rows of a list, generator, array, data set or map-style data set."""
-    if isinstance(inputs, Iterable):
-        yield from inputs
-    else:
-        yield from (inputs[i] for i in range(len(inputs)))
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ evaluation, analyses and the demo never retype them. `AirProcessor` wraps one fo
 
 Shape letters: N puzzles, S cells (row-major), H rows, W columns, V tokens. Tokens are uint8, token 0 is PAD. Cells in
 messages are counted from 1. Numbers may mean digits or tokens (blank 1, digit d is d + 1): `values` says which, and
-what people call a processor or a pipeline with is never guessed. This file travels to the Hub: it needs numpy and
-transformers, nothing else.
+what people call a processor or a pipeline with is never guessed.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ class GridTask:
         return f"{type(self).__name__}({self.height}x{self.width}{box}, {self.vocab_size} tokens)"
 
     def _key(self) -> tuple:
-        return self.name, *self.sizes
+        return self.name, self.height, self.width, self.vocab_size, self.box_height, self.box_width
 
     def __eq__(self, other: object) -> bool:
         # Not isinstance: the same class may have been imported twice, here and as remote code.
@@ -156,15 +155,6 @@ class GridTask:
         """The S characters of the cells, without what `encode` tolerates around them."""
         return "".join(text.split())
 
-    def _wrong_count(self, count: int) -> ValueError:
-        where = f" The cells end at {self.cell(count - 1)}." if 0 < count < self.seq_len else ""
-        if count > self.seq_len and count % self.seq_len == 0:
-            where = f" These look like {count // self.seq_len} puzzles: give each by itself, in a list or a file."
-        return ValueError(
-            f"The {self.name} text has {count} cells, {self.seq_len} expected ({self.height} rows of {self.width})."
-            f"{where}"
-        )
-
     def foreign(self, letter: str, where: str) -> ValueError:
         return ValueError(f"Foreign letter {letter!r} at {where}: this {self.name} uses {self._letters_help}.")
 
@@ -178,8 +168,12 @@ class GridTask:
         for index, letter in enumerate(cells):
             if letter not in table:
                 raise self.foreign(letter, self.cell(index) if index < self.seq_len else f"cell {index + 1}")
-        if len(cells) != self.seq_len:
-            raise self._wrong_count(len(cells))
+        if (count := len(cells)) != self.seq_len:
+            where = f" The cells end at {self.cell(count - 1)}." if 0 < count < self.seq_len else ""
+            if count > self.seq_len and count % self.seq_len == 0:
+                where = f" These look like {count // self.seq_len} puzzles: give each by itself, in a list or a file."
+            rows = f"{self.height} rows of {self.width}"
+            raise ValueError(f"The {self.name} text has {count} cells, {self.seq_len} expected ({rows}).{where}")
         return np.fromiter((table[c] for c in cells), np.uint8, self.seq_len)
 
     @cached_property
@@ -210,14 +204,7 @@ class GridTask:
             text = [f"\x1b[1;34m{c}\x1b[0m" if new else c for c, new in zip(text, added)]
         return [text[r * self.width : (r + 1) * self.width] for r in range(self.height)]
 
-    def as_tokens(self, grid: Any, values: str | None = "tokens") -> np.ndarray:
-        """Text, a list, an array or a tensor of S cells -> uint8 (S,); ValueError when it is none of these.
-
-        Args:
-            values: what numbers are: "tokens", or "digits" of a Sudoku (0, None or NaN for a blank). None refuses
-                numbers that may be either; a tensor, as processors and models give it, holds tokens.
-        """
-        return tokens_of(self, grid, values)
+    as_tokens = tokens_of
 
     def text_of_number(self, number: numbers.Real) -> str:
         raise ValueError(f"A {self.name} puzzle must be text or tokens, got the number {number!r}.")
@@ -244,7 +231,8 @@ class GridTask:
 
     def _check(self, tokens: np.ndarray) -> None:
         if len(pads := np.flatnonzero(tokens == PAD)):
-            raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell of a puzzle needs a value.")
+            digits = " Digits, with 0 for a blank, need values='digits'." if self.name == "sudoku" else ""
+            raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell needs a value.{digits}")
 
     def check_solvable(self, puzzle: Any) -> None:
         """`check_puzzle`, and ValueError where it shows at once that a well-formed puzzle has no answer.
@@ -335,20 +323,18 @@ class GridTask:
         turned = [grid, grid.T] if self.height == self.width else [grid]
         return np.stack([g[::up, ::left].reshape(-1) for g in turned for up in (1, -1) for left in (1, -1)])
 
-    @property
+    @cached_property
     def token_maps(self) -> np.ndarray:
         """(K, V) further symmetries of tokens that `random_symmetries` does not draw; the first is the identity."""
         return np.arange(self.vocab_size, dtype=np.uint8)[None]
 
     def random_symmetries(self, rng: np.random.Generator, n: int) -> Symmetry:
         """n symmetries drawn uniformly: cells (n, S), tokens (n, V)."""
-        cells = self.dihedral[rng.integers(len(self.dihedral), size=n)]
-        return Symmetry(cells, np.tile(np.arange(self.vocab_size, dtype=np.uint8), (n, 1)))
+        return Symmetry(self.dihedral[rng.integers(len(self.dihedral), size=n)], np.repeat(self.token_maps[:1], n, 0))
 
     def sample_symmetry(self, rng: np.random.Generator) -> Symmetry:
         """One symmetry drawn uniformly: cells (S,), tokens (V,)."""
-        many = self.random_symmetries(rng, 1)
-        return Symmetry(many.cells[0], many.tokens[0])
+        return Symmetry(*(part[0] for part in self.random_symmetries(rng, 1)))
 
 
 class SudokuTask(GridTask):
@@ -364,10 +350,7 @@ class SudokuTask(GridTask):
             raise ValueError(f"A Sudoku has from 2 to {len(DIGITS)} rows, got {height}.")
         super().__init__(height, width, height + 2)
         self.box_height, self.box_width = default_box(height, box_height, box_width)
-
-    @cached_property
-    def alphabet(self) -> str:
-        return UNKNOWN + "." + DIGITS[: self.height]
+        self.alphabet = UNKNOWN + "." + DIGITS[:height]
 
     @cached_property
     def _codes(self) -> dict[str, int]:
@@ -405,21 +388,17 @@ class SudokuTask(GridTask):
         grids = np.asarray(grids)
         if tensor:
             whole, count = np.repeat(np.arange(1, self.height + 1), self.height), self.seq_len
-            fits = not grids.size % count and (np.sort(grids.reshape(-1, count)) == whole).all(-1).any()
-            return None if fits else "tokens"
-        certain = grids.size and grids.dtype.kind in "iu" and grids.min() > PAD and grids.max() == self.height + 1
+            certain = grids.size % count or not (np.sort(grids.reshape(-1, count)) == whole).all(-1).any()
+        else:
+            certain = grids.size and grids.dtype.kind in "iu" and grids.min() > PAD and grids.max() == self.height + 1
         return "tokens" if certain else None
 
     def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
-        lines = self._styled(tokens, puzzle, ansi)
-        w, h = self.box_width, self.box_height
-        rule = "+".join(["-" * (2 * w + 1)] * (self.width // w))
-        out = []
-        for r, line in enumerate(lines):
-            if r and r % h == 0:
-                out.append(rule)
-            out.append("|".join(" " + " ".join(line[c : c + w]) + " " for c in range(0, self.width, w)).rstrip())
-        return "\n".join(out)
+        w, h, starts = self.box_width, self.box_height, range(0, self.width, self.box_width)
+        boxes = [[f" {' '.join(line[c : c + w])} " for c in starts] for line in self._styled(tokens, puzzle, ansi)]
+        lines = ["|".join(line).rstrip() for line in boxes]
+        rule = "+".join("-" * (2 * w + 1) for _ in starts)
+        return f"\n{rule}\n".join("\n".join(lines[r : r + h]) for r in range(0, self.height, h))
 
     # ---- rules
 
@@ -471,10 +450,7 @@ class SudokuTask(GridTask):
         return None
 
     def _check(self, tokens: np.ndarray) -> None:
-        if len(pads := np.flatnonzero(tokens == PAD)):
-            raise ValueError(
-                f"{self.cell(pads[0])} holds the PAD token 0. Digits, with 0 for a blank, need values='digits'."
-            )
+        super()._check(tokens)
         if twins := self._twins(tokens):
             raise ValueError(f"Contradicting clues: {twins}")
 
@@ -542,21 +518,12 @@ class MazeTask(GridTask):
     name = "maze"
     blank_token = 2
     WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
+    alphabet = UNKNOWN + "# SGo"
+    _codes = {c: i for i, c in enumerate("# SGo", start=1)}
+    _letters_help = "# (wall), space or . (free), S, G and o (path)"
 
     def __init__(self, height: int = 30, width: int | None = None):
         super().__init__(height, width, 6)
-
-    @cached_property
-    def alphabet(self) -> str:
-        return UNKNOWN + "# SGo"
-
-    @cached_property
-    def _codes(self) -> dict[str, int]:
-        return {c: i for i, c in enumerate(self.alphabet) if c != UNKNOWN}
-
-    @property
-    def _letters_help(self) -> str:
-        return "# (wall), space or . (free), S, G and o (path)"
 
     def _cells_of(self, text: str) -> str:
         return maze_cells(text, self)
@@ -566,11 +533,11 @@ class MazeTask(GridTask):
         rule = "─" * self.width
         return "\n".join([f"┌{rule}┐", *(f"│{''.join(line)}│" for line in lines), f"└{rule}┘"])
 
-    @property
+    @cached_property
     def token_maps(self) -> np.ndarray:
         swapped = np.arange(self.vocab_size, dtype=np.uint8)
         swapped[[self.START, self.GOAL]] = self.GOAL, self.START  # a path is as short from G to S
-        return np.concatenate([super().token_maps, swapped[None]])
+        return np.stack([np.arange(self.vocab_size, dtype=np.uint8), swapped])
 
     # ---- rules
 
@@ -661,14 +628,12 @@ class MazeTask(GridTask):
         """
         single = isinstance(puzzles, str) or np.ndim(puzzles) == 1
         grids = self.as_tokens(puzzles)[None] if single else np.asarray(puzzles, np.uint8)
-        at_end = [(grids == token).sum(-1) != 1 for token in (self.START, self.GOAL)]
-        if len(bad := np.flatnonzero(at_end[0] | at_end[1])):
-            raise ValueError(f"Maze {bad[0] + 1} of {len(grids)} does not have exactly one S and one G.")
-        n, width = len(grids), self.width + 2
-        distance = self.distances(grids).reshape(n, self.height, self.width)
+        n, width, rim = len(grids), self.width + 2, ((0, 0), (1, 1), (1, 1))
+        if len(bad := np.flatnonzero(((grids == self.START).sum(-1) != 1) | ((grids == self.GOAL).sum(-1) != 1))):
+            raise ValueError(f"Maze {bad[0] + 1} of {n} does not have exactly one S and one G.")
         # A rim of -1 spares every bounds check; flat cell numbers below are those of the rimmed grid.
-        distance = np.pad(distance, ((0, 0), (1, 1), (1, 1)), constant_values=-1).reshape(n, -1)
-        out = np.pad(self._grid(grids), ((0, 0), (1, 1), (1, 1))).reshape(n, -1)
+        distance = np.pad(self._grid(self.distances(grids)), rim, constant_values=-1).reshape(n, -1)
+        out = np.pad(self._grid(grids), rim).reshape(n, -1)
         here = np.argmax(out == self.START, axis=-1)
         left = distance[np.arange(n), here]
         if len(bad := np.flatnonzero(left < 0)):
@@ -796,9 +761,7 @@ class AirProcessor(ProcessorMixin):
 
     def decode(self, ids: Any, **kwargs) -> str | list[str]:
         """Token ids (S,) to text, or (N, S) to a list of texts."""
-        if hasattr(ids, "detach"):
-            ids = ids.detach().cpu().numpy()
-        ids = np.asarray(ids)
+        ids = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
         return self.grid_task.decode(ids) if ids.ndim == 1 else [self.grid_task.decode(row) for row in ids]
 
     def batch_decode(self, ids: Any, **kwargs) -> list[str]:

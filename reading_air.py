@@ -11,7 +11,7 @@ import contextlib
 import math
 import numbers
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,13 @@ def digits_of_number(number: Any, sizes: Iterable[int], own: int) -> str:
     return text.zfill(own * own)
 
 
-def tokens_of(task: Any, grid: Any, values: str | None) -> np.ndarray:
-    """`GridTask.as_tokens`."""
+def tokens_of(task: Any, grid: Any, values: str | None = "tokens") -> np.ndarray:
+    """Text, a list, an array or a tensor of S cells -> uint8 (S,); ValueError when it is none of these.
+
+    Args:
+        values: what numbers are: "tokens", or "digits" of a Sudoku (0, None or NaN for a blank). None refuses
+            numbers that may be either; a tensor, as processors and models give it, holds tokens.
+    """
     if values not in (None, "tokens", "digits"):
         raise ValueError(f"values must be 'tokens' or 'digits', got {values!r}.")
     if hasattr(grid, "detach"):
@@ -130,15 +135,16 @@ def tokens_of(task: Any, grid: Any, values: str | None) -> np.ndarray:
 
 def is_one_grid(task: Any, grid: Any) -> bool:
     """Whether a list, array or text is one puzzle (its cells, or its rows) rather than a list of puzzles."""
+    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
+        grid = grid.tolist()
     if isinstance(grid, (str, bytes)):
         return True
-    if isinstance(grid, (list, tuple)) and grid and all(isinstance(row, str) for row in grid):
-        return are_rows(list(grid), [task])
-    if isinstance(grid, (list, tuple)) and grid and all(map(_are_lines, grid)):
-        return False
-    if isinstance(grid, np.ndarray) and grid.dtype.kind in "UTO":
-        return is_one_grid(task, grid.tolist())
-    if not isinstance(grid, (list, tuple, np.ndarray)) and not hasattr(grid, "detach"):
+    if isinstance(grid, (list, tuple)) and grid:
+        if all(isinstance(row, str) for row in grid):
+            return are_rows(list(grid), [task])
+        if all(map(_are_lines, grid)):
+            return False
+    elif not isinstance(grid, np.ndarray) and not hasattr(grid, "detach"):
         return False
     try:
         shape = np.shape(grid)
@@ -160,10 +166,8 @@ def _are_lines(part: Any) -> bool:
     return texts and min(map(len, part)) > 2
 
 
-def encode_puzzles(
-    task: Any, puzzles: Iterable[Any], check: bool = True, first: int = 1, values: str | None = "tokens"
-) -> np.ndarray:
-    """Puzzles as text or numbers -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from `first`."""
+def encode_puzzles(task: Any, puzzles: Iterable[Any], check: bool = True, values: str | None = "tokens") -> np.ndarray:
+    """Puzzles as text or numbers -> uint8 (N, S). ValueError names the cell, and the puzzle, counted from 1."""
     if hasattr(puzzles, "detach"):
         puzzles = puzzles.detach().cpu().numpy()
         values = values or task.values_of(puzzles, tensor=True)
@@ -173,8 +177,8 @@ def encode_puzzles(
             return puzzles
     puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
     rows = []
-    for number, puzzle in enumerate(puzzles, start=first):
-        with numbering(number, len(puzzles) > 1 or first > 1):
+    for number, puzzle in enumerate(puzzles, start=1):
+        with numbering(number, len(puzzles) > 1):
             rows.append(task.as_tokens(puzzle, values))
             if check:
                 task.check_puzzle(rows[-1])
@@ -211,14 +215,8 @@ def body(text: str, letters: Collection[str], comments: bool) -> list[str | None
             name = heading or re.search(r"([A-Za-z]+)|$", bare)
             aside = (name[1] or "").lower().startswith(ASIDE)
             lines.append(None)
-        elif aside or bare.startswith(("```", "~~~", "//")):
-            continue
-        elif comments and "#" in line:
-            lines.append(line.split("#")[0].rstrip())
-        elif comments and not bare:
-            lines.append("")
-        else:
-            lines.append(line)
+        elif not aside and not bare.startswith(("```", "~~~", "//")):
+            lines.append(re.sub(r"\s*#.*|^\s+$", "", line) if comments else line)
     return lines
 
 
@@ -393,32 +391,26 @@ def most_like(tasks: list, puzzle: Any) -> int:
     text = as_text(puzzle)
     count = np.size(puzzle) if text is None else len("".join(text.split()))
     maze = text is not None and text.count("#") + text.count(" ") > len(text) // 3 and not re.search("[2-9]", text)
-
-    def unlike(task: Any) -> tuple[bool, int]:
-        size = len(re.sub(r"[\r\n]", "", text)) if maze else count
-        return (task.name == "maze") != maze, abs(task.seq_len - size)
-
-    return min(range(len(tasks)), key=lambda i: unlike(tasks[i]))
+    size = len(re.sub(r"[\r\n]", "", text)) if maze else count
+    return min(range(len(tasks)), key=lambda i: ((tasks[i].name == "maze") != maze, abs(tasks[i].seq_len - size)))
 
 
 # ---- several puzzles
 
 
-def reads(task: Any, text: str) -> bool:
-    """Whether a task can read a text (no puzzle is as long as a file of thousands of them)."""
-    if len(text) > 50_000:
-        return False
-    try:
-        task.encode(text)
-    except ValueError:
-        return False
-    return True
+def reads(tasks: list, text: str) -> bool:
+    """Whether one of the tasks can read a text (no puzzle is as long as a file of thousands of them)."""
+    for task in tasks if len(text) <= 50_000 else ():
+        with contextlib.suppress(ValueError):
+            task.encode(text)
+            return True
+    return False
 
 
 def split_puzzles(text: str, tasks: list) -> list[str]:
     """The puzzles of a text: one drawn over several lines, one a line, or several drawn ones parted by blank lines,
     rules (===) or titles. What is neither stays in one piece, for the caller to refuse."""
-    if any(reads(task, text) for task in tasks):
+    if reads(tasks, text):
         return [text]
     mazes = [task for task in tasks if task.name != "sudoku"]
     maze = mazes and (len(mazes) == len(tasks) or {"S", "G", "#"} <= set(text))
@@ -439,9 +431,6 @@ def split_puzzles(text: str, tasks: list) -> list[str]:
 def _of_section(pieces: list[list[str]], tasks: list) -> list[str]:
     """Puzzles of pieces between two titles: a piece is whole, or each of its lines, or some pieces together are."""
 
-    def ours(text: str) -> bool:
-        return any(reads(task, text) for task in tasks)
-
     def refused() -> list[str]:
         tall = min(task.height for task in tasks) - 1
         whole = all(piece.count("\n") + 1 >= tall for piece in waiting)
@@ -450,25 +439,22 @@ def _of_section(pieces: list[list[str]], tasks: list) -> list[str]:
     puzzles, waiting = [], []
     for lines in pieces:
         block = "\n".join(lines)
-        each = [] if ours(block) else puzzles_a_line(lines, ours)
-        if each or ours(block):
-            puzzles += [*refused(), *(each or [block])] if waiting else each or [block]
-            waiting = []
+        if found := [block] if reads(tasks, block) else puzzles_a_line(lines, tasks):
+            puzzles, waiting = [*puzzles, *refused(), *found], []
             continue
         waiting.append(block)
-        if ours("\n".join(waiting)):
-            puzzles.append("\n".join(waiting))
-            waiting = []
-    return puzzles + (refused() if waiting else [])
+        if reads(tasks, joined := "\n".join(waiting)):
+            puzzles, waiting = [*puzzles, joined], []
+    return puzzles + refused()
 
 
-def puzzles_a_line(lines: list[str], ours: Callable[[str], bool]) -> list[str]:
-    """The lines, where each is a puzzle (of some size) rather than a row of one; else none.
+def puzzles_a_line(lines: list[str], tasks: list) -> list[str]:
+    """The lines, where each is a puzzle (one of a task reads, or of some size) rather than a row of one; else none.
 
     A row of a maze may look like a small maze, and a row of a large Sudoku like a small one, but not every row.
     """
-    each = len(lines) > 1 and (any(map(ours, lines)) or any(all(map(whole, lines)) for whole in (_sudoku, _maze)))
-    return lines if each else []
+    some = any(reads(tasks, line) for line in lines) or any(all(map(whole, lines)) for whole in (_sudoku, _maze))
+    return lines if len(lines) > 1 and some else []
 
 
 def _sudoku(line: str) -> bool:
@@ -484,13 +470,13 @@ def _maze(line: str) -> bool:
 
 def are_rows(parts: list[str], tasks: list) -> bool:
     """Whether the texts of a list are the rows (or the cells) of one puzzle rather than a puzzle each."""
-    if not 1 < len(parts) < 10_000 or any(reads(task, part) for task in tasks for part in parts[:4]):
+    if not 1 < len(parts) < 10_000 or any(reads(tasks, part) for part in parts[:4]):
         return False
     joined = as_text(parts) or ""
-    if any(reads(task, joined) for task in tasks):
+    if reads(tasks, joined):
         return True
     widths = {len(part) for part in parts}
-    if len(widths) > 1 or puzzles_a_line(parts, lambda _: False):
+    if len(widths) > 1 or puzzles_a_line(parts, []):
         return False
     square = widths == {len(parts)} or widths == {1} and math.isqrt(len(parts)) ** 2 == len(parts)
     return square or joined.count("S") == joined.count("G") == 1

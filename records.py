@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -141,8 +142,8 @@ def setting(evaluation: dict[str, Any], *names: str) -> Any:
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json of a folder; {} where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folder / "run.json").read_text())
-        return found if isinstance(found, dict) else {}
+        if isinstance(found := read_json(folder / "run.json"), dict):
+            return found
     return {}
 
 
@@ -236,9 +237,7 @@ def environment(device: "torch.device", world: int) -> dict[str, Any]:
 
 def cpu_name(field: str = "model name") -> str:
     """What Linux says of its first processor ("model name", "vendor_id"); elsewhere the platform's own words."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^{field}\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()

@@ -163,10 +163,8 @@ class SolvingMixin:
         Beside the parameters, not in their place: another dtype behind `weight.data` drops the hooks by which DDP
         learns of a gradient. Compiled blocks cast by themselves: with other weights they would be compiled anew.
         """
-        if any(module._compiled_call_impl is not None for module in self.modules()):
-            yield
-            return
-        linears = [module for module in self.modules() if hasattr(module, "packed")]
+        compiled = any(module._compiled_call_impl is not None for module in self.modules())
+        linears = [module for module in self.modules() if hasattr(module, "packed") and not compiled]
         try:
             for linear in linears:
                 linear.held = linear.weight.detach().to(dtype)
@@ -306,17 +304,13 @@ class _Loop:
         fresh = self.waiting[: max(0, self.batch_size - len(self.rows))]
         if not len(fresh):
             return
-        new = self.start(fresh)
-        parts = new if self.slots is None else map(torch.cat, zip(self.slots.to_tuple(), new))
+        new = self.model.initial_carry(len(fresh), dtype=self.dtype)
+        if self.carry is not None:
+            at = fresh.to(self.carry.z_h.device)
+            new.z_h, new.z_l = (z[at].to(new.z_h) for z in (self.carry.z_h, self.carry.z_l))
+        parts = new.to_tuple() if self.slots is None else map(torch.cat, zip(self.slots.to_tuple(), new.to_tuple()))
         self.slots, self.rows = AirCarry(*parts), torch.cat([self.rows, fresh])
         self.waiting = self.waiting[len(fresh) :]
-
-    def start(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.carry is None:
-            return self.model.initial_carry(len(rows), dtype=self.dtype).to_tuple()
-        at, device = rows.to(self.carry.z_h.device), rows.device
-        z_h, z_l = (z[at].to(device, self.dtype) for z in (self.carry.z_h, self.carry.z_l))
-        return z_h, z_l, torch.zeros(len(rows), dtype=torch.int32, device=device)
 
     def halve(self, count: int) -> None:
         self.batch_size = count // 2

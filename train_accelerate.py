@@ -48,10 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def smoke_recipe(recipe: Recipe, given: set[str], output_dir: Path) -> Recipe:
     """A miniature of a recipe, the keys `given` on the command line left as they are."""
     small = {k: v for k, v in miniature(recipe.model).items() if k not in given}
-    if "epochs" in given and "max_steps" not in given:
-        small["max_steps"] = None
-    else:
-        small["epochs"] = None
+    small["max_steps" if "epochs" in given and "max_steps" not in given else "epochs"] = None
     if "data" not in given:  # needs no network, and no data set
         task = recipe.model.get("task", "sudoku")
         small |= on_miniature_data(task, output_dir / f"smoke_data_{task}")

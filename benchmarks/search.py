@@ -22,7 +22,7 @@ if not __package__:
 import numpy as np
 import torch
 
-import air_model.pins_air as pins_air
+import air_model.attempts_air as attempts_air
 from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
 from air_model.benchmarks.bench import arguments, in_sentences, save
@@ -35,13 +35,13 @@ WAYS = ("single", "rules", "steps", "views", "uniform", "pins", "classical")
 
 
 def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndarray, np.ndarray]:
-    """`pins_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
+    """`attempts_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
     digits = np.arange(2, task.vocab_size)
     seen = ((grids[:, None, :, None] == digits) & task.peers[None, :, :, None]).any(2)  # (R, S, n)
     count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
     cells = count.argmin(-1)
     at = np.arange(len(cells)), cells
-    costs = np.where(seen[at], -np.log(pins_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
+    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
     return np.where((grids == task.blank_token).any(-1), cells, -1), costs
 
 
@@ -63,12 +63,12 @@ def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[st
             "uniform": {"attempts": args.nodes, "retry": "pins"},
             "pins": {"attempts": args.nodes, "retry": "pins"},
         }[way]
-        split, pins_air._split = pins_air._split, uniform if way == "uniform" else pins_air._split
+        split, attempts_air._split = attempts_air._split, uniform if way == "uniform" else attempts_air._split
         try:
             options = {"halt": "rules", "progress": True, "dtype": args.dtype, "check": False, **options}
             answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
         finally:
-            pins_air._split = split
+            attempts_air._split = split
         tokens = answers.tokens
         row |= {key: options[key] for key in ("attempts", "max_act_steps") if key in options}
         row |= {

@@ -9,8 +9,7 @@ from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
-from air_model.attempts_air import default_attempts
-from air_model.pins_air import RESTART, _split, beliefs_of
+from air_model.attempts_air import RESTART, _split, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 
 
