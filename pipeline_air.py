@@ -61,9 +61,7 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
         vocab_size = task.vocab_size if task.name == "grid" else None
         for height, width in _sizes_of(task, puzzle):
             try:
-                other = make_task(
-                    task.name, height, width, vocab_size=task.vocab_size if task.name == "grid" else None
-                )
+                other = make_task(task.name, height, width, vocab_size=vocab_size)
                 found.append((other, other.as_tokens(puzzle, values)))
                 break
             except ValueError as error:
@@ -150,7 +148,7 @@ def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:
 
 
 def sort_by_size(
-    models: list[AirModel], puzzles: Iterable[Any], check: bool = True, values: str | None = None
+    models: list[AirModel], puzzles: Iterable[Any], values: str | None = None
 ) -> tuple[dict[GridTask, tuple[list[int], np.ndarray]], dict[int, ValueError]]:
     """Puzzles of mixed sizes, or rows of a data set that hold them, by the task that each is of.
 
@@ -177,8 +175,7 @@ def sort_by_size(
                     f"This {own.name} is {own.height}x{own.width}; the model was made for {made} and takes {limit}."
                 )
             task, tokens = chosen
-            if check:
-                task.check_puzzle(tokens)
+            task.check_puzzle(tokens)
         except ValueError as error:
             refused[place] = error
             continue
