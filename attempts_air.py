@@ -451,18 +451,6 @@ class _Candidate(NamedTuple):
     token: int
 
 
-class _Result(NamedTuple):
-    """What came out of a node. faults: cells that break a rule. cell (-1: none) and costs (n,): of its children."""
-
-    answer: np.ndarray
-    accepted: bool
-    act_steps: int
-    q: float
-    faults: int
-    cell: int
-    costs: np.ndarray
-
-
 class _Tree:
     """The search at one puzzle: nodes are judged one after another, the cheapest first.
 
@@ -476,7 +464,7 @@ class _Tree:
         self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
         self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
-        self.came: dict[int, _Result | None] = {}  # by order of making; None while it is being computed
+        self.came: dict[int, list | None] = {}  # what came out, by order of making; None while it is being computed
         self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
         self.begin()
 
@@ -502,17 +490,17 @@ class _Tree:
         """Take what has been computed, in turn."""
         while not self.over and self.came.get(self.queue[0].order) is not None:
             node = heapq.heappop(self.queue)
-            result, at = self.came.pop(node.order), len(self.nodes)
+            # faults: cells that break a rule. cell (-1: none) and costs (n,): of the children.
+            answer, accepted, steps, q, faults, cell, costs = self.came.pop(node.order)
+            at = len(self.nodes)
             self.grids.append(self.grid(node))
-            found = (result.accepted, result.act_steps, result.q, result.answer, self.view)
-            self.nodes.append(Node(*node[2:], node.cost, *found))
-            mark = (not result.accepted, result.faults, -result.q, at)
+            self.nodes.append(Node(*node[2:], node.cost, accepted, steps, q, answer, self.view))
+            mark = (not accepted, faults, -q, at)
             self.best = min(self.best or (mark, at), (mark, at))
-            for token, cost in enumerate(result.costs if result.cell >= 0 else (), start=2):
-                child = _Candidate(node.cost + float(cost), self.made, at, result.cell, token)
-                heapq.heappush(self.queue, child)
+            for token, cost in enumerate(costs if cell >= 0 else (), start=2):
+                heapq.heappush(self.queue, _Candidate(node.cost + float(cost), self.made, at, cell, token))
                 self.made += 1
-            self.over = result.accepted or len(self.nodes) == self.most or not self.queue
+            self.over = accepted or len(self.nodes) == self.most or not self.queue
             if not self.over and len(self.nodes) % RESTART == 0:
                 self.begin()
 
@@ -642,7 +630,7 @@ class Search(Attempts):
         plain = (part.tolist() for part in (valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
-                self.trees[i].came[int(self.order[row])] = _Result(*found)
+                self.trees[i].came[int(self.order[row])] = found
         self.free.extend(at.tolist())
         done = []
         for i in dict.fromkeys(owner.tolist()):

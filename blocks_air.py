@@ -155,10 +155,6 @@ class AirLinear(nn.Linear):
         return self.product(h, (self.weight if self.held is None else self.held).to(h.dtype))
 
 
-class AirEmbedding(nn.Embedding):
-    """A learned table of std 1 / sqrt(D)."""
-
-
 class AirPuzzleEmbedding(nn.Embedding):
     """One row per puzzle, zero at first; trained by sign-SGD on the rows seen, never by Adam (`optim_air.py`)."""
 
@@ -178,16 +174,11 @@ class AirLevelToken(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size))
 
 
-class AirHeadNorm(nn.Module):
+class AirHeadNorm(nn.RMSNorm):
     """RMSNorm of queries or keys over each head (..., D / H), in float32, with learned gains that start at 1."""
 
-    def __init__(self, config: AirConfig) -> None:
-        super().__init__()
-        self.eps = config.rms_norm_eps
-        self.weight = nn.Parameter(torch.ones(config.head_dim))
-
     def forward(self, h: Tensor) -> Tensor:
-        return F.rms_norm(h.float(), self.weight.shape, self.weight.float(), self.eps).to(h.dtype)
+        return F.rms_norm(h.float(), self.normalized_shape, self.weight.float(), self.eps).to(h.dtype)
 
 
 class AirTables(nn.Module):
@@ -328,7 +319,7 @@ class AirAttention(nn.Module):
         self.qkv_proj = AirLinear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = AirLinear(config.hidden_size, config.hidden_size)
         if config.qk_norm:
-            self.q_norm, self.k_norm = AirHeadNorm(config), AirHeadNorm(config)
+            self.q_norm, self.k_norm = (AirHeadNorm(config.head_dim, config.rms_norm_eps) for _ in "qk")
         self.scales = AirHeadScales(config) if config.log_scale_positions else None
         self.observer: Callable | None = None
 

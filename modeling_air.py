@@ -27,7 +27,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .blocks_air import (
     AirAttention,
     AirBlock,
-    AirEmbedding,
     AirHeadNorm,
     AirLevelToken,
     AirLinear,
@@ -138,18 +137,18 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         register_pipeline()
         super().__init__(config)
         d = config.hidden_size
-        self.embed_tokens = AirEmbedding(config.vocab_size, d)
+        self.embed_tokens = nn.Embedding(config.vocab_size, d)
         if config.puzzle_embedding_size:
             self.puzzle_embedding = AirPuzzleEmbedding(config.num_puzzle_identifiers, config.puzzle_embedding_size)
         if config.position_embedding == "learned":
-            self.embed_positions = AirEmbedding(config.prefix_length + config.seq_len, d)
+            self.embed_positions = nn.Embedding(config.prefix_length + config.seq_len, d)
         self.rotary = AirRotaryEmbedding(config) if config.position_embedding in ("rope", "rope2d") else None
         self.relations = AirRelations(config) if config.head_relations else None
         if config.cell_embedding:
-            self.embed_rows = AirEmbedding(config.grid_height, d)
-            self.embed_columns = AirEmbedding(config.grid_width, d)
+            self.embed_rows = nn.Embedding(config.grid_height, d)
+            self.embed_columns = nn.Embedding(config.grid_width, d)
             if config.task == "sudoku":
-                self.embed_boxes = AirEmbedding(config.grid_height, d)
+                self.embed_boxes = nn.Embedding(config.grid_height, d)
         if config.input_operator in ("linear", "tanh_linear"):
             self.input_proj = AirLinear(d, d)
         if config.level_token != "none":

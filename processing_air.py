@@ -710,6 +710,7 @@ class AirProcessor(ProcessorMixin):
     attributes: list[str] = []
     # transformers.Trainer asks every processor for the special tokens of its tokenizer.
     tokenizer = BatchFeature(dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id")))
+    model_input_names = ["input_ids"]
     _auto_class = "AutoProcessor"  # save_pretrained then copies this file and writes auto_map
 
     def __init__(self, task="sudoku", grid_height=None, grid_width=None, box_height=None, box_width=None,
@@ -724,10 +725,6 @@ class AirProcessor(ProcessorMixin):
     def from_config(cls, config: Any) -> AirProcessor:
         """The processor that fits an AirConfig."""
         return cls(*(getattr(config, name) for name in ("task", *SIZES)))
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return ["input_ids"]
 
     def __call__(self, text: Any = None, **kwargs) -> BatchFeature:
         """Encode one puzzle or a list of puzzles.
@@ -764,8 +761,7 @@ class AirProcessor(ProcessorMixin):
         ids = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
         return self.grid_task.decode(ids) if ids.ndim == 1 else [self.grid_task.decode(row) for row in ids]
 
-    def batch_decode(self, ids: Any, **kwargs) -> list[str]:
-        return self.decode(ids)
+    batch_decode = decode
 
     def format(self, grid: Any, puzzle: Any = None, ansi: bool = False, values: str | None = None) -> str:
         """A puzzle or answer (text, digits or tokens) as readable lines."""
