@@ -262,10 +262,10 @@ class AirConfig(PreTrainedConfig):
     def variant(self) -> str | None:
         """Name of the row of VARIANTS that this rule equals (sizes and positions aside), or None."""
         mine = [getattr(self, field) for field in RULE_FIELDS]
-        rules = {
-            n: [row.get(field, getattr(type(self), field)) for field in RULE_FIELDS] for n, row in VARIANTS.items()
-        }
-        return next((name for name, rule in rules.items() if rule == mine), None)
+        for name, row in VARIANTS.items():
+            if mine == [row.get(field, getattr(type(self), field)) for field in RULE_FIELDS]:
+                return name
+        return None
 
     def swiglu_width(self, width: int) -> int:
         """Inner width of a SwiGLU over `width` features: expansion * width * 2/3, up to a multiple of 256."""

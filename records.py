@@ -154,14 +154,11 @@ def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
     new = [json.loads(json.dumps(report, default=str)) for report in reports]
     new = [row for row in new if (row["name"], row["date"]) not in known]
     target.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(portable(row)) + "\n" for row in new)
-    with target.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # an editor may have left the last line open
-                lines = "\n" + lines
-        if new:
-            file.write(lines.encode())
+    if new:
+        last = target.read_bytes()[-1:] if target.exists() else b""
+        lead = "" if last in (b"", b"\n") else "\n"  # an editor may have left the last line open
+        with target.open("a", encoding="utf-8") as file:
+            file.write(lead + "".join(json.dumps(portable(row)) + "\n" for row in new))
     return len(new)
 
 
