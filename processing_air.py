@@ -29,7 +29,6 @@ from transformers import BatchFeature, ProcessorMixin
 from .reading_air import (
     BLANKS,
     DIGITS,
-    digits_of_number,
     encode_puzzles,
     is_one_grid,
     maze_cells,
@@ -185,7 +184,7 @@ class GridTask:
     def _codes(self) -> dict[str, int]:
         return {c: i for i, c in enumerate(self.alphabet)}
 
-    @property
+    @cached_property
     def _letters_help(self) -> str:
         return " ".join(self.alphabet)
 
@@ -351,6 +350,8 @@ class SudokuTask(GridTask):
         super().__init__(height, width, height + 2)
         self.box_height, self.box_width = default_box(height, box_height, box_width)
         self.alphabet = UNKNOWN + "." + DIGITS[:height]
+        letters = f" and A-{DIGITS[height - 1]}" if height > 9 else ""
+        self._letters_help = f"the digits 1-{min(height, 9)}{letters}, and . 0 - _ * ? x for a blank"
 
     @cached_property
     def _codes(self) -> dict[str, int]:
@@ -359,16 +360,26 @@ class SudokuTask(GridTask):
             codes[digit] = codes[digit.lower()] = value
         return codes
 
-    @property
-    def _letters_help(self) -> str:
-        n = self.height
-        return f"the digits 1-{min(n, 9)}{f' and A-{DIGITS[n - 1]}' if n > 9 else ''}, and . 0 - _ * ? x for a blank"
-
-    def _cells_of(self, text: str) -> str:
-        return sudoku_cells(text, self.height, self.letters)
+    _cells_of = sudoku_cells
 
     def text_of_number(self, number: numbers.Real) -> str:
-        return digits_of_number(number, (4, 6, 8, 9), self.height)
+        """The text of a Sudoku whose digits a table read as one number, so that its leading zeros are gone."""
+        if number != number:
+            raise ValueError("An empty cell of a table (NaN) is no puzzle.")
+        if number < 0 or number != int(number):
+            raise ValueError(
+                f"{number!r} is no puzzle: the digits of a Sudoku, read as one number, are a whole number."
+            )
+        if isinstance(number, (float, np.floating)) and number >= 2**53:
+            raise ValueError("The puzzle was read as a floating-point number and is rounded: read its column as text.")
+        text, own = str(int(number)), self.height
+        fits = [size for size in (4, 6, 8, 9) if len(text) <= size * size and int(max(text)) <= size]
+        if own in fits and min(fits) < own:
+            raise ValueError(
+                f"The number {text} may be a Sudoku of {min(fits)} or of {own} rows whose leading zeros are lost: "
+                "give it as text."
+            )
+        return text.zfill(self.seq_len)
 
     def tokens_of_numbers(self, grid: np.ndarray, values: str | None) -> np.ndarray:
         values = values or self.values_of(grid)
@@ -525,8 +536,7 @@ class MazeTask(GridTask):
     def __init__(self, height: int = 30, width: int | None = None):
         super().__init__(height, width, 6)
 
-    def _cells_of(self, text: str) -> str:
-        return maze_cells(text, self)
+    _cells_of = maze_cells
 
     def format(self, tokens: Any, puzzle: Any = None, ansi: bool = False) -> str:
         lines = self._styled(tokens, puzzle, ansi)

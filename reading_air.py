@@ -79,28 +79,6 @@ def as_array(grid: Any) -> np.ndarray:
         ) from None
 
 
-def digits_of_number(number: Any, sizes: Iterable[int], own: int) -> str:
-    """The text of a Sudoku whose digits a table read as one number, so that its leading zeros are gone.
-
-    Raises:
-        ValueError: rounded, no whole number, or another of `sizes` (rows of a Sudoku) than `own` is possible as well.
-    """
-    if number != number:
-        raise ValueError("An empty cell of a table (NaN) is no puzzle.")
-    if number < 0 or number != int(number):
-        raise ValueError(f"{number!r} is no puzzle: the digits of a Sudoku, read as one number, are a whole number.")
-    if isinstance(number, (float, np.floating)) and number >= 2**53:
-        raise ValueError("The puzzle was read as a floating-point number and is rounded: read its column as text.")
-    text = str(int(number))
-    fits = [size for size in sizes if len(text) <= size * size and int(max(text)) <= size]
-    if own in fits and min(fits) < own:
-        raise ValueError(
-            f"The number {text} may be a Sudoku of {min(fits)} or of {own} rows whose leading zeros are lost: give it "
-            "as text."
-        )
-    return text.zfill(own * own)
-
-
 def tokens_of(task: Any, grid: Any, values: str | None = "tokens") -> np.ndarray:
     """Text, a list, an array or a tensor of S cells -> uint8 (S,); ValueError when it is none of these.
 
@@ -236,21 +214,20 @@ def is_rule(line: str) -> bool:
     return bool(re.fullmatch(r"[-+=*|:.'`\"\s]*[-=][-+=*|:.'`\"\s]*", bare)) and ("+" in bare or bare[0] in "*.:'`=")
 
 
-def sudoku_cells(text: str, size: int, letters: Collection[str]) -> str:
-    """The cells of a Sudoku of `size` rows as people write it, a letter each, with "." for most kinds of blanks.
+def sudoku_cells(task: Any, text: str) -> str:
+    """The cells of a Sudoku as people write it, a letter each, with "." for most kinds of blanks.
 
     Frames, separators, comments, titles, and an id or a rating beside a puzzle in one line are left out. What stays
     may have any length and hold foreign letters: the caller names them.
     """
-    lines = [line for line in body(text, letters, comments=True) if line and not is_rule(line)]
-    if len(lines) == 1 and (word := _whole_word(lines[0], size * size, letters)):
+    size, lines = task.height, [line for line in body(text, task.letters, comments=True) if line and not is_rule(line)]
+    if len(lines) == 1 and (word := _whole_word(lines[0], size * size, task.letters)):
         return word
     rows = [_fields(line, size) for line in lines]
-    drawn = [bool(re.fullmatch(r"[-|\s]*-[-|\s]*", line)) for line in lines]
     # A dash is a blank or a drawn line: the number of cells tells, since each reading has more than the one before.
     readings = (
         [row.replace("-", " ") for row in rows],
-        [row for row, line in zip(rows, drawn) if not line],
+        [row for row, line in zip(rows, lines) if not re.fullmatch(r"[-|\s]*-[-|\s]*", line)],
         rows,
     )
     found = [_joined(LINES.sub(" ", " ".join(reading)).split(), size) for reading in readings]
@@ -311,7 +288,7 @@ def maze_lines(text: str, letters: Collection[str]) -> list[str]:
     return [re.sub(r"^[ \t]+|[ \t]+$", lambda found: found[0].expandtabs(4), line) for line in lines]
 
 
-def maze_cells(text: str, task: Any) -> str:
+def maze_cells(task: Any, text: str) -> str:
     """The cells of a maze's text, without line breaks, a drawn frame and a margin; every line must then be one row.
 
     A line drawn inside is a wall. Nothing else is guessed.
