@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,12 +127,12 @@ def solve_puzzles(
     options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
     options |= {"return_rollout": return_rollout, "progress": progress}
     ids = _ids(puzzle_ids, len(tokens))
-    work = Work(models, task, tokens, ids, options, hook, on_answers, on_nodes, interruptible)
+    shared = (models, task, options, hook, on_answers, on_nodes, interruptible)
+    kind, own = (Search, (attempts,)) if by_pins else (_Views, (views, selection, noise, seed))
     size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
     for first in range(0, max(len(tokens), 1), size):
-        part = work.part(first, size)
-        attempt = Search(part, attempts) if by_pins else _Views(part, views, selection, noise, seed)
-        parts.append(attempt.run())
+        rows = slice(first, first + size)
+        parts.append(kind(tokens[rows], None if ids is None else ids[rows], first, *shared, *own).run())
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
@@ -225,35 +225,27 @@ def _joined(parts: list[Answers]) -> Answers:
 # ---- what all attempts share ---------------------------------------------------------------------------------------
 
 
-class Work(NamedTuple):
-    """Puzzles that fit into memory at once, tokens (N, S), who attempts them, and what `solve_puzzles` was told.
+@dataclass
+class Attempts:
+    """Puzzles that fit into memory at once (N, S), attempted by one model after another; a base for what attempts are.
 
-    first: the number of the first one. options: of `AirModel.solve`. Other names are those of `solve_puzzles`.
+    first: the number of the first puzzle. options: of `AirModel.solve`. Other names are those of `solve_puzzles`.
     """
 
-    models: list[AirModel]
-    task: GridTask
     puzzles: np.ndarray
     puzzle_ids: Tensor | None
+    first: int
+    models: list[AirModel]
+    task: GridTask
     options: dict[str, Any]
     hook: Hook | None
     on_answers: Callable[[np.ndarray, Answers], None] | None
     on_nodes: Callable[[int, list[Node]], None] | None
     interruptible: bool
-    first: int = 0
 
-    def part(self, first: int, size: int) -> Work:
-        ids = None if self.puzzle_ids is None else self.puzzle_ids[first : first + size]
-        return self._replace(puzzles=self.puzzles[first : first + size], puzzle_ids=ids, first=first)
-
-
-class Attempts:
-    """N puzzles, attempted by one model after another; a base for what an attempt is."""
-
-    def __init__(self, work: Work, views: Symmetry) -> None:
-        self.work, self.task, self.puzzles, self.models = work, work.task, work.puzzles, work.models
+    def begin(self, views: Symmetry) -> None:
         self.views, self.back = views, views.inverse()
-        self.accepted = np.zeros(len(work.puzzles), bool)
+        self.accepted = np.zeros(len(self.puzzles), bool)
 
     def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
         """Try with model `m` what is not accepted yet; the stats of its `solve`."""
@@ -272,7 +264,7 @@ class Attempts:
             for m, model in enumerate(self.models):
                 stats.append(self.attempt(m, model))
         except KeyboardInterrupt:
-            if not self.work.interruptible:
+            if not self.interruptible:
                 raise
             interrupted = {"interrupted": True}
         self.end()
@@ -282,8 +274,8 @@ class Attempts:
 
     def tell(self, done: np.ndarray) -> None:
         """These puzzles are done with."""
-        if self.work.on_answers is not None and len(done):
-            self.work.on_answers(self.work.first + done, self.collect(done))
+        if self.on_answers is not None and len(done):
+            self.on_answers(self.first + done, self.collect(done))
 
     def home(self, grids: Tensor, view: np.ndarray, i: np.ndarray) -> np.ndarray:
         """What the model made of views `view` (R,) of puzzles `i`, (R, S), as the puzzles are given; uint8."""
@@ -299,25 +291,30 @@ class Attempts:
 # ---- symmetric views -----------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Views(Attempts):
     """Symmetric views of N puzzles: M models x K views of each, A = M * K."""
 
-    def __init__(self, work: Work, views: Symmetry, selection: str, noise: float, seed: int) -> None:
-        super().__init__(work, views)
-        self.selection, self.noise, self.seed = selection, noise, seed
-        self.n, self.k = len(self.puzzles), len(views.cells)
+    views: Symmetry
+    selection: str
+    noise: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.begin(self.views)
+        self.n, self.k = len(self.puzzles), len(self.views.cells)
         total = len(self.models) * self.k
         # Row v * n + i of a call of `solve` is view v of puzzle i.
-        rows = [Symmetry(*view).apply(self.puzzles) for view in zip(views.cells, views.tokens)]
+        rows = [Symmetry(*view).apply(self.puzzles) for view in zip(*self.views)]
         self.inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate(rows)))
-        self.puzzle_ids = None if work.puzzle_ids is None else work.puzzle_ids.repeat(self.k)
+        self.puzzle_ids = None if self.puzzle_ids is None else self.puzzle_ids.repeat(self.k)
         self.answers = np.tile(self.puzzles, (total, 1, 1))
         self.q = np.full((total, self.n), -np.inf, np.float32)
         self.steps = np.zeros((total, self.n), np.int64)
         self.rollouts: list[AirRollout | None] = []
 
     def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
-        n, options = self.n, self.work.options
+        n, options = self.n, self.options
         gives_up = len(self.answers) > 1 and not self.noise  # noise may move what stands still
         last, still = np.zeros_like(self.puzzles), np.full(n, -1)
 
@@ -343,7 +340,7 @@ class _Views(Attempts):
             self.inputs,
             puzzle_ids=self.puzzle_ids,
             queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
-            hook=chain(noise, self.work.hook),
+            hook=chain(noise, self.hook),
             return_logits=False,
             on_finish=finish,
             **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
@@ -505,12 +502,15 @@ class _Tree:
                 self.begin()
 
 
+@dataclass
 class Search(Attempts):
-    """A search by pins at each of N puzzles: the nodes of all of them share one batch."""
+    """A search by pins at each of N puzzles, of so many nodes at most: the nodes of all of them share one batch."""
 
-    def __init__(self, work: Work, attempts: int) -> None:
-        super().__init__(work, symmetric_views(work.task, math.ceil(attempts / RESTART)))
-        n, self.most, self.keep = len(self.puzzles), attempts, work.options["return_rollout"]
+    most: int
+
+    def __post_init__(self) -> None:
+        self.begin(symmetric_views(self.task, math.ceil(self.most / RESTART)))
+        n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
         self.marks: list[tuple] = [(True, math.inf)] * n
@@ -522,8 +522,7 @@ class Search(Attempts):
     def run(self) -> Answers:
         self.counts_nodes = len(self.puzzles) == 1
         most, unit = (self.most * len(self.models), "node") if self.counts_nodes else (len(self.puzzles), "puzzle")
-        shown = self.work.options["progress"]
-        with logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not shown) as self.bar:
+        with logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not self.options["progress"]) as self.bar:
             return super().run()
 
     def end(self) -> None:
@@ -535,7 +534,7 @@ class Search(Attempts):
     # ---- one model
 
     def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
-        self.m, self.config, options, ids = m, model.config, self.work.options, self.work.puzzle_ids
+        self.m, self.config, options, ids = m, model.config, self.options, self.puzzle_ids
         left = np.flatnonzero(~self.accepted)
         # Few clues mean many nodes: begun first, such puzzles do not run on in an empty batch at the end.
         blanks = (self.puzzles[left] == self.task.blank_token).sum(1)
@@ -557,7 +556,7 @@ class Search(Attempts):
             self.inputs,
             puzzle_ids=self.ids,
             queue=self._fill(),
-            hook=None if self.work.hook is None else self._named(self.work.hook),
+            hook=None if self.hook is None else self._named(self.hook),
             return_logits=False,
             on_finish=self._finish,
             **(options | plain),
@@ -585,7 +584,7 @@ class Search(Attempts):
             turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
             self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
             if self.ids is not None:
-                self.ids[row] = self.work.puzzle_ids[i]
+                self.ids[row] = self.puzzle_ids[i]
             self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
             self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
             self.still[row] = self.ran[row] = 0
@@ -640,8 +639,8 @@ class Search(Attempts):
             tree.judge()
             if self.counts_nodes:
                 self.bar.update(len(tree.nodes) - before)
-            if self.work.on_nodes is not None and len(tree.nodes) > before:
-                self.work.on_nodes(self.work.first + i, tree.nodes)
+            if self.on_nodes is not None and len(tree.nodes) > before:
+                self.on_nodes(self.first + i, tree.nodes)
             if not tree.over:
                 self.ready.append(i)
                 continue
@@ -689,7 +688,7 @@ class Search(Attempts):
 
     def _roll_out(self) -> None:
         """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
-        options, first = self.work.options, self.models[0].config
+        options, first = self.options, self.models[0].config
         updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
         states = np.zeros((2, len(self.puzzles), len(updates), self.puzzles.shape[1]), np.int8)
         for m, model in enumerate(self.models):
@@ -708,7 +707,7 @@ class Search(Attempts):
                 left[rows.cpu()] -= 1
                 return left[rows.cpu()] <= 0
 
-            ids = None if self.work.puzzle_ids is None else self.work.puzzle_ids[mine]
+            ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
             again = options | {"progress": False, "halt": enough}
             solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
             states[:, mine] = self.rolled_out(solution.rollout, slice(None), turned, mine)
