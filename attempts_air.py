@@ -32,7 +32,7 @@ from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
-from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, normal_of, sum_of_stats
+from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, check_counts, normal_of, sum_of_stats
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
 NODES = 256  # attempts=None: Sudokus are searched so far
@@ -114,8 +114,8 @@ def solve_puzzles(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     task = getattr(processor, "grid_task", processor) or task_from_config(models[0].config)
     attempts = default_attempts(task) if attempts is None else attempts
-    whole = {"attempts": attempts, "max_act_steps": max_act_steps, "batch_size": batch_size}
-    _check_settings(task, whole, halt, noise, selection, seed)
+    check_counts(attempts=attempts, max_act_steps=max_act_steps, batch_size=batch_size)
+    _check_settings(task, halt, noise, selection, seed)
     by_pins = retry_of(task, retry, noise, selection, symmetries) == "pins" and attempts > 1
     _check_models(models, task, max_act_steps, return_rollout)
     views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed)
@@ -143,10 +143,7 @@ def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
     return ids
 
 
-def _check_settings(task: GridTask, whole: dict[str, Any], halt: str, noise: float, selection: str, seed: int) -> None:
-    for name, value in whole.items():
-        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
-            raise ValueError(f"{name} must be 1 or more, a whole number; got {value!r}.")
+def _check_settings(task: GridTask, halt: str, noise: float, selection: str, seed: int) -> None:
     if not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be a whole number of 0 or more, got {seed!r}.")
     for name, value, known in (("halt", halt, ("q", "max", "rules")), ("selection", selection, ("auto", "q", "vote"))):

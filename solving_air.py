@@ -8,6 +8,7 @@ Shapes: B puzzles, S cells, T positions of a state, D hidden size, V tokens, U u
 
 import contextlib
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -119,7 +120,11 @@ class SolvingMixin:
         """
         weight = self.lm_head.weight
         max_act_steps = self.config.halt_max_steps if max_act_steps is None else max_act_steps
-        check_settings(max_act_steps, halt, freeze, batch_size)
+        check_counts(max_act_steps=max_act_steps, batch_size=batch_size)
+        if halt not in ("max", "q") and not callable(halt):
+            raise ValueError(f"halt must be 'max', 'q' or a function ('rules' in solve_puzzles), got {halt!r}.")
+        if freeze not in (None, "z_h", "z_l"):
+            raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
         dtype = solving_dtype(dtype, weight)
         input_ids = input_ids.to(weight.device)
         puzzle_ids = None if puzzle_ids is None else puzzle_ids.to(weight.device)
@@ -175,15 +180,10 @@ class SolvingMixin:
                 linear.held = linear.packed = None
 
 
-def check_settings(max_act_steps: int, halt: Any, freeze: str | None, batch_size: int | None) -> None:
-    if max_act_steps < 1:
-        raise ValueError(f"max_act_steps must be 1 or more, got {max_act_steps}.")
-    if halt not in ("max", "q") and not callable(halt):
-        raise ValueError(f"halt must be 'max', 'q' or a function ('rules' in solve_puzzles), got {halt!r}.")
-    if freeze not in (None, "z_h", "z_l"):
-        raise ValueError(f"freeze must be None, 'z_h' or 'z_l', got {freeze!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+def check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, numbers.Integral) or count < 1):
+            raise ValueError(f"{name} must be 1 or more, a whole number; got {count!r}.")
 
 
 # Values of ONEDNN_MAX_CPU_ISA without bfloat16 products.
