@@ -92,6 +92,3 @@ def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.
     if task.name == "grid":
         return answers
     return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)
-
-
-__all__ = ["Answers", "Node", "keep_givens", "pins_of", "symmetric_views"]

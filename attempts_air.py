@@ -227,6 +227,8 @@ class Attempts:
     """Puzzles that fit into memory at once (N, S), attempted by one model after another; a base for what attempts are.
 
     first: the number of the first puzzle. options: of `AirModel.solve`. Other names are those of `solve_puzzles`.
+    A child adds attempt(m, model), which tries with model m what is not accepted yet and gives the stats of `solve`,
+    and collect(rows), the best Answers so far to some puzzles.
     """
 
     puzzles: np.ndarray
@@ -244,16 +246,8 @@ class Attempts:
         self.views, self.back = views, views.inverse()
         self.accepted = np.zeros(len(self.puzzles), bool)
 
-    def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
-        """Try with model `m` what is not accepted yet; the stats of its `solve`."""
-        raise NotImplementedError
-
     def end(self) -> None:
         """Called when all have tried, or were broken off."""
-
-    def collect(self, rows: np.ndarray) -> Answers:
-        """The best answers so far to some puzzles."""
-        raise NotImplementedError
 
     def run(self) -> Answers:
         stats, interrupted = [], {}
@@ -729,6 +723,3 @@ def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.n
     cells = np.where(open_cells, even, -np.inf).argmax(-1)
     costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
     return np.where(open_cells.any(-1), cells, -1), costs
-
-
-__all__ = ["Search", "beliefs_of", "solve_puzzles"]

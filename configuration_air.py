@@ -397,5 +397,3 @@ def _init(self: AirConfig, *args: Any, **kwargs: Any) -> None:
 
 
 AirConfig.__init__ = _init
-
-__all__ = ["AirConfig", "TRAVELLING_FILES", "VARIANTS"]

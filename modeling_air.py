@@ -414,6 +414,3 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         finally:
             for module in modules:
                 module.observer = None
-
-
-__all__ = ["AirCarry", "AirModel", "AirOutput", "AirPreTrainedModel", "AirUpdate"]

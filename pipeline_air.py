@@ -264,8 +264,6 @@ class PuzzleSolvingPipeline(Pipeline):
             inputs, values = puzzle_of(inputs, values)
         for method in ("to_list", "to_pylist"):  # a column of pandas, polars or arrow
             inputs = getattr(inputs, method)() if hasattr(inputs, method) else inputs
-        if isinstance(inputs, bytes):
-            inputs = as_text(inputs)
         if isinstance(inputs, Tensor):
             inputs = inputs.detach().cpu().numpy()
             values = values or task.values_of(inputs, tensor=True)
@@ -488,6 +486,3 @@ def register_pipeline() -> None:
     """Make pipeline("puzzle-solving", model=MODEL) find its class, also for a model that brought its own code."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(TASK, PuzzleSolvingPipeline, pt_model=AutoModel, type="text")
-
-
-__all__ = ["PuzzleSolvingPipeline", "load_model", "register", "save_release"]

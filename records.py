@@ -97,10 +97,8 @@ def write_lines(path: str | os.PathLike, records: Iterable[dict[str, Any]]) -> P
 
 def run_record(model: str | os.PathLike) -> dict[str, Any] | None:
     """run.json of the run that made a model: in its folder, or beside it where training left it (`runs/x/model`)."""
-    for folder in (Path(model), Path(model).parent):
-        if (folder / "run.json").is_file():
-            return read_json(folder / "run.json")
-    return None
+    files = (folder / "run.json" for folder in (Path(model), Path(model).parent))
+    return next((read_json(file) for file in files if file.is_file()), None)
 
 
 def read_evaluations(paths: Path | Iterable[Path]) -> dict[str, dict[str, Any]]:

@@ -440,6 +440,3 @@ class Recorder:
         at = torch.arange(len(self.updates), device=used.device).minimum(last)
         at = at.unsqueeze(-1).expand_as(self.z_h)
         return AirRollout(self.z_h.gather(1, at), self.z_l.gather(1, at), self.updates)
-
-
-__all__ = ["AirCarry", "AirRollout", "AirSolution", "AirUpdate", "Hook", "SolvingMixin", "chain", "is_out_of_memory"]

@@ -111,8 +111,8 @@ def test_a_generator_is_not_read_to_its_end_at_once(pipe):
 
 def test_a_long_stream_is_read_in_growing_parts(pipe, monkeypatch):
     parts = []
-    solve = pipe._solve
-    monkeypatch.setattr(pipe, "_solve", lambda puzzles, *rest: parts.append(len(puzzles)) or solve(puzzles, *rest))
+    solve = pipe.run_single
+    monkeypatch.setattr(pipe, "run_single", lambda puzzles, *rest: parts.append(len(puzzles)) or solve(puzzles, *rest))
     assert len(list(pipe((PUZZLE for _ in range(200)), batch_size=1))) == 200
     assert parts == [4, 16, 64, 100, 16]
 
