@@ -126,7 +126,9 @@ def solve_puzzles(
         batch_size = models[0].default_batch_size(len(tokens) * (1 + AHEAD if by_pins else 1))
     options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
     options |= {"return_rollout": return_rollout, "progress": progress}
-    ids = _ids(puzzle_ids, len(tokens))
+    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
+    if ids is not None and ids.shape != tokens.shape[:1]:
+        raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
     shared = (models, task, options, hook, on_answers, on_nodes, interruptible)
     kind, own = (Search, (attempts,)) if by_pins else (_Views, (views, selection, noise, seed))
     size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
@@ -134,13 +136,6 @@ def solve_puzzles(
         rows = slice(first, first + size)
         parts.append(kind(tokens[rows], None if ids is None else ids[rows], first, *shared, *own).run())
     return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
-    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
-    if ids is not None and ids.shape != (count,):
-        raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
-    return ids
 
 
 def _check_settings(task: GridTask, halt: str, noise: float, selection: str, seed: int) -> None:
@@ -309,11 +304,14 @@ class _Views(Attempts):
         gives_up = len(self.answers) > 1 and not self.noise  # noise may move what stands still
         last, still = np.zeros_like(self.puzzles), np.full(n, -1)
 
-        def finish(rows: Tensor, *found: Tensor) -> Tensor:
+        def finish(rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
             rows = rows.cpu().numpy()
-            view, i = rows // n, rows % n
-            still[i] = -1
-            self._record(m * self.k + view, i, view, *found[:3])  # logits are for a search
+            view, i = np.divmod(rows, n)
+            at, answers, still[i] = (m * self.k + view, i), self.home(predictions, view, i), -1
+            self.answers[at], self.q[at], self.steps[at] = answers, q.float().cpu().numpy(), steps.cpu().numpy()
+            # The generic grid has no rules that could accept an answer.
+            if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
+                self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
             again = ~self.accepted[i] & (view + 1 < self.k)
             self.tell(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
             return torch.from_numpy(rows[again] + n)
@@ -338,16 +336,6 @@ class _Views(Attempts):
         )
         self.rollouts.append(solution.rollout)
         return solution.stats
-
-    def _record(
-        self, at: np.ndarray, i: np.ndarray, view: np.ndarray, predictions: Tensor, q: Tensor, steps: Tensor
-    ) -> None:
-        """Attempts `at` of puzzles `i` have ended."""
-        answers = self.home(predictions, view, i)
-        self.answers[at, i], self.q[at, i], self.steps[at, i] = answers, q.float().cpu().numpy(), steps.cpu().numpy()
-        # The generic grid has no rules that could accept an answer.
-        if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
-            self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
 
     def collect(self, rows: np.ndarray) -> Answers:
         puzzles, answers, q, steps = self.puzzles[rows], self.answers[:, rows], self.q[:, rows], self.steps[:, rows]

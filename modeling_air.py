@@ -373,14 +373,14 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         shape, z_h, z_l = tuple(input_ids.shape), *((None, None) if carry is None else (carry.z_h, carry.z_l))
         states = (shape[0], config.num_state_positions, config.hidden_size)
         start = f" Start with carry=None, or model.initial_carry({shape[0]})."
-        for name, found, expected, advice in (
-            ("labels", labels, shape, ""),
-            ("puzzle_ids", puzzle_ids, shape[:1], ""),
-            ("The carry's states", z_h, states, start),
-            ("The carry's states", z_l, states, start),
+        for what, found, expected, advice in (
+            ("labels must have the shape", labels, shape, ""),
+            ("puzzle_ids must be", puzzle_ids, shape[:1], ""),
+            ("The carry's states must be", z_h, states, start),
+            ("The carry's states must be", z_l, states, start),
         ):
             if found is not None and tuple(found.shape) != expected:
-                raise ValueError(f"{name} must be {expected}, got {tuple(found.shape)}.{advice}")
+                raise ValueError(f"{what} {expected}, got {tuple(found.shape)}.{advice}")
         # Reading values would stall a GPU at every step; there, `solve` checks once.
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_values(input_ids, puzzle_ids, labels)
