@@ -36,11 +36,6 @@ def add_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
     return (wide.mul_(scale) if in_place else wide * scale).to(dtype)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. `gate` may be overwritten."""
-    return F.silu(gate, inplace=True).mul_(up) if may_overwrite() else F.silu(gate) * up
-
-
 def rotate(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions by the rotate-half form: (a, b) -> (a cos - b sin, b cos + a sin) for the halves of a head.
 
@@ -364,7 +359,7 @@ class AirSwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(h).chunk(2, dim=-1)
-        return self.down_proj(silu_mul(gate, up))
+        return self.down_proj(F.silu(gate, inplace=True).mul_(up) if may_overwrite() else F.silu(gate) * up)
 
 
 class AirBlock(GradientCheckpointingLayer):

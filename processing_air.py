@@ -260,10 +260,10 @@ class GridTask:
 
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         if not consistent:
-            i = self._first(~self._kept(puzzle, answer))
+            i = (~self._kept(puzzle, answer)).argmax()
             given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
             return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
-        return f"{self.cell(self._first(answer == PAD))} is empty."
+        return f"{self.cell((answer == PAD).argmax())} is empty."
 
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         """Cells that an answer must keep, bool, same shape."""
@@ -272,10 +272,6 @@ class GridTask:
     def _kept(self, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Cells where an answer agrees with what was given, bool, same shape."""
         return (puzzles == answers) | ~self._given(puzzles)
-
-    @staticmethod
-    def _first(mask: np.ndarray) -> int:
-        return int(np.flatnonzero(mask)[0])
 
     def verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> Verdict:
         """`verdict` for N well-formed puzzles at once; puzzles, answers (N, S) -> bool arrays (N,)."""
@@ -475,7 +471,7 @@ class SudokuTask(GridTask):
         if not consistent:
             return super()._explain(puzzle, answer, complete, consistent)
         return self._twins(answer) or (
-            f"{self.cell(self._first(answer < 2))} is empty ({int((answer < 2).sum())} empty cells in all)."
+            f"{self.cell((answer < 2).argmax())} is empty ({int((answer < 2).sum())} empty cells in all)."
         )
 
     def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
@@ -565,18 +561,18 @@ class MazeTask(GridTask):
     def check_solvable(self, puzzle: Any) -> None:
         super().check_solvable(puzzle)
         tokens = self.as_tokens(puzzle)
-        if self.distances(tokens[None])[0, self._first(tokens == self.START)] < 0:
+        if self.distances(tokens[None])[0, (tokens == self.START).argmax()] < 0:
             raise ValueError(self._no_path(tokens))
 
     def _no_path(self, puzzle: np.ndarray) -> str:
-        start, goal = (self.cell(self._first(puzzle == token)) for token in (self.START, self.GOAL))
+        start, goal = (self.cell((puzzle == token).argmax()) for token in (self.START, self.GOAL))
         return f"No path leads from S ({start}) to G ({goal})."
 
     def solutions(self, puzzle: np.ndarray, effort: int = 0) -> int | str | None:
         """Shortest paths; these are counted without a search."""
         start, goal = (self._grid((puzzle == token)[None]) for token in (self.START, self.GOAL))
         there, back = (flood(self._grid(puzzle[None] > self.WALL), end)[0] for end in (start, goal))
-        moves = int(back[self._first(puzzle == self.START)])
+        moves = int(back[(puzzle == self.START).argmax()])
         on_some = int(((there >= 0) & (there + back == moves)).sum())
         return 0 if moves < 0 else 1 if on_some == moves + 1 else "several"
 
@@ -598,7 +594,7 @@ class MazeTask(GridTask):
     def _explain(self, puzzle: np.ndarray, answer: np.ndarray, complete: bool, consistent: bool) -> str:
         marks = answer == self.PATH
         distance = self.distances(puzzle[None])[0]
-        start, goal = self._first(puzzle == self.START), self._first(puzzle == self.GOAL)
+        start, goal = (puzzle == self.START).argmax(), (puzzle == self.GOAL).argmax()
         if distance[start] < 0:
             return self._no_path(puzzle)
         if not consistent:
@@ -615,7 +611,7 @@ class MazeTask(GridTask):
         if not stray.any():  # several shortest paths are marked at once: name a cell where they part
             level = np.where(marks, walked, -1)
             stray = marks & (np.bincount(level[marks], minlength=level.max() + 1)[level] > 1)
-        return f"{self.cell(self._first(stray))} is marked but is not on the path: mark one shortest path only."
+        return f"{self.cell(stray.argmax())} is marked but is not on the path: mark one shortest path only."
 
     def _grid(self, mask: np.ndarray) -> np.ndarray:
         return mask.reshape(-1, self.height, self.width)
