@@ -126,16 +126,19 @@ def solve_puzzles(
         batch_size = models[0].default_batch_size(len(tokens) * (1 + AHEAD if by_pins else 1))
     options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
     options |= {"return_rollout": return_rollout, "progress": progress}
-    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
-    if ids is not None and ids.shape != tokens.shape[:1]:
-        raise ValueError(f"puzzle_ids must be ({len(tokens)},), one number per puzzle; got {tuple(ids.shape)}.")
+    ids = _ids(puzzle_ids, len(tokens))
     shared = (models, task, options, hook, on_answers, on_nodes, interruptible)
     kind, own = (Search, (attempts,)) if by_pins else (_Views, (views, selection, noise, seed))
-    size, parts = max(1, ROWS_AT_ONCE // len(views.cells)), []
-    for first in range(0, max(len(tokens), 1), size):
-        rows = slice(first, first + size)
-        parts.append(kind(tokens[rows], None if ids is None else ids[rows], first, *shared, *own).run())
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    size = max(1, ROWS_AT_ONCE // len(views.cells))
+    rows = [slice(first, first + size) for first in range(0, max(len(tokens), 1), size)]
+    return _joined([kind(tokens[r], ids if ids is None else ids[r], r.start, *shared, *own).run() for r in rows])
+
+
+def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
+    ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
+    if ids is not None and ids.shape != (count,):
+        raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
+    return ids
 
 
 def _check_settings(task: GridTask, halt: str, noise: float, selection: str, seed: int) -> None:
@@ -198,6 +201,9 @@ def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: 
 
 
 def _joined(parts: list[Answers]) -> Answers:
+    if len(parts) == 1:
+        return parts[0]
+
     def whole(name: str) -> Any:
         found = [getattr(part, name) for part in parts]
         if isinstance(found[0], np.ndarray):
