@@ -13,31 +13,24 @@ except that mazes have about as many path cells as real ones (112), for these ar
 import argparse
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable
-from typing import Any
-
-if not __package__:
-    import bench  # noqa: F401
 
 import numpy as np
 import torch
+from bench import arguments, in_sentences, in_turns, save
 
 from air_model import AirConfig, AirModel
 from air_model.analysis.attention import PUBLISHED_STEPS, attention_study
 from air_model.analysis.common import Study
 from air_model.analysis.freeze import freeze_study
-from air_model.benchmarks.bench import arguments, forget_peak, in_sentences, peak_gib, save, seconds
 from air_model.processing_air import task_from_config
 
 
 def study_of(args: argparse.Namespace) -> Study:
     """A random model and random grids with a typical number of queries."""
-    fields = {"task": args.task, "halt_max_steps": args.max_act_steps}
     torch.manual_seed(0)
-    model = AirModel(AirConfig.from_variant(args.variant, **fields)).to(args.device)
-    task, rng = task_from_config(model.config), np.random.default_rng(0)
+    config = AirConfig.from_variant(args.variant, task=args.task, halt_max_steps=args.max_act_steps)
+    task, rng = task_from_config(config), np.random.default_rng(0)
     n = args.puzzles or (1000 if args.device == "cuda" else {"sudoku": 8, "maze": 2}[args.task])
     if args.task == "sudoku":
         labels = rng.integers(2, task.vocab_size, (n, task.seq_len))
@@ -48,16 +41,10 @@ def study_of(args: argparse.Namespace) -> Study:
         labels = inputs.copy()
         for row in labels:
             row[rng.choice(np.flatnonzero(row == task.SPACE), 112, replace=False)] = task.PATH
-    return Study(model, inputs, labels, batch_size=args.batch_size)
+    return Study(AirModel(config).to(args.device), inputs, labels, batch_size=args.batch_size)
 
 
-def steps_of(study: Study) -> tuple[int, ...]:
-    """Half of the ACT steps, the last among them, as in the paper."""
-    most = study.config.halt_max_steps
-    return PUBLISHED_STEPS if most == 16 else tuple(range(most - 1, -1, -2))[::-1]
-
-
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = arguments(__doc__)
     add = parser.add_argument
     add("--task", choices=["sudoku", "maze"], default="sudoku")
@@ -68,32 +55,27 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch-size", type=int)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--what", nargs="+", choices=["attention", "freeze"], default=["attention", "freeze"])
-    args = parser.parse_args(argv)
-    study = study_of(args)
-    steps, device = steps_of(study), study.device
-    work: dict[str, Callable[[], Any]] = {"plain": study.solve, "freeze": lambda: freeze_study(study)}
-    work["attention"] = lambda: attention_study(study, steps)
+    args = parser.parse_args()
+    study, most = study_of(args), args.max_act_steps
+    steps = PUBLISHED_STEPS if most == 16 else tuple(range((most - 1) % 2, most, 2))  # the last is among them
+    studies = {"attention": lambda: attention_study(study, steps), "freeze": lambda: freeze_study(study)}
     study.part(slice(0, min(2, len(study)))).solve(max_act_steps=1)  # warm up
-    times: dict[str, list[float]] = {name: [] for name in ("plain", *args.what)}
-    clock, memory = time.perf_counter if device.type == "cuda" else time.process_time, {}
-    for _ in range(args.rounds):
-        for name, spent in times.items():
-            forget_peak(device)
-            spent.append(seconds(work[name], device, clock)[0])
-            memory[name] = round(peak_gib(device), 3)  # of a CPU process the highest so far: plain solving first
-    median = {name: statistics.median(values) for name, values in times.items()}
+    clock = time.perf_counter if study.device.type == "cuda" else time.process_time
+    work = {"plain": study.solve, **{name: studies[name] for name in args.what}}
+    runs = in_turns(work, args.rounds, study.device, clock)
+    median = {name: statistics.median(one.seconds for one in own) for name, own in runs.items()}
     rows = {
         "seconds": {name: round(value, 3) for name, value in median.items()},
-        "seconds_of_every_round": {name: [round(v, 3) for v in values] for name, values in times.items()},
+        "seconds_of_every_round": {name: [round(one.seconds, 3) for one in own] for name, own in runs.items()},
         "times_plain": {name: round(value / median["plain"], 3) for name, value in median.items()},
         "puzzles_per_second": {name: round(len(study) / value, 3) for name, value in median.items()},
-        "peak_gib": memory,
+        # Of a CPU process the highest so far: plain solving comes first.
+        "peak_gib": {name: round(own[0].peak_gib, 3) for name, own in runs.items()},
     }
     about = {"task": args.task, "variant": args.variant, "puzzles": len(study), "batch_size": study.slots()}
-    record = save(args.output, rows, device, **about, steps_looked_at=list(steps), rounds=args.rounds)
+    record = save(args.output, rows, study.device, **about, steps_looked_at=list(steps), rounds=args.rounds)
     print(json.dumps(record, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

@@ -11,6 +11,7 @@ the checkpoint that each commit ships; train-RECIPE, an optimizer step of that r
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = {"maze": "air-maze-small", "sudoku": "air-sudoku-9x9*", "shipped": "air-sudoku-9x9*"}
 ROWS = [f"{task}-{dtype}" for task in CHECKPOINTS for dtype in ("float32", "bfloat16")]
 ROWS += ["train-maze_small", "train-sudoku_9x9_cpu"]
@@ -28,71 +28,58 @@ def seconds(row: str, checkpoints: str, repeats: int) -> float:
     """CPU seconds of one unit of a row, by the `air_model` that this process imports: the best of so many."""
     import torch
 
+    import air_model
+
     torch.set_num_threads(1)
     what, _, name = row.partition("-")
+    grid = {"grid_height": 30, "grid_width": 30} if "maze" in row else {}
     if what == "train":
         from air_model.benchmarks.train_step import build
 
         arguments = argparse.Namespace(recipe=name, overrides=["compile=default"])
-        maze = name.startswith("maze")
-        trainer = build(arguments, 4 if maze else 64, **({"grid_height": 30} if maze else {}))
-        step, units = trainer.train_step, 1
+        step, units = build(arguments, 4 if grid else 64, **grid).train_step, 1
     else:
-        import air_model
-        from air_model import AirModel
-
-        if what == "shipped":
-            checkpoints = Path(air_model.__file__).parent / "checkpoints"
-        folder = min(Path(checkpoints).glob(CHECKPOINTS[what]))
-        grid = {"grid_height": 30, "grid_width": 30} if what == "maze" else {}
-        model = AirModel.from_pretrained(folder, dtype=torch.float32, **grid)
-        batch, steps = (1, 4) if what == "maze" else (64, 2)
+        folder = Path(air_model.__file__).parent / "checkpoints" if what == "shipped" else Path(checkpoints)
+        model = air_model.AirModel.from_pretrained(min(folder.glob(CHECKPOINTS[what])), dtype=torch.float32, **grid)
+        batch, steps = (1, 4) if grid else (64, 2)
         tokens = torch.randint(1, model.config.vocab_size, (batch, model.config.seq_len))
-        units = batch * steps
-
-        def step() -> None:
-            model.solve(tokens, max_act_steps=steps, dtype=getattr(torch, name), batch_size=batch, return_logits=False)
+        options = {"dtype": getattr(torch, name), "batch_size": batch, "return_logits": False}
+        step, units = lambda: model.solve(tokens, max_act_steps=steps, **options), batch * steps
 
     step(), step()  # warm up
     times = []
     for _ in range(repeats):
         start = time.process_time()
         step()
-        times.append((time.process_time() - start) / units)
-    return min(times)
+        times.append(time.process_time() - start)
+    return min(times) / units
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    # Not above: a process that measures takes all but this file from the commit that it measures.
+    from bench import ROOT, arguments, listed, save
+
+    parser = arguments(__doc__)
     parser.add_argument("commit", help="the older one; the newer is this checkout as it stands")
-    parser.add_argument("--rows", default=",".join(ROWS), help="joined by commas")
+    parser.add_argument("--rows", type=listed(known=ROWS), default=ROWS, help="joined by commas")
     parser.add_argument("--rounds", type=int, default=2, help="processes for each commit, in turn")
     parser.add_argument("--repeats", type=int, default=4, help="measurements in a process")
-    parser.add_argument("--output", type=Path, help="JSON file")
-    arguments = parser.parse_args(argv)
-    rows = arguments.rows.split(",")
-    if unknown := [row for row in rows if row not in ROWS]:
-        parser.error(f"unknown rows {unknown}. Known: {', '.join(ROWS)}.")
+    args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        old, paths = Path(folder) / "old", {}
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", str(old), arguments.commit], check=True, capture_output=True)
+        old, git = Path(folder) / "old", ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--detach", str(old), args.commit], check=True, capture_output=True)
         try:
-            for name, place in (("old", old), ("new", ROOT)):
-                package = Path(folder) / f"path-{name}" / "air_model"
-                package.parent.mkdir()
-                package.symlink_to(place, target_is_directory=True)
-                paths[name] = os.pathsep.join([str(package.parent), str(Path(__file__).parent)])
-            for row in rows:
-                call = f"commits.seconds({row!r}, {str(old / 'checkpoints')!r}, {arguments.repeats})"
-                best = dict.fromkeys(paths, float("inf"))
-                for name in [*paths] * arguments.rounds:
-                    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths[name]}
-                    run = [sys.executable, "-c", f"import commits; print({call})"]
-                    done = subprocess.run(run, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
-                    if done.returncode:
-                        return done.returncode
+            for row in args.rows:
+                call = (
+                    f"runpy.run_path({__file__!r})['seconds']({row!r}, {str(old / 'checkpoints')!r}, {args.repeats})"
+                )
+                best = {"old": math.inf, "new": math.inf}
+                for name, place in (("old", old), ("new", ROOT)) * args.rounds:
+                    paths = os.pathsep.join(str(place / part) for part in ("scripts", "benchmarks"))
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+                    words = [sys.executable, "-c", f"import _checkout, runpy; print({call})"]
+                    done = subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                     best[name] = min(best[name], float(done.stdout.split()[-1]))
                 speedup = best["old"] / best["new"]
                 results.append({"row": row, **{f"{k}_ms": v * 1e3 for k, v in best.items()}, "speedup": speedup})
@@ -100,11 +87,10 @@ def main(argv: list[str] | None = None) -> int:
                 print(line.format(**results[-1]), flush=True)
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=True)
-    from bench import save  # not above: it decides whose air_model this process imports
-
-    save(arguments.output, results, of=arguments.commit, clock="CPU seconds, one thread")
-    return 0
+    save(args.output, results, of=args.commit, clock="CPU seconds, one thread")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bench import in_sentences
+
+    in_sentences(main)

@@ -11,23 +11,18 @@ system).
 """
 
 import argparse
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    import bench  # noqa: F401
-
 import numpy as np
+from bench import ROOT, Rows, arguments, held, in_sentences, listed, save
 from tqdm import tqdm
 
 from air_model.analysis.common import markdown_table
 from air_model.analysis.figures import new_figure
 from air_model.analysis.figures import save as save_figure
 from air_model.attempts_air import solve_puzzles
-from air_model.benchmarks.bench import ROOT, arguments, in_sentences, save
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import seeds_for
 from air_model.metrics.puzzle_accuracy.scores import wilson
@@ -38,16 +33,6 @@ from air_model.records import cpu_name
 STREAM = 7  # of the generator: no data set is made of it
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all rows of an output have in common."""
-    fields = {name: getattr(args, name) for name in ("max_act_steps", "views", "seed")}
-    return {"model": Path(args.model).name, "dtype": args.dtype or "float32", **fields}
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def measure(model: Any, side: int, args: argparse.Namespace) -> dict[str, Any]:
     """One side's row: shares that the rules accept, in one pass and with views, and ACT steps of the pass."""
     task = MazeTask(side, side)
@@ -55,20 +40,18 @@ def measure(model: Any, side: int, args: argparse.Namespace) -> dict[str, Any]:
     model, start = in_size(model, task), time.process_time()
     options = {"max_act_steps": args.max_act_steps, "halt": "q", "dtype": args.dtype, "progress": True, "check": False}
     once = solve_puzzles(model, task, mazes, **options)
-    spent = time.process_time() - start
-    refused = ~once.verdict.valid
-    valid = once.verdict.valid.copy()
+    spent, valid = time.process_time() - start, once.verdict.valid.copy()
+    steps, refused = once.act_steps, ~once.verdict.valid
     if refused.any() and args.views > 1:
         valid[refused] = solve_puzzles(model, task, mazes[refused], attempts=args.views, **options).verdict.valid
     return {
-        **settings(args),
         "side": side,
         "n": args.count,
         "shortest": default_min_path(side, side),
         "exact": int((once.tokens == labels).all(1).sum()),
-        "valid": int(once.verdict.valid.sum()),
-        "act_steps": round(float(once.act_steps.mean()), 1),
-        "act_steps_valid": round(float(once.act_steps[~refused].mean()), 1) if not refused.all() else None,
+        "valid": int((~refused).sum()),
+        "act_steps": round(float(steps.mean()), 1),
+        "act_steps_valid": None if refused.all() else round(float(steps[~refused].mean()), 1),
         "valid_with_views": int(valid.sum()),
         "cpu_seconds_of_a_pass": round(spent / args.count, 2),
         "device": cpu_name(),
@@ -79,15 +62,14 @@ def page(record: dict[str, Any]) -> str:
     """The rows in Markdown, under what made them."""
     head = ["side", "mazes", "path, moves at least", "exact, %", "valid, %", "ACT steps", "valid with views, %",
             "CPU s a pass", "processor"]  # fmt: skip
-    lines = []
+    lines, first = [], record["rows"][0]
     for row in record["rows"]:
-        n, (low, high) = row["n"], wilson(row["valid"], row["n"])
+        low, high = wilson(row["valid"], row["n"])
+        exact, valid, views = (f"{100 * row[key] / row['n']:.0f}" for key in ("exact", "valid", "valid_with_views"))
         lines.append([
-            row["side"], n, row["shortest"], f"{100 * row['exact'] / n:.0f}",
-            f"{100 * row['valid'] / n:.0f} ({100 * low:.0f} to {100 * high:.0f})", row["act_steps"],
-            f"{100 * row['valid_with_views'] / n:.0f}", row["cpu_seconds_of_a_pass"], row["device"],
+            row["side"], row["n"], row["shortest"], exact, f"{valid} ({100 * low:.0f} to {100 * high:.0f})",
+            row["act_steps"], views, row["cpu_seconds_of_a_pass"], row["device"],
         ])  # fmt: skip
-    first = record["rows"][0]
     return (
         f"# Mazes of sizes never seen\n\n{first['model']}, trained on 12x12 to 15x15; one pass of at most "
         f"{first['max_act_steps']} ACT steps that halts on q, then up to {first['views']} views; {first['dtype']}. "
@@ -98,22 +80,21 @@ def page(record: dict[str, Any]) -> str:
     )
 
 
-def draw(record: dict[str, Any], target: Path) -> None:
-    rows = record["rows"]
-    sides, n = [row["side"] for row in rows], np.array([row["n"] for row in rows])
+def draw(rows: Rows, target: Path) -> None:
+    """Valid answers and ACT steps against the side."""
+    sides, first = [row["side"] for row in rows], rows[0]
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
-    for key, label in (("valid_with_views", f"with up to {rows[0]['views']} views"), ("valid", "one pass")):
-        counts = np.array([row[key] for row in rows])
-        low, high = np.array([wilson(int(k), int(m)) for k, m in zip(counts, n)]).T * 100
-        (line,) = left.plot(sides, 100 * counts / n, marker="o", label=label)
+    for key, label in (("valid_with_views", f"with up to {first['views']} views"), ("valid", "one pass")):
+        (line,) = left.plot(sides, [100 * row[key] / row["n"] for row in rows], marker="o", label=label)
+        low, high = 100 * np.transpose([wilson(row[key], row["n"]) for row in rows])
         left.fill_between(sides, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    right.plot(sides, [row["act_steps"] for row in rows], marker="o", label="all mazes")
-    solved = [(row["side"], row["act_steps_valid"]) for row in rows if row["act_steps_valid"] is not None]
-    right.plot(*zip(*solved), marker="o", label="those it solved")
-    left.set(xlabel="side of the grid", ylabel="shortest path found, %", ylim=(-3, 103))
-    right.set(xlabel="side of the grid", ylabel=f"ACT steps of one pass (at most {rows[0]['max_act_steps']})")
+    for key, label in (("act_steps", "all mazes"), ("act_steps_valid", "those it solved")):
+        right.plot(sides, [np.nan if row[key] is None else row[key] for row in rows], marker="o", label=label)
+    left.set(ylabel="shortest path found, %", ylim=(-3, 103))
+    right.set(ylabel=f"ACT steps of one pass (at most {first['max_act_steps']})")
     for axes in (left, right):
+        axes.set(xlabel="side of the grid")
         axes.axvspan(12, 15, color="0.9", zorder=0, label="sizes trained on")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -121,28 +102,29 @@ def draw(record: dict[str, Any], target: Path) -> None:
     save_figure(figure, target, 120)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = arguments(__doc__, ROOT / "results" / "maze_sizes.json")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "air-maze-small"))
-    parser.add_argument("--sides", type=numbers, default="8,10,12,15,20,25,30,40,50,60", help="joined by commas")
+    parser.add_argument("--sides", type=listed(int), default="8,10,12,15,20,25,30,40,50,60", help="joined by commas")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--max-act-steps", type=int, default=64)
-    parser.add_argument("--dtype", help="default: float32 on a CPU")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
-    if any(row | settings(args) != row for row in rows):
-        parser.error(f"{args.output} holds rows of other settings than {settings(args)}: give another --output.")
+    args = parser.parse_args()
+    fields = {name: getattr(args, name) for name in ("dtype", "max_act_steps", "views", "seed")}
+    common, rows = {"model": Path(args.model).name, **fields}, held(args.output).get("rows", [])
+    if any(row | common != row for row in rows):
+        parser.error(f"{args.output} holds rows of other settings than {common}: give another --output.")
     model = load_model(args.model)
     for side in tqdm(args.sides, unit="side"):
         if any(row["side"] == side and row["n"] >= args.count for row in rows):
             continue
-        rows = [row for row in rows if row["side"] != side] + [measure(model, side, args)]
+        rows = [row for row in rows if row["side"] != side] + [common | measure(model, side, args)]
         rows.sort(key=lambda row: row["side"])
-        draw(save(args.output, rows, page=page), args.output.with_suffix(".png"))
-    return 0
+        save(args.output, rows, page=page)
+        draw(rows, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

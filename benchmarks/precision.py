@@ -8,22 +8,16 @@
 bfloat16 alone does. Seconds are of this process (user and system).
 """
 
-import json
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    import bench  # noqa: F401
-
 import torch
+from bench import arguments, headed, in_sentences, save_each, table, timed
 
-from air_model.benchmarks.bench import arguments, in_sentences, save, seconds, table
 from air_model.datasets_builders import load_puzzles
 from air_model.pipeline_air import load_model
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[str, Any]:
@@ -32,9 +26,9 @@ def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[s
     inputs = torch.from_numpy(puzzles.inputs)
     row: dict[str, Any] = {"model": Path(folder).name, "data": Path(data).name, "n": len(inputs), "halt": halt}
     answers, right = {}, {}
-    for name, dtype in DTYPES.items():
-        work = lambda dtype=dtype: model.solve(inputs, halt=halt, dtype=dtype, return_logits=False)  # noqa: E731
-        spent, solution = seconds(work, model.device, time.process_time)
+    for name in ("float32", "bfloat16"):
+        work = partial(model.solve, inputs, halt=halt, dtype=name, return_logits=False)
+        spent, solution, _ = timed(work, model.device, time.process_time)
         answers[name], row[f"seconds_{name}"] = solution.predictions.numpy(), round(spent, 1)
         # A maze has many shortest paths: right is what the rules accept.
         right[name] = puzzles.task.verdicts(puzzles.inputs, answers[name]).valid
@@ -47,28 +41,22 @@ def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[s
 
 
 def page(record: dict[str, Any]) -> str:
-    """The rows in Markdown, under what made them."""
-    where = f"{record['hardware']['device']}, commit {record['commit']}, {record['date']}"
-    return f"# float32 and bfloat16 answers on a CPU\n\n`{record['command']}`\n\n{where}\n\n{table(record['rows'])}"
+    return headed("float32 and bfloat16 answers on a CPU", record, table(record["rows"]))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", nargs="+", required=True, help="folders of models")
     parser.add_argument("--data", nargs="+", required=True, help="CSVs or built folders, one for each model")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--halt", choices=["max", "q"], default="max")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if len(args.model) != len(args.data):
         parser.error(f"{len(args.model)} models and {len(args.data)} data sets: give one --data for each --model.")
-    rows = []
-    for model, data in zip(args.model, args.data):
-        rows.append(compare(model, data, args.split, args.limit, args.halt))
-        print(json.dumps(rows[-1]), flush=True)
-    save(args.output, rows, page=page)
-    return 0
+    pairs = zip(args.model, args.data)
+    save_each((compare(*pair, args.split, args.limit, args.halt) for pair in pairs), args.output, page)
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

@@ -11,6 +11,7 @@ changes less than minutes by the clock. Runs that the output holds already are n
 after every run. The environment limits the kernels, not the arithmetic of another maker's.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -20,11 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    import bench  # noqa: F401
+from bench import ROOT, arguments, held, in_sentences, listed, table
 
-from air_model.benchmarks.bench import ROOT, arguments, in_sentences, table
-from air_model.records import cpu_name, write_json, write_text
+from air_model.records import cpu_name, read_json, write_json, write_text
 from air_model.scripts import build_dataset
 from air_model.scripts.quickstart import CONFIRMED, DATA
 
@@ -33,33 +32,28 @@ PROCESSORS = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "default": {"ATEN_CPU_CAPABILITY": "default"},
 }
-OUTPUT = ROOT / "results" / "quickstart_processors.json"
 SHOWN = (
     "device", "processor", "environment", "threads", "seed", "precision", "steps", "exact_accuracy", "cpu_seconds",
 )  # fmt: skip
 
 
-def run(folder: Path, data: Path, processor: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+def run(folder: Path, data: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate once; a row of the table."""
-    values = [f"data={data}", f"seed={seed}", "final_eval_limit=0", "trackers=none", *overrides]
+    kernels, overrides = PROCESSORS[about["processor"]], about["overrides"].split()
+    values = [f"data={data}", f"seed={about['seed']}", "final_eval_limit=0", "trackers=none", *overrides]
     start = [sys.executable, str(ROOT / "train_accelerate.py"), "--recipe", "quickstart", "--output-dir", str(folder)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*start, *values], check=True, env={**os.environ, **PROCESSORS[processor]})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    record = json.loads((folder / "run.json").read_text())
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # noqa: E731
+    before = used()
+    subprocess.run([*start, *values], check=True, env={**os.environ, **kernels})
+    record = read_json(folder / "run.json")
     return {
-        "processor": processor,
-        "environment": " ".join(f"{name}={value}" for name, value in PROCESSORS[processor].items()),
-        "threads": record["hardware"]["threads"],
-        "seed": seed,
-        "overrides": " ".join(overrides),
-        "precision": record["precision"],
-        "steps": record["steps"],
+        **about,
+        "environment": " ".join(f"{name}={value}" for name, value in kernels.items()),
         "n": record["metrics"]["eval"]["n"],
         "exact_accuracy": record["metrics"]["eval"]["exact_accuracy"],
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-        **{name: record[name] for name in ("commit", "date", "versions")},
-        "device": record["hardware"]["device"],
+        "cpu_seconds": round(used() - before, 1),
+        **{name: record["hardware"][name] for name in ("device", "threads")},
+        **{name: record[name] for name in ("precision", "steps", "commit", "date", "versions")},
     }
 
 
@@ -74,31 +68,27 @@ def page(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = arguments(__doc__, OUTPUT)
-    parser.add_argument("--processors", default=",".join(PROCESSORS), help=f"of {', '.join(PROCESSORS)}")
-    parser.add_argument("--seeds", default="0,1,2")
+def main() -> None:
+    parser = arguments(__doc__, ROOT / "results" / "quickstart_processors.json")
+    parser.add_argument("--processors", type=listed(known=PROCESSORS), default=list(PROCESSORS))
+    parser.add_argument("--seeds", type=listed(int), default="0,1,2")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="passed on to train_accelerate.py")
-    args = parser.parse_args(argv)
-    if unknown := set(args.processors.split(",")) - set(PROCESSORS):
-        parser.error(f"unknown processors {sorted(unknown)}: choose from {', '.join(PROCESSORS)}.")
-    rows = json.loads(args.output.read_text())["rows"] if args.output.is_file() else []
-    same = ("processor", "seed", "overrides", "threads", "device")
-    known = {tuple(row[name] for name in same) for row in rows}
-    threads = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+    args = parser.parse_args()
+    rows = held(args.output).get("rows", [])
+    same = {"overrides": " ".join(args.overrides), "device": cpu_name()}
+    same["threads"] = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         build_dataset.main([*DATA, "--output-dir", str(data)])
-        for processor in args.processors.split(","):
-            for seed in map(int, args.seeds.split(",")):
-                if (processor, seed, " ".join(args.overrides), threads, cpu_name()) in known:
-                    continue
-                rows.append(run(Path(folder) / f"{processor}-{seed}", data, processor, seed, args.overrides))
-                print(json.dumps(rows[-1]), flush=True)
-                write_json(args.output, {"rows": rows})
-                write_text(args.output.with_suffix(".md"), page(rows))
-    return 0
+        for processor, seed in itertools.product(args.processors, args.seeds):
+            about = {"processor": processor, "seed": seed, **same}
+            if any(row | about == row for row in rows):
+                continue
+            rows.append(run(Path(folder) / f"{processor}-{seed}", data, about))
+            print(json.dumps(rows[-1]), flush=True)
+            write_json(args.output, {"rows": rows})
+            write_text(args.output.with_suffix(".md"), page(rows))
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

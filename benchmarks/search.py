@@ -11,21 +11,18 @@ Seconds are of this process, user and system, divided by the puzzles: with sever
 """
 
 import argparse
-import json
-import sys
 import time
+from functools import partial
 from typing import Any
-
-if not __package__:
-    import bench  # noqa: F401
+from unittest import mock
 
 import numpy as np
 import torch
+from bench import arguments, headed, in_sentences, save_each
 
-import air_model.attempts_air as attempts_air
+import air_model.attempts_air as pins_air
 from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
-from air_model.benchmarks.bench import arguments, in_sentences, save
 from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.sudoku_solver import solve as solve_classically
 from air_model.pipeline_air import load_model
@@ -47,40 +44,39 @@ def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndar
 
 def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[str, Any]:
     """One way of solving: exact and accepted share, nodes and ACT steps a puzzle, seconds."""
-    clock, start = time.perf_counter(), time.process_time()
-    row: dict[str, Any] = {"way": way, "n": len(puzzles)}
+    task, n = puzzles.task, len(puzzles)
+    options = {
+        "single": {"halt": "max"},
+        "steps": {"max_act_steps": args.more_steps},
+        "views": {"attempts": args.views, "retry": "views"},
+        "uniform": {"attempts": args.nodes, "retry": "pins"},
+        "pins": {"attempts": args.nodes, "retry": "pins"},
+    }.get(way, {})
+    settings = {"halt": "rules", "progress": True, "dtype": args.dtype, "check": False, **options}
+    work = partial(solve_puzzles, model, task, puzzles.inputs, **settings)
     if way == "classical":
-        solve_classically(puzzles.inputs[:1], puzzles.task, 1, 1)  # numba compiles
+        solve_classically(puzzles.inputs[:1], task, 1, 1)  # numba compiles
+        work = partial(solve_classically, puzzles.inputs, task, 1, 1)
+    with mock.patch.object(attempts_air, "_split", uniform if way == "uniform" else pins_air._split):
         clock, start = time.perf_counter(), time.process_time()
-        _, guesses, tokens = solve_classically(puzzles.inputs, puzzles.task, 1, 1)
-        row |= {"guesses": round(float(guesses.mean()), 2)}
+        answers = work()
+        spent = {"cpu_seconds_a_puzzle": time.process_time() - start, "seconds_a_puzzle": time.perf_counter() - clock}
+    row: dict[str, Any] = {"way": way, "n": n}
+    if way == "classical":
+        _, guesses, tokens = answers
+        row["guesses"] = round(float(guesses.mean()), 2)
     else:
-        options = {
-            "single": {"halt": "max"},
-            "rules": {},
-            "steps": {"max_act_steps": args.more_steps},
-            "views": {"attempts": args.views, "retry": "views"},
-            "uniform": {"attempts": args.nodes, "retry": "pins"},
-            "pins": {"attempts": args.nodes, "retry": "pins"},
-        }[way]
-        split, attempts_air._split = attempts_air._split, uniform if way == "uniform" else attempts_air._split
-        try:
-            options = {"halt": "rules", "progress": True, "dtype": args.dtype, "check": False, **options}
-            answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
-        finally:
-            attempts_air._split = split
         tokens = answers.tokens
         row |= {key: options[key] for key in ("attempts", "max_act_steps") if key in options}
         row |= {
             "mean_attempts": round(float(answers.attempts.mean()), 2),
             "median_attempts": float(np.median(answers.attempts)),
             "mean_act_steps": round(float(answers.act_steps.mean()), 1),
-            "computed_act_steps": round(answers.stats["slot_steps"] / len(puzzles), 1),
+            "computed_act_steps": round(answers.stats["slot_steps"] / n, 1),
         }
-    row["cpu_seconds_a_puzzle"] = (time.process_time() - start) / len(puzzles)
-    row["seconds_a_puzzle"] = (time.perf_counter() - clock) / len(puzzles)
+    row |= {name: seconds / n for name, seconds in spent.items()}
     row["exact_accuracy"] = float((tokens == puzzles.labels).all(1).mean())
-    row["valid_accuracy"] = float(puzzles.task.verdicts(puzzles.inputs, tokens).valid.mean())
+    row["valid_accuracy"] = float(task.verdicts(puzzles.inputs, tokens).valid.mean())
     return row
 
 
@@ -89,22 +85,22 @@ def page(record: dict[str, Any]) -> str:
     lines = []
     for row in record["rows"]:
         most = row.get("attempts") or row.get("max_act_steps")
-        guesses = f"{row['guesses']} guesses" if "guesses" in row else row.get("mean_attempts")
+        guesses = f"{row['guesses']} guesses" if "guesses" in row else row["mean_attempts"]
         lines.append([
             f"{row['way']}{f', at most {most}' if most else ''}", row["n"], f"{100 * row['exact_accuracy']:.1f}",
             f"{100 * row['valid_accuracy']:.1f}", guesses, row.get("median_attempts"), row.get("mean_act_steps"),
             f"{row['seconds_a_puzzle']:.2g}", f"{row['cpu_seconds_a_puzzle']:.2g}",
         ])  # fmt: skip
-    where = f"{record['hardware']['device']}, {record['threads']} threads, commit {record['commit']}, {record['date']}"
-    return (
-        f"# Search by pins, beside other ways to think more\n\n`{record['command']}`\n\n{where}\n\n"
-        f"{markdown_table(head, lines)}\n"
-        "A classical solver takes microseconds for each of these puzzles. What the search shows is how far a\n"
-        "network's own beliefs carry: they choose every guess, and the rules judge finished answers only.\n"
+    return headed(
+        "Search by pins, beside other ways to think more",
+        record,
+        markdown_table(head, lines)
+        + "\nA classical solver takes microseconds for each of these puzzles. What the search shows is how far a\n"
+        "network's own beliefs carry: they choose every guess, and the rules judge finished answers only.\n",
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
@@ -116,16 +112,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--more-steps", type=int, default=256)
     parser.add_argument("--dtype", help="default: bfloat16 for a search where the processor has it, else float32")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, puzzles = load_model(args.model), load_puzzles(args.data, args.split, limit=args.limit)
-    rows: list[dict[str, Any]] = []
-    for way in args.ways:
-        rows.append(run(way, model, puzzles, args))
-        print(json.dumps(rows[-1]), flush=True)
-        save(args.output, rows, page=page, threads=args.threads)
-    return 0
+    rows = (run(way, model, puzzles, args) for way in args.ways)
+    save_each(rows, args.output, page, threads=args.threads)
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

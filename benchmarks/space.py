@@ -14,72 +14,53 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-if not __package__:
-    import bench  # noqa: F401
-
 import numpy as np
+import psutil
 import torch
+from bench import CPU, ROOT, arguments, held, in_sentences, timed
 
 from air_model import AirConfig, AirModel
-from air_model.benchmarks.bench import CPU, ROOT, arguments, in_sentences
 from air_model.pipeline_air import load_model, save_release
 from air_model.processing_air import task_from_config
-from air_model.records import environment, read_json, write_json
+from air_model.records import environment, write_json
 from air_model.spaces_demo.examples import levels, new_puzzle
 
 CHROMIUM = shutil.which("chromium")
 
 
 @contextlib.contextmanager
-def space(model: Path, port: int) -> Iterator[tuple[int, float]]:
-    """The Space as a process of its own: its number, and the seconds until it answered."""
-    environment = {**os.environ, "AIR_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
-    began = time.perf_counter()
+def space(model: Path, port: int) -> Iterator[tuple[psutil.Popen, str, float]]:
+    """The Space as a process of its own, its address, and the seconds until it answered."""
+    variables = {**os.environ, "AIR_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    began, url = time.perf_counter(), f"http://127.0.0.1:{port}/"
     command = [sys.executable, str(ROOT / "spaces_demo" / "app.py")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = psutil.Popen(command, env=variables, stdout=psutil.subprocess.DEVNULL)
+    answered = False
     try:
-        while not _answers(port):
+        while not answered:
             if process.poll() is not None or time.perf_counter() - began > 300:
-                raise RuntimeError("The Space did not start.")
+                raise OSError("The Space did not start.")
             time.sleep(0.05)
-        yield process.pid, time.perf_counter() - began
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url, timeout=5).read()
+                answered = True
+        yield process, url, time.perf_counter() - began
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-        return True
-    return False
-
-
-def resident_megabytes(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used: unlike the clock, it hardly depends on what else runs."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextlib.contextmanager
-def open_page(port: int, *flags: str) -> Iterator[Any]:
+def open_page(url: str, *flags: str) -> Iterator[Any]:
     """The Space's page in Chromium, told to run all ACT steps."""
     from playwright.sync_api import sync_playwright
 
@@ -88,7 +69,7 @@ def open_page(port: int, *flags: str) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(flags))
         page = browser.new_page()
         page.set_default_timeout(300_000)
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(url)
         page.wait_for_selector("html[data-air=ready]")
         page.uncheck("#air-halt")
         yield page
@@ -118,37 +99,32 @@ TIMED_CLICK = """() => new Promise((done) => {
 })"""
 
 
-def timed_clicks(port: int, clicks: int) -> dict[str, Any]:
+def timed_clicks(url: str, clicks: int) -> dict[str, Any]:
     """Seconds from the click on Solve to the first update on screen, and to the verdict, when all have been played."""
     times = []
-    with open_page(port) as page:
+    with open_page(url) as page:
         for _ in range(clicks):
             new_on(page)
             page.wait_for_timeout(300)
             times.append(page.evaluate(TIMED_CLICK))
-    in_seconds = {f"{name}_s": [round(t[key] / 1000, 3) for t in times]
-                  for name, key in (("first_update", "first"), ("verdict", "verdict"))}  # fmt: skip
-    return {"clicks": clicks, **in_seconds, "server_s": [t["server"] for t in times]}
-
-
-def circumstances() -> dict[str, Any]:
-    return {**environment(CPU, 1), "load_average": round(os.getloadavg()[0], 2), "nice": os.nice(0)}
+    first, verdict = ([round(t[key] / 1000, 3) for t in times] for key in ("first", "verdict"))
+    return {
+        "clicks": clicks, "first_update_s": first, "verdict_s": verdict, "server_s": [t["server"] for t in times],
+    }  # fmt: skip
 
 
 def latency(folder: Path, port: int, clicks: int) -> dict[str, Any]:
     """Start-up, the page, and plain `solve` of the same model."""
-    model = load_model(folder)
-    task, rng, plain = task_from_config(model.config), np.random.default_rng(0), []
-    with space(folder, port) as (pid, seconds):
-        result: dict[str, Any] = {"model": folder.name, "start_up_s": round(seconds, 2)}
-        result["start_up_cpu_s"] = round(cpu_seconds(pid), 2)
+    model, rng, plain = load_model(folder), np.random.default_rng(0), []
+    task = task_from_config(model.config)
+    with space(folder, port) as (process, url, seconds):
+        used = process.cpu_times()  # unlike the clock, it hardly depends on what else runs
+        result = {"start_up_s": round(seconds, 2), "start_up_cpu_s": round(used.user + used.system, 2)}
         if CHROMIUM:
-            result["page"] = timed_clicks(port, clicks)
+            result["page"] = timed_clicks(url, clicks)
         for _ in range(clicks):
             puzzle = torch.from_numpy(new_puzzle(task, levels(task)[0], rng).astype(np.int64))[None]
-            began = time.perf_counter()
-            model.solve(puzzle)
-            plain.append(round(time.perf_counter() - began, 3))
+            plain.append(round(timed(lambda puzzle=puzzle: model.solve(puzzle)).seconds, 3))
     result["plain_solve_s"] = plain
     if CHROMIUM:
         result["page_over_plain"] = round(median(result["page"]["verdict_s"]) / median(plain), 3)
@@ -156,52 +132,48 @@ def latency(folder: Path, port: int, clicks: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, port: int, solves: int) -> dict[str, Any]:
-    """Megabytes after every tenth of the solves: resident in the server, and of the page's script.
+    """Megabytes of the server while it solves puzzles asked over the API, then as many clicked on one page."""
+    from gradio_client import Client
 
-    First `solves` roll-outs over the API, then as many clicked on one page.
-    """
-    every = max(1, solves // 10)
-    with space(folder, port) as (pid, _):
-        result: dict[str, Any] = {"model": folder.name, "at_start_mb": round(resident_megabytes(pid), 1)}
-        result["over_api"] = api_memory(pid, port, folder, solves, every)
+    task, rng = task_from_config(AirConfig.from_pretrained(folder)), np.random.default_rng(1)
+    with space(folder, port) as (process, url, _):
+        resident = lambda: process.memory_info().rss / 2**20  # noqa: E731
+        result: dict[str, Any] = {"at_start_mb": round(resident(), 1)}
+        client = Client(url, verbose=False)
+
+        def ask(number: int) -> None:
+            puzzle = task.decode(new_puzzle(task, levels(task)[number % len(levels(task))], rng))
+            assert client.predict(puzzle, api_name="/rollout")["puzzle"] == puzzle
+
+        result["over_api"] = curves(ask, solves, server_mb=resident)
         if CHROMIUM:
-            result["on_page"] = page_memory(pid, port, solves, every)
-    for part in (result["over_api"], result.get("on_page", {"server_mb": []})):
-        curve = part["server_mb"]
-        if len(curve) >= 4:  # warming up is over after a fifth
-            part["growth_after_a_fifth"] = round(curve[-1] / curve[1] - 1, 4)
+            with open_page(url, "--js-flags=--expose-gc", "--enable-precise-memory-info") as page:
+
+                def click(number: int) -> None:
+                    new_on(page)
+                    page.click("#air-solve")
+                    page.wait_for_selector("[data-view=verdict] .verdict")
+
+                script = lambda: page.evaluate("gc(), performance.memory.usedJSHeapSize / 2 ** 20")  # noqa: E731
+                result["on_page"] = curves(click, solves, server_mb=resident, script_mb=script)
     return result
 
 
-def api_memory(pid: int, port: int, folder: Path, solves: int, every: int) -> dict[str, Any]:
-    from gradio_client import Client
-
-    client = Client(f"http://127.0.0.1:{port}", verbose=False)
-    task, rng = task_from_config(AirConfig.from_pretrained(folder)), np.random.default_rng(1)
-    curve = []
-    for i in range(solves):
-        puzzle = task.decode(new_puzzle(task, levels(task)[i % len(levels(task))], rng))
-        answer = client.predict(puzzle, api_name="/rollout")
-        assert answer["puzzle"] == puzzle
-        if (i + 1) % every == 0:
-            curve.append(round(resident_megabytes(pid), 1))
-    return {"solves": solves, "server_mb": curve}
-
-
-def page_memory(pid: int, port: int, solves: int, every: int) -> dict[str, Any]:
-    curve, script = [], []
-    with open_page(port, "--js-flags=--expose-gc", "--enable-precise-memory-info") as page:
-        for i in range(solves):
-            new_on(page)
-            page.click("#air-solve")
-            page.wait_for_selector("[data-view=verdict] .verdict")
-            if (i + 1) % every == 0:
-                curve.append(round(resident_megabytes(pid), 1))
-                script.append(round(page.evaluate("gc(), performance.memory.usedJSHeapSize / 2 ** 20"), 1))
-    return {"solves": solves, "server_mb": curve, "script_mb": script}
+def curves(solve: Callable[[int], None], solves: int, **read: Callable[[], float]) -> dict[str, Any]:
+    """What is read after every tenth of the solves, and how much the server's memory grew once it was warm."""
+    found: dict[str, Any] = {"solves": solves, **{name: [] for name in read}}
+    for number in range(solves):
+        solve(number)
+        if (number + 1) % max(1, solves // 10) == 0:
+            for name, megabytes in read.items():
+                found[name].append(round(megabytes(), 1))
+    server = found["server_mb"]
+    if len(server) >= 4:  # warming up is over after a fifth
+        found["growth_after_a_fifth"] = round(server[-1] / server[1] - 1, 4)
+    return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = arguments(__doc__, ROOT / "results" / "space.json")
     parser.add_argument("--model", type=Path, help="model folder; default: full size, random weights, 9x9 Sudoku")
     parser.add_argument("--only", choices=["latency", "memory"], help="default: both")
@@ -209,25 +181,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--memory-model", type=Path, help="model folder for the memory curve; default: a small 9x9")
     parser.add_argument("--clicks", type=int, default=5, help="timed clicks (default 5)")
     parser.add_argument("--port", type=int, default=7950)
-    args = parser.parse_args(argv)
-
-    result = read_json(args.output) if args.only and args.output.exists() else {}
+    args = parser.parse_args()
+    result = held(args.output) if args.only else {}
+    small = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        timed, small = args.model, args.memory_model
-        if timed is None:
-            save_release(AirModel(AirConfig()), timed := Path(folder) / "full-size-random")
-        if small is None:
-            config = AirConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
-            save_release(AirModel(config), small := Path(folder) / "small-random")
-        if args.only != "memory":
-            result["latency"] = {**circumstances(), **latency(timed, args.port, args.clicks)}
-        if args.only != "latency":
-            result["memory"] = {**circumstances(), **memory(small, args.port + 1, args.solves)}
+        for part, measure, given, name, sizes, *how in (
+            ("latency", latency, args.model, "full-size-random", {}, args.port, args.clicks),
+            ("memory", memory, args.memory_model, "small-random", small, args.port + 1, args.solves),
+        ):
+            if args.only in (None, part):
+                if given is None:
+                    torch.manual_seed(0)
+                    save_release(AirModel(AirConfig(**sizes)), given := Path(folder) / name)
+                load = {"load_average": round(os.getloadavg()[0], 2), "nice": os.nice(0), "model": given.name}
+                result[part] = {**environment(CPU, 1), **load, **measure(given, *how)}
     write_json(args.output, result)
     print(json.dumps(result, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    in_sentences(main)

@@ -15,63 +15,59 @@ step is the trainer's own: fresh puzzles, refill, forward, second forward, backw
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:
-    import bench  # noqa: F401
-
+import bench
 import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
-from air_model.analysis.figures import new_figure
-from air_model.analysis.figures import save as save_figure
-from air_model.benchmarks.bench import Rows, arguments, forget_peak, in_sentences, peak_gib, save, seconds, table
+from air_model.analysis.figures import new_figure, save
 from air_model.datasets_builders import PuzzleSet
 from air_model.datasets_builders.generate_maze import make_mazes
+from air_model.datasets_builders.generate_sudoku import random_grids, seeds_for
 from air_model.processing_air import make_task
 from air_model.training.cost import matmul_tflops, onednn_linear, slow_products, training_flops
-from air_model.training.recipe import Recipe, read_recipe
+from air_model.training.recipe import Recipe, override_values, read_recipe
 from air_model.training.trainer import Trainer
 
 
 def puzzles_for(recipe: Recipe, n: int = 1000) -> PuzzleSet:
     """Puzzles of the right shape, so that nothing must be downloaded: speed does not depend on their content."""
-    model = recipe.model
+    model, seeds = recipe.model, seeds_for(0, 0, 0, n)
     task = make_task(model.get("task", "sudoku"), model.get("grid_height"), model.get("grid_width"))
-    rng = np.random.default_rng(0)
-    if task.name == "sudoku":
-        side, h, w = task.height, task.box_height, task.box_width
-        rows = [[(r % h * w + r // h + c) % side + 2 for c in range(side)] for r in range(side)]
-        labels = task.random_symmetries(rng, n).apply(np.tile(np.array(rows, np.uint8).reshape(1, -1), (n, 1)))
-        return PuzzleSet(np.where(rng.random(labels.shape) < 0.7, 1, labels).astype(np.uint8), labels, task)
-    # A path of any length: augmentation labels the mazes anew, so there must be one, and short ones are quickly found.
-    return PuzzleSet(*make_mazes(task, np.arange(n, dtype=np.uint64), min_path=1), task)
+    if task.name == "maze":
+        # Augmentation labels the mazes anew, so there must be a path; short ones are quickly found.
+        return PuzzleSet(*make_mazes(task, seeds, min_path=1), task)
+    labels = random_grids(task, seeds)
+    open_cells = np.random.default_rng(0).random(labels.shape) < 0.7
+    return PuzzleSet(np.where(open_cells, task.blank_token, labels).astype(np.uint8), labels, task)
 
 
 def build(options: argparse.Namespace, batch_size: int, **more: Any) -> Trainer:
+    """The trainer of --recipe with overrides; `commits.py` calls it too, that of each commit."""
     torch._dynamo.reset()  # or the graphs of earlier sizes count towards the limit, after which nothing is compiled
-    values = {**dict(text.partition("=")[::2] for text in options.overrides), **more, "batch_size": batch_size}
-    recipe = read_recipe(
-        options.recipe, [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items()]
-    )
+    recipe = read_recipe(options.recipe, {**override_values(options.overrides), **more, "batch_size": batch_size})
     return Trainer(recipe, Path("unused"), puzzles_for(recipe), None)
+
+
+def repeat(step: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 def busy_seconds(step: Callable[[], Any], repeats: int = 3) -> float:
     """Seconds of a step in which the GPU computes; the rest of the step is overhead of the host."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        for _ in range(repeats):
-            step()
+        repeat(step, repeats)
         torch.cuda.synchronize()
     events = [e for e in trace.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     return sum(event.self_device_time_total for event in events) / 1e6 / repeats
@@ -125,56 +121,47 @@ def public_step(folder: Path, trainer: Trainer, compiled: bool) -> Callable[[], 
     return step
 
 
-def measure(options: argparse.Namespace, batch_size: int, **more: Any) -> dict[str, Any]:
-    """One row: step time and rate at one batch size, in turn with the public code and with the large product."""
-    begin = time.perf_counter()
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    try:
-        trainer = build(options, batch_size, **more)
-        device = trainer.device
-        forget_peak(device)
-        seconds(trainer.train_step, device)
-        first = time.perf_counter() - begin
-        trainer.train_step()
-        memory = peak_gib(device)  # before the public code and the large product, which need memory of their own
-        steps = {"ours": trainer.train_step}
-        if options.public:
-            steps["public, eager"] = public_step(options.public, trainer, compiled=False)
-            if not options.no_public_compile:
-                steps["public, compiled"] = public_step(options.public, trainer, compiled=True)
-        for step in steps.values():
-            seconds(step, device, repeats=options.warmup)
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        products = []
-        dtype = torch.bfloat16 if trainer.bf16 else torch.float32
-        for _ in range(options.rounds):
-            products.append(matmul_tflops(device, dtype, clock=clock))
-            for name, step in steps.items():
-                times[name].append(seconds(step, device, clock, options.steps)[0])
-        busy = busy_seconds(trainer.train_step) if device.type == "cuda" else None
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {"batch_size": batch_size, "out_of_memory": True}
-    flop = training_flops(trainer.config, batch_size)
-    product = statistics.median(products)
-    row: dict[str, Any] = {"batch_size": batch_size, **more, "teraflop_per_step": flop / 1e12}
-    row |= {"seconds_to_first_step": first, "matmul_tflops": product, "peak_memory_gib": memory}
+def step_times(options: argparse.Namespace, batch_size: int, **more: Any) -> dict[str, Any]:
+    """Step time and rate at one size, in turn with the public code and with the large product."""
+    begin, clock = time.perf_counter(), bench.CLOCKS[options.clock]
+    trainer = build(options, batch_size, **more)
+    device, dtype = trainer.device, torch.bfloat16 if trainer.bf16 else torch.float32
+    # Before the public code and the large product, which need memory of their own.
+    memory = bench.timed(trainer.train_step, device).peak_gib
+    first = time.perf_counter() - begin
+    memory = max(memory, bench.timed(trainer.train_step, device).peak_gib)
+    steps: dict[str, Callable[[], Any]] = {"ours": trainer.train_step}
+    if options.public:
+        steps["public, eager"] = public_step(options.public, trainer, compiled=False)
+        if not options.no_public_compile:
+            steps["public, compiled"] = public_step(options.public, trainer, compiled=True)
+    for step in steps.values():
+        repeat(step, options.warmup)
+    work = {"matmul": partial(matmul_tflops, device, dtype, clock)}
+    work |= {name: partial(repeat, step, options.steps) for name, step in steps.items()}
+    runs = bench.in_turns(work, options.rounds, device, clock)
+    teraflop = training_flops(trainer.config, batch_size) / 1e12
+    product = statistics.median(run.result for run in runs.pop("matmul"))
+    row: dict[str, Any] = {"teraflop_per_step": teraflop, "seconds_to_first_step": first, "matmul_tflops": product}
+    row["peak_memory_gib"] = memory
     if device.type == "cpu" and not trainer.bf16 and slow_products():
         row["onednn_tflops"] = matmul_tflops(device, dtype, clock=clock, product=onednn_linear)
-    for name, values in times.items():
-        best = statistics.median(values)
+    for name, own in runs.items():
+        seconds = [run.seconds / options.steps for run in own]
+        middle = statistics.median(seconds)
         row[name] = {
-            "ms": best * 1e3, "all_ms": [v * 1e3 for v in values], "tflops": flop / best / 1e12,
-            "share_of_matmul": flop / best / 1e12 / product, "puzzle_steps_per_second": batch_size / best,
+            "ms": middle * 1e3, "all_ms": [s * 1e3 for s in seconds], "tflops": teraflop / middle,
+            "share_of_matmul": teraflop / middle / product, "puzzle_steps_per_second": batch_size / middle,
         }  # fmt: skip
-    if busy is not None:
-        row |= {"gpu_busy_ms": busy * 1e3, "host_overhead": row["ours"]["ms"] / (busy * 1e3) - 1}
+    if device.type == "cuda":
+        busy = 1e3 * busy_seconds(trainer.train_step)
+        row |= {"gpu_busy_ms": busy, "host_overhead": row["ours"]["ms"] / busy - 1}
     return row
 
 
-def saved_bytes(options: argparse.Namespace, batch_size: int, h_cycles: int, l_cycles: int) -> int:
-    """Bytes that autograd keeps for one backward pass: what decides the peak memory of a step."""
-    trainer = build(options, batch_size, h_cycles=h_cycles, l_cycles=l_cycles)
+def kept_memory(options: argparse.Namespace, batch_size: int, **more: int) -> dict[str, Any]:
+    """What autograd keeps for one backward pass, which decides the peak memory of a step."""
+    trainer = build(options, batch_size, **more)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -183,33 +170,32 @@ def saved_bytes(options: argparse.Namespace, batch_size: int, h_cycles: int, l_c
 
     fresh = trainer.sampler.draw(1)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.autocast():
-        loss = trainer.model(*(t.to(trainer.device) for t in (fresh.inputs, fresh.ids, fresh.labels))).loss
+        trainer.model(*(t.to(trainer.device) for t in (fresh.inputs, fresh.ids, fresh.labels)))
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
-    del loss
-    return sum(size for pointer, size in kept.items() if pointer not in weights)
+    return {"saved_mib": sum(size for pointer, size in kept.items() if pointer not in weights) / 2**20}
+
+
+# What is printed of a row that has the key.
+LINES = {
+    "out_of_memory": "out of memory",
+    "saved_mib": "{saved_mib:9.1f} MiB for the backward pass",
+    "matmul_tflops": "large matrix product: {matmul_tflops:.3f} TFLOP/s",
+    "onednn_tflops": "oneDNN's product: {onednn_tflops:.3f} TFLOP/s",
+    "peak_memory_gib": "peak memory {peak_memory_gib:.2f} GiB, first step after {seconds_to_first_step:.1f} s",
+    "gpu_busy_ms": "GPU busy {gpu_busy_ms:.2f} ms (host overhead {host_overhead:.1%})",
+}
+RATE = (
+    "{ms:9.2f} ms, {tflops:8.3f} TFLOP/s ({share_of_matmul:6.1%} of the product), "
+    "{puzzle_steps_per_second:8.1f} puzzle steps/s"
+)
 
 
 def show(row: dict[str, Any]) -> None:
-    if row.get("out_of_memory"):
-        print(f"batch {row['batch_size']:5d}: out of memory")
-        return
-    onednn = f", oneDNN's {row['onednn_tflops']:.3f}" if "onednn_tflops" in row else ""
-    print(f"large matrix product: {row['matmul_tflops']:.3f} TFLOP/s{onednn}")
-    for name in ("ours", "public, eager", "public, compiled"):
-        if name in row:
-            r = row[name]
-            extra = ", ".join(
-                f"{k}={v}" for k, v in row.items() if k in ("grid_height", "num_hidden_layers", "hidden_size")
-            )
-            print(
-                f"batch {row['batch_size']:5d} {extra} {name:16s}: {r['ms']:9.2f} ms, {r['tflops']:8.3f} TFLOP/s "
-                f"({r['share_of_matmul']:6.1%} of the product), {r['puzzle_steps_per_second']:8.1f} puzzle steps/s"
-            )
-    memory = row["peak_memory_gib"]
-    line = f"peak memory {memory:.2f} GiB, first step after {row['seconds_to_first_step']:.1f} s"
-    if "gpu_busy_ms" in row:
-        line += f", GPU busy {row['gpu_busy_ms']:.2f} ms (host overhead {row['host_overhead']:.1%})"
-    print(line)
+    sizes = ("grid_height", "num_hidden_layers", "hidden_size", "h_cycles", "l_cycles")
+    print(", ".join([f"batch {row['batch_size']}", *(f"{key}={row[key]}" for key in sizes if key in row)]))
+    lines = [line.format_map(row) for key, line in LINES.items() if key in row]
+    lines += [f"{name}: {RATE.format_map(found)}" for name, found in row.items() if isinstance(found, dict)]
+    print(*lines, sep="\n", flush=True)
 
 
 def widths_page(record: dict[str, Any]) -> str:
@@ -222,16 +208,15 @@ def widths_page(record: dict[str, Any]) -> str:
         }
         for row in record["rows"]
     ]  # fmt: skip
-    hardware = record["hardware"]
-    return (
-        f"# A training step against the width\n\n`{record['recipe']}`, batch {record['rows'][0]['batch_size']}, "
-        f"{record['clock']}, {hardware['threads']} thread(s) of an {hardware['device']}, {record['date'][:10]}, "
-        f"commit {record['commit'][:7]}. Products only are counted; the large product is this processor's own "
-        f"at the same moment, in the precision of the run.\n\n`{record['command']}`\n\n{table(rows)}\n"
-    )
+    return bench.headed(
+        "A training step against the width", record,
+        f"`{record['recipe']}`, batch {record['rows'][0]['batch_size']}, {record['clock']}. Products only are counted;"
+        " the large product is this processor's own at the same moment, in the precision of the run.",
+        bench.table(rows),
+    )  # fmt: skip
 
 
-def plot(rows: Rows, target: Path) -> None:
+def plot(rows: bench.Rows, target: Path) -> None:
     """Step time against cells and against layers, one panel each."""
     figure = new_figure(8, 3.2)
     panels = (("grid_height", 2, "cells of the grid"), ("num_hidden_layers", 1, "layers"))
@@ -241,63 +226,55 @@ def plot(rows: Rows, target: Path) -> None:
         axis.set(xlabel=label, ylabel="ms a step", ylim=(0, None), xlim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     figure.set_layout_engine("constrained")
-    save_figure(figure, target)
+    save(figure, target)
 
 
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def points(options: argparse.Namespace) -> bench.Rows:
+    """The sizes that are measured, as values of the recipe; `swept` names the one that a sweep changes."""
+    sizes = [{"batch_size": size} for size in options.batch_size]
+    if options.cycles:
+        cycles = [{"h_cycles": h, "l_cycles": l} for h, l in ((1, 1), (2, 2), (3, 6), (8, 8))]
+        return [size | own for size, own in itertools.product(sizes, cycles)]
+    if options.sweep:
+        grids = [{"swept": "grid_height", "grid_height": n, "num_hidden_layers": 4} for n in (4, 6, 9, 12, 16)]
+        layers = [{"swept": "num_hidden_layers", "grid_height": 9, "num_hidden_layers": n} for n in (1, 2, 4, 8)]
+        return [sizes[0] | own for own in grids + layers]
+    widths = [{"hidden_size": width, "intermediate_size": 3 * width} for width in options.widths]
+    return [sizes[0] | own for own in widths] or sizes
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = arguments(__doc__)
+    parser = bench.arguments(__doc__, clock=True)
     add = parser.add_argument
     add("--recipe", default="sudoku_extreme")
-    add("--batch-size", type=integers, default="768" if on_gpu else "16", help="one or several, joined by commas")
+    add("--batch-size", type=bench.listed(int), default="768" if on_gpu else "16", help="several: joined by commas")
     add("--steps", type=int, default=20 if on_gpu else 1, help="steps timed together")
     add("--rounds", type=int, default=3, help="the median of so many rounds counts")
     add("--warmup", type=int, default=10 if on_gpu else 1, help="steps before timing")
     add("--public", type=Path, help="a checkout of the public AIR code, to time in turn with ours")
     add("--no-public-compile", action="store_true", help="time the public code uncompiled only")
-    add("--cpu-time", action="store_true", help="this process's CPU seconds: fair on a busy CPU, with one thread")
     add("--sweep", action="store_true", help="grid sizes and layers at a fixed width, and a plot beside --output")
-    add("--widths", type=integers, help="hidden sizes joined by commas; a table beside --output")
+    add("--widths", type=bench.listed(int), default=[], help="hidden sizes joined by commas; a table beside --output")
     add("--cycles", action="store_true", help="memory kept for the backward pass against cycles")
     add("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
-    options = parser.parse_intermixed_args(argv)
-    rows: Rows = []
-    if options.cycles:
-        for batch_size, (h_cycles, l_cycles) in itertools.product(
-            options.batch_size, ((1, 1), (2, 2), (3, 6), (8, 8))
-        ):
-            mib = saved_bytes(options, batch_size, h_cycles, l_cycles) / 2**20
-            rows.append({"batch_size": batch_size, "h_cycles": h_cycles, "l_cycles": l_cycles, "saved_mib": mib})
-            print(f"batch {batch_size}, {h_cycles} x {l_cycles} cycles: {mib:9.1f} MiB for the backward pass")
-    elif options.sweep:
-        grids = [{"grid_height": n, "num_hidden_layers": 4} for n in (4, 6, 9, 12, 16)]
-        layers = [{"grid_height": 9, "num_hidden_layers": n} for n in (1, 2, 4, 8)]
-        for swept, points in (("grid_height", grids), ("num_hidden_layers", layers)):
-            for point in points:
-                rows.append({"swept": swept, **measure(options, options.batch_size[0], **point)})
-                show(rows[-1])
-    elif options.widths:
-        for width in options.widths:
-            sizes = {"hidden_size": width, "intermediate_size": 3 * width}
-            rows.append(measure(options, options.batch_size[0], **sizes))
-            show(rows[-1])
-    else:
-        for batch_size in options.batch_size:
-            rows.append(measure(options, batch_size))
-            show(rows[-1])
-    about = {"recipe": options.recipe, "overrides": options.overrides}
-    about["clock"] = "CPU seconds of the process" if options.cpu_time else "wall clock"
+    options = parser.parse_intermixed_args()
+    rows: bench.Rows = []
+    for point in points(options):
+        try:
+            values = {key: value for key, value in point.items() if key != "swept"}
+            rows.append(point | (kept_memory if options.cycles else step_times)(options, **values))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            rows.append(point | {"out_of_memory": True})
+        show(rows[-1])
+    about = {"recipe": options.recipe, "overrides": options.overrides, "clock": options.clock}
     about["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
     page = widths_page if options.widths else None
-    save(options.output, rows, torch.device("cuda" if on_gpu else "cpu"), page, **about)
+    bench.save(options.output, rows, torch.device("cuda" if on_gpu else "cpu"), page, **about)
     if options.output and options.sweep:
         plot(rows, options.output.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(in_sentences(main))
+    bench.in_sentences(main)

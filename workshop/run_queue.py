@@ -15,17 +15,16 @@ counts on from its step; the optimizer, which a parcel has no room for, starts a
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
-import difflib
+import functools
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,9 +32,17 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
     import _checkout  # noqa: F401
 
+import psutil
+import torch
 import yaml
 
-from air_model.records import append_runs_to, read_json, read_run, write_json, write_text
+from air_model.configuration_air import TRAVELLING_FILES, AirConfig, nearest
+from air_model.modeling_air import AirModel
+from air_model.publishing.stage import stage_model
+from air_model.records import append_runs_to, read_json, read_run, setting, whole_folder, write_json, write_text
+from air_model.training.checkpoints import CheckpointStore, read_tensors
+from air_model.training.miniature import miniature
+from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,19 +66,22 @@ def read_queue() -> dict[str, Item]:
     queue = {}
     for name, values in yaml.safe_load(Path(__file__).with_name("queue.yaml").read_text()).items():
         variants, seeds = values.pop("variants", []), values.pop("seeds", [])
-        for key in ("overrides", "curve"):
-            values |= {key: tuple(values[key].split())} if key in values else {}
+        for key in values.keys() & {"overrides", "curve"}:
+            values[key] = tuple(values[key].split())
         values["evaluations"] = {label: tuple(words.split()) for label, words in values["evaluations"].items()}
-        if not variants:
-            queue[name] = Item(**values)
+        item = Item(**values)
         for seed, variant in itertools.product(seeds, variants):
-            own = {"recipe": "hrm_sudoku"} if variant == "HRM" else {}
-            own["overrides"] = (f"variant={variant}", f"seed={seed}", *values["overrides"])
-            queue[f"{name}-{variant}-{seed}"] = Item(**values | own)
+            own = (f"variant={variant}", f"seed={seed}", *item.overrides)
+            recipe = "hrm_sudoku" if variant == "HRM" else item.recipe
+            queue[f"{name}-{variant}-{seed}"] = dataclasses.replace(item, recipe=recipe, overrides=own)
+        if not variants:
+            queue[name] = item
     return queue
 
 
 QUEUE = read_queue()
+# Checkpoints that earlier rows made, and the data on which they are analysed.
+ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard": "maze_hard"}
 
 
 def state_of(name: str) -> str:
@@ -80,21 +90,16 @@ def state_of(name: str) -> str:
     files = [ROOT / "results" / "queue" / f"{name}.json"]
     if item.checkpoint:
         files += sorted((ROOT / "checkpoints" / item.checkpoint / "results").glob("max-16*.json"))
-    for file in files:
-        if file.is_file():
-            found = read_json(file)
-            return f"done: {found['exact_accuracy']:.1%} exact of {found['n']} ({found.get('date', '')[:10]})"
+    for file in filter(Path.is_file, files):
+        found = read_json(file)
+        return f"done: {found['exact_accuracy']:.1%} exact of {found['n']} ({found.get('date', '')[:10]})"
     return "open"
 
 
-ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard": "maze_hard"}
-
-
 def analysis_row(name: str, data: str) -> str:
-    """A row for the analyses of a checkpoint that an earlier row made."""
     output = Path("results") / f"analysis_{name.removeprefix('air-').replace('-', '_')}"
-    done = (ROOT / output).is_dir()
-    state = "done" if done else "open" if (ROOT / "checkpoints" / name).is_dir() else "open, waits for the checkpoint"
+    state = "open" if (ROOT / "checkpoints" / name).is_dir() else "open, waits for the checkpoint"
+    state = "done" if (ROOT / output).is_dir() else state
     command = f"python scripts/analyze.py report --model checkpoints/{name} --data .data/{data} --limit 1000"
     goal = "which state commits, does freezing harm, which one is local"
     return f"| analysis-{name} | {goal} | `{command} --output-dir {output}` | 5 | {state} |"
@@ -116,21 +121,14 @@ def write_queue() -> Path:
 
 
 def alive(pid_file: Path) -> bool:
-    try:
-        pid = int(pid_file.read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return False
-    try:  # where nobody reaps it, a dead process stays as a zombie, which signals still find
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
+    with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+        # Where nobody reaps it, a dead process stays as a zombie.
+        return psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
-def differences(recipe: str, overrides: list[str], folder: Path) -> list[str]:
+def differences(recipe: str, overrides: Sequence[str], folder: Path) -> list[str]:
     """What the run of a folder has otherwise than the recipe with these overrides; [] where no run has begun."""
-    from air_model.training.recipe import FREE_ON_RESUME, read_recipe
-
     if not (folder / "run.json").is_file():
         return []
     run, wanted = read_record(folder / "run.json"), read_recipe(recipe, ["data=x", *overrides])
@@ -146,9 +144,6 @@ def differences(recipe: str, overrides: list[str], folder: Path) -> list[str]:
 
 def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     """Detached, so that it outlives the command that starts it."""
-    from air_model.training.miniature import miniature
-    from air_model.training.recipe import as_words, read_recipe
-
     item = QUEUE[name]
     small = as_words(miniature(read_recipe(item.recipe).model)) if args.rehearse else []
     overrides = [*item.overrides, *small, *args.overrides]
@@ -179,14 +174,12 @@ def last_words(log: Path) -> str:
 
 
 def wait(work: Path, seconds: float) -> None:
-    end, printed = time.monotonic() + seconds, 0.0
-    while alive(work / "pid") and time.monotonic() < end:
-        time.sleep(1)
-        if time.monotonic() - printed > 30:
-            printed = time.monotonic()
-            print(last_words(work / "train.log"), flush=True)
-        with contextlib.suppress(ValueError, OSError):  # our own child becomes a zombie, which kill(0) still finds
-            os.waitpid(int((work / "pid").read_text()), os.WNOHANG)
+    """Until the training ends, or so long; tells every half minute how far it is."""
+    end = time.monotonic() + seconds
+    while alive(work / "pid") and (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(int((work / "pid").read_text())).wait(min(30, left))
+        print(last_words(work / "train.log"), flush=True)
 
 
 def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: float, brought: Callable) -> bool:
@@ -194,8 +187,6 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
 
     One that is cut off goes on at the next call, from the rows that it has answered.
     """
-    import torch
-
     item, data = QUEUE[name], str(args.data_root / QUEUE[name].data)
     small = ["--limit", "2"] if args.rehearse else []
     common = ["--model", str(work / "run" / "model"), "--data", data, "--split", "dev", *small]
@@ -207,20 +198,16 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
         output = work / "evaluations" / f"{label}.json"
         if output.exists():
             continue
-        left = deadline - time.monotonic()
-        if left < 5:
-            return False
-        output.parent.mkdir(exist_ok=True)
         command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *common, *options, "--output", str(output)]
         # Blocks that are not compiled write every small stage to the GPU's memory: about twice the time (PERF.md).
-        tries = [[*command, "--compile"], command] if torch.cuda.is_available() and not args.rehearse else [command]
-        for line in tries:
+        for more in (["--compile"], []) if torch.cuda.is_available() and not args.rehearse else ([],):
+            if (left := deadline - time.monotonic()) < 5:
+                return False
             try:
-                status = subprocess.run(line, timeout=deadline - time.monotonic()).returncode
+                if subprocess.run([*command, *more], timeout=left).returncode == 0:
+                    break
             except subprocess.TimeoutExpired:
                 return False
-            if status == 0:
-                break
         else:
             raise ValueError(f"The evaluation {label} failed, see above; call again to repeat it.")
         brought()
@@ -229,8 +216,6 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
 
 def newest_weights(run: Path) -> Path | None:
     """The model folder, or the newest checkpoint's weights while training goes on."""
-    from air_model.training.checkpoints import CheckpointStore
-
     if status_of(run) == "finished" and (run / "model" / "config.json").is_file():
         return run / "model"
     found = CheckpointStore(run / "checkpoints").found()
@@ -248,12 +233,6 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
 
     A finished run without a place under checkpoints/ brings its numbers alone: eight files are all that travel.
     """
-    import torch
-    from safetensors.torch import load_file
-
-    from air_model.configuration_air import AirConfig
-    from air_model.modeling_air import AirModel
-
     source = newest_weights(work / "run")
     if source is None:
         print("nothing to copy out yet: no checkpoint was written")
@@ -265,9 +244,8 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
         model = AirModel.from_pretrained(source, dtype=torch.bfloat16) if with_weights else None
     else:
         model = AirModel(AirConfig.from_dict(run["model_config"]))
-        weights = source / "ema.safetensors"
-        state = load_file(source / "model.safetensors") | (load_file(weights) if weights.is_file() else {})
-        model.load_state_dict(state)
+        averaged = read_tensors(source / "ema.safetensors")
+        model.load_state_dict(read_tensors(source / "model.safetensors") | averaged)
         model.to(torch.bfloat16)
         run["steps"] = int(source.name.rsplit("_", 1)[1])  # of these weights, whatever the record says by now
     if model is not None:
@@ -275,8 +253,7 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
         for extra in (*target.glob("*.py"), target / "processor_config.json"):
             extra.unlink()
     write_json(target / "run.json", run)
-    evaluations = {p.stem: read_json(p) for p in sorted((work / "evaluations").glob("*.json"))}
-    if evaluations:
+    if evaluations := {path.stem: read_json(path) for path in sorted((work / "evaluations").glob("*.json"))}:
         write_json(target / "evaluations.json", evaluations)
     for path, name in ((work / "run" / "curve.png", "curve.png"), (work / "evaluations" / "curve.png", "thought.png")):
         if path.is_file() and len(list(target.iterdir())) < 8:
@@ -286,36 +263,28 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
     assert len(sizes) <= 8 and max(sizes.values()) < 16e6, sizes
 
 
-def check_parcel(name: str, parcel: Path, evaluations: dict) -> None:
-    """Whether a parcel is of this row, whole, and no rehearsal.
+def collect(name: str, parcel: Path) -> None:
+    """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing.
 
     Raises:
-        ValueError: what differs.
+        ValueError, FileNotFoundError: it is not of this row, not whole, or of a rehearsal.
     """
-    item = QUEUE[name]
-    if other := differences(item.recipe, [*item.overrides], parcel):
-        raise ValueError(f"The parcel is not of {name}: {', '.join(other)}. Nothing was taken.")
-    for label in item.evaluations:
-        evaluation = evaluations.get(label)
-        if not isinstance(evaluation, dict) or not {"n", "exact_accuracy"} <= set(evaluation):
-            raise ValueError(f"evaluations.json has no {label!r}: repeat {name}'s command, which goes on evaluating.")
-        if (limit := (evaluation.get("settings") or {}).get("limit")) is not None:
-            raise ValueError(f"The evaluation {label} is of {limit} puzzles, not of all dev rows. Nothing was taken.")
-
-
-def collect(name: str, parcel: Path) -> None:
-    """A finished parcel into checkpoints/ (with its card), its numbers into results/. All of it, or nothing."""
     item, run = QUEUE[name], read_record(parcel / "run.json")
     if run.get("status") != "finished":
         raise ValueError(f"The run is {run.get('status')}: go on with it (--go-on {parcel}), then collect.")
     evaluations = read_record(parcel / "evaluations.json")
-    check_parcel(name, parcel, evaluations)
-    thought = evaluations.pop("curve", None)
+    if other := differences(item.recipe, item.overrides, parcel):
+        raise ValueError(f"The parcel is not of {name}: {', '.join(other)}. Nothing was taken.")
+    for label in item.evaluations:
+        if not {"n", "exact_accuracy"} <= set(evaluations.get(label) or ()):
+            raise ValueError(f"evaluations.json has no {label!r}: repeat {name}'s command, which goes on evaluating.")
+        if (limit := setting(evaluations[label], "limit")) is not None:
+            raise ValueError(f"The evaluation {label} is of {limit} puzzles, not of all dev rows. Nothing was taken.")
     if item.checkpoint:
-        ship(parcel, ROOT / "checkpoints" / item.checkpoint, evaluations)
+        ship(parcel, ROOT / "checkpoints" / item.checkpoint)
     results = ROOT / "results" / "queue"
-    if thought is not None:
-        write_json(results / f"{name}-curve.json", thought)
+    if "curve" in evaluations:
+        write_json(results / f"{name}-curve.json", evaluations["curve"])
         if (parcel / "thought.png").is_file():
             shutil.copyfile(parcel / "thought.png", results / f"{name}-curve.png")
     headline = {**evaluations["max-16"], "run": name}
@@ -325,21 +294,13 @@ def collect(name: str, parcel: Path) -> None:
     write_queue()
 
 
-def ship(model: Path, target: Path, evaluations: dict[str, dict]) -> None:
-    """A Hub-ready folder under checkpoints/, written by the same code that publishes."""
-    from air_model.publishing.stage import stage_model
-
-    with tempfile.TemporaryDirectory() as temporary:
-        files = [write_json(Path(temporary) / f"{label}.json", found) for label, found in evaluations.items()]
-        staged = Path(temporary) / "staged"
-        staged.mkdir()
-        stage_model(model, staged, repo_id=target.name, evaluations=files)
+def ship(model: Path, target: Path) -> None:
+    """A folder under checkpoints/, written by the code that publishes, with the evaluations in the model's folder."""
+    with whole_folder(target) as staged:
+        stage_model(model, staged, repo_id=target.name)
         use_code_of_checkout(staged)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(staged, target)
-    print(
-        f"{target.relative_to(ROOT)}: {sum(p.stat().st_size for p in target.rglob('*') if p.is_file()) / 1e6:.1f} MB"
-    )
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB")
 
 
 def use_code_of_checkout(folder: Path) -> None:
@@ -348,8 +309,6 @@ def use_code_of_checkout(folder: Path) -> None:
     transformers reads "FOLDER--module.Class" as a class of another folder or repository, relative to where a process
     runs: in the root of a checkout such a model loads as one that brings its code.
     """
-    from air_model.configuration_air import TRAVELLING_FILES
-
     for name in TRAVELLING_FILES:
         (folder / name).unlink()
     for name in ("config.json", "processor_config.json"):
@@ -362,12 +321,8 @@ def use_code_of_checkout(folder: Path) -> None:
 
 def refresh() -> None:
     """Give every shipped checkpoint today's config and card; weights and numbers stay."""
-    for target in sorted((ROOT / "checkpoints").iterdir()):
-        if (target / "config.json").is_file():
-            evaluations = {p.stem: read_json(p) for p in sorted((target / "results").glob("*.json"))}
-            with tempfile.TemporaryDirectory() as temporary:
-                source = shutil.copytree(target, Path(temporary) / "model")
-                ship(source, target, evaluations)
+    for config in sorted((ROOT / "checkpoints").glob("*/config.json")):
+        ship(config.parent, config.parent)
 
 
 def run_item(name: str, args: argparse.Namespace) -> int:
@@ -385,10 +340,7 @@ def run_item(name: str, args: argparse.Namespace) -> int:
         then = "the same command goes on from its newest checkpoint" if held else "mend what it says, and call again"
         print(f"{name} stopped ({status}); {then}.", file=sys.stderr)
         return 1
-
-    def bring() -> None:
-        write_parcel(work, target, with_weights=bool(item.checkpoint))
-
+    bring = functools.partial(write_parcel, work, target, with_weights=bool(item.checkpoint))
     bring()  # before the evaluations: a call that is cut off in one has brought the weights
     if status != "finished":
         print(f"{name}: still training; repeat the command")
@@ -401,11 +353,8 @@ def run_item(name: str, args: argparse.Namespace) -> int:
 
 def row_name(text: str) -> str:
     if text not in QUEUE:
-        near = difflib.get_close_matches(text, QUEUE, 1)
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no row of the queue"
-            + (f"; did you mean {near[0]!r}?" if near else ": `python workshop/run_queue.py` lists them.")
-        )
+        hint = nearest(text, list(QUEUE)) or " `python workshop/run_queue.py` lists them."
+        raise argparse.ArgumentTypeError(f"{text!r} is no row of the queue.{hint}")
     return text
 
 
