@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,7 +44,7 @@ def space(model: Path, port: int) -> Iterator[tuple[psutil.Popen, str, float]]:
     variables = {**os.environ, "AIR_MODEL": str(model), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     began, url = time.perf_counter(), f"http://127.0.0.1:{port}/"
     command = [sys.executable, str(ROOT / "spaces_demo" / "app.py")]
-    process = psutil.Popen(command, env=variables, stdout=psutil.subprocess.DEVNULL)
+    process = psutil.Popen(command, env=variables, stdout=subprocess.DEVNULL)
     answered = False
     try:
         while not answered:

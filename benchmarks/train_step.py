@@ -178,15 +178,15 @@ def kept_memory(options: argparse.Namespace, batch_size: int, **more: int) -> di
 # What is printed of a row that has the key.
 LINES = {
     "out_of_memory": "out of memory",
-    "saved_mib": "{saved_mib:9.1f} MiB for the backward pass",
+    "saved_mib": "{saved_mib:.1f} MiB for the backward pass",
     "matmul_tflops": "large matrix product: {matmul_tflops:.3f} TFLOP/s",
     "onednn_tflops": "oneDNN's product: {onednn_tflops:.3f} TFLOP/s",
     "peak_memory_gib": "peak memory {peak_memory_gib:.2f} GiB, first step after {seconds_to_first_step:.1f} s",
     "gpu_busy_ms": "GPU busy {gpu_busy_ms:.2f} ms (host overhead {host_overhead:.1%})",
 }
 RATE = (
-    "{ms:9.2f} ms, {tflops:8.3f} TFLOP/s ({share_of_matmul:6.1%} of the product), "
-    "{puzzle_steps_per_second:8.1f} puzzle steps/s"
+    "{ms:.2f} ms, {tflops:.3f} TFLOP/s ({share_of_matmul:.1%} of the product), "
+    "{puzzle_steps_per_second:.1f} puzzle steps/s"
 )
 
 

@@ -238,7 +238,7 @@ def test_a_zombie_is_no_running_training(tmp_path):
 def test_a_mistyped_row_is_answered_with_the_nearest(capsys):
     with pytest.raises(SystemExit):
         run_queue.main(["sudoku-publshed"])
-    assert "did you mean 'sudoku-published'?" in capsys.readouterr().err
+    assert "Did you mean 'sudoku-published'?" in capsys.readouterr().err
 
 
 def test_the_record_of_an_unfinished_parcel_says_how_far_its_weights_have_come(tmp_path):
