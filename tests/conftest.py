@@ -93,3 +93,13 @@ def own_process(target: Callable[..., Any], *arguments: Any, **environment: str)
     process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
     process.start()
     return process
+
+
+@pytest.fixture
+def quick_ends(monkeypatch):
+    """A run ends without drawing its curve and measuring the machine, which take longer than all else of a tiny one.
+
+    `monkeypatch.undo()` in a test that looks at either.
+    """
+    monkeypatch.setattr("air_model.training.run.leave_curve", lambda folder: None)
+    monkeypatch.setattr("air_model.training.trainer.matmul_tflops", lambda *_, **__: 1.0)

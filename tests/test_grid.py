@@ -22,6 +22,8 @@ from air_model.training.launch import alone_in
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import read_recipe
 
+pytestmark = pytest.mark.usefixtures("quick_ends")
+
 
 def arguments(tmp_path: Path, **values) -> argparse.Namespace:
     defaults = {

@@ -17,6 +17,7 @@ from air_model.training.lattices import Lattice, LatticeTrainer, lattice_losses,
 from air_model.training.launch import RunError
 from air_model.training.recipe import make_recipe
 
+pytestmark = pytest.mark.usefixtures("quick_ends")
 RUN = {
     **TINY, "data": "given", "lattices": True, "loss_type": "softmax_cross_entropy", "q_continue": False,
     "easier_share": 0.0, "eval_every": 0,

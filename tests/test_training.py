@@ -1,6 +1,7 @@
 """The training loop: recipes, fresh puzzles, slots, checkpoints, resuming, and what happens when things go wrong."""
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from air_model.training.recipe import RECIPES, make_recipe, model_config, read_r
 from air_model.training.start import widened
 from air_model.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("quick_ends")
 SUDOKU = make_task("sudoku", 4)
 TINY = {
     "task": "sudoku", "grid_height": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -63,18 +65,28 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+def train(folder: Path, data: Path, name: str, *arguments: str, **values) -> int:
+    """Writes a recipe file; runs main on it and gives its exit status."""
+    path = folder / "tiny.yaml"
+    lines = {"data": str(data), **TINY, **values}
+    path.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in lines.items()))
+    return ta.main(["--recipe", str(path), "--output-dir", str(folder / name), *arguments])
+
+
 @pytest.fixture
 def recipe(tmp_path, data):
-    """Writes a recipe file; returns a function that runs main on it and gives its exit status."""
-
-    def run(name: str, *arguments: str, **values) -> int:
-        path = tmp_path / "tiny.yaml"
-        lines = {"data": str(data), **TINY, **values}
-        path.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in lines.items()))
-        return ta.main(["--recipe", str(path), "--output-dir", str(tmp_path / name), *arguments])
-
+    """`train` in the test's own folder."""
+    run = functools.partial(train, tmp_path, data)
     run.data = data
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data) -> Path:
+    """The folder of a whole run of TINY, to look at or to copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(folder, data, "run") == 0
+    return folder / "run"
 
 
 def trainer(tmp_path: Path, **values) -> Trainer:
@@ -495,12 +507,14 @@ def test_a_run_may_start_from_a_model_of_half_its_width(recipe, tmp_path, capsys
 # ---- a run and its files
 
 
-def test_a_run_writes_its_record_curve_and_a_model_that_loads_elsewhere(recipe, tmp_path):
+def test_a_run_writes_its_record_curve_and_a_model_that_loads_elsewhere(recipe, tmp_path, monkeypatch):
+    monkeypatch.undo()
     assert recipe("run", "--append-runs", str(tmp_path / "runs.jsonl")) == 0
     folder = tmp_path / "run"
     report = json.loads((folder / "run.json").read_text())
     assert report["status"] == "finished" and report["steps"] == 12 and report["config"]["batch_size"] == 8
     assert {"commit", "versions", "hardware", "wall_seconds", "puzzles_per_second", "tflops"} <= report.keys()
+    assert report["tflops_of_large_matmul"] > report["tflops"] > 0
     shared = (tmp_path / "runs.jsonl").read_text()
     assert json.loads(shared)["name"] == "run" and str(tmp_path.parent) not in shared
     assert (folder / "curve.png").stat().st_size > 1000
@@ -575,8 +589,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("point", ["between steps", "before the rename", "half a file", "before the old one goes"])
-def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch, point):
-    assert recipe("whole") == 0
+def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, finished, tmp_path, monkeypatch, point):
     step, finish, save, replace = Trainer.train_step, CheckpointStore.finish, checkpoints.save_tensors, os.replace
 
     def step_then_die(self):
@@ -612,10 +625,10 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, tmp_path, mo
         with pytest.raises(Killed):
             recipe("killed")
     assert recipe("killed", "--resume") == 0
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert same(weights(finished), weights(tmp_path / "killed"))
     lines = [
-        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
-        for n in ("whole", "killed")
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (finished, tmp_path / "killed")
     ]
     unclocked = [[{k: v for k, v in row.items() if "per_second" not in k} for row in rows] for rows in lines]
     assert unclocked[0] == unclocked[1]
@@ -680,7 +693,7 @@ def test_a_real_sigkill_loses_nothing(recipe, tmp_path, one_thread):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
-def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, monkeypatch):
+def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, finished, tmp_path, monkeypatch):
     step = Trainer.train_step
 
     def step_and_signal(self):
@@ -695,11 +708,11 @@ def test_sigterm_saves_the_step_it_came_in_and_exits_cleanly(recipe, tmp_path, m
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "run" / "checkpoints" / "checkpoint_5").is_dir()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
-    assert recipe("run", "--resume") == 0 and recipe("whole") == 0
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert recipe("run", "--resume") == 0
+    assert same(weights(finished), weights(tmp_path / "run"))
 
 
-def test_sigterm_in_the_set_up_ends_cleanly_before_the_first_step(recipe, tmp_path, monkeypatch):
+def test_sigterm_in_the_set_up_ends_cleanly_before_the_first_step(recipe, finished, tmp_path, monkeypatch):
     load = whole.load_data
 
     def load_and_signal(*args):
@@ -711,8 +724,8 @@ def test_sigterm_in_the_set_up_ends_cleanly_before_the_first_step(recipe, tmp_pa
         assert recipe("run") == 0
     report = json.loads((tmp_path / "run/run.json").read_text())
     assert (report["status"], report["steps"]) == ("stopped", 0)
-    assert recipe("run", "--resume") == 0 and recipe("whole") == 0
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert recipe("run", "--resume") == 0
+    assert same(weights(finished), weights(tmp_path / "run"))
 
 
 def test_sigterm_after_the_last_step_does_not_cost_the_record(recipe, tmp_path, monkeypatch):
@@ -766,7 +779,8 @@ def test_a_log_on_a_full_disk_does_not_stop_the_run(recipe, tmp_path, monkeypatc
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "finished"
 
 
-def test_half_a_line_of_metrics_costs_that_line_alone(recipe, tmp_path, capsys):
+def test_half_a_line_of_metrics_costs_that_line_alone(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()
     words = ("--resume", "--append-runs", str(tmp_path / "runs.jsonl"))
     assert recipe("run", *words) == 0
     (tmp_path / "run/curve.png").unlink()
@@ -836,9 +850,8 @@ def test_records_are_appended_on_a_line_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "missing"])
-def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, tmp_path, damage):
-    assert recipe("run") == 0
-    whole, newest = weights(tmp_path / "run"), tmp_path / "run" / "checkpoints" / "checkpoint_12"
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, finished, tmp_path, damage):
+    newest = shutil.copytree(finished, tmp_path / "run") / "checkpoints" / "checkpoint_12"
     file = newest / "optimizer.safetensors"
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-100])
@@ -852,7 +865,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(recipe, tmp_path,
         file.unlink()
     with pytest.warns(UserWarning, match="checkpoint_12 is damaged"):
         assert recipe("run", "--resume") == 0
-    assert same(whole, weights(tmp_path / "run"))
+    assert same(weights(finished), weights(tmp_path / "run"))
 
 
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(recipe, tmp_path, monkeypatch, capsys):
@@ -883,9 +896,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_that_says_how_to_go_on(recip
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
-def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monkeypatch, capsys):
-    assert recipe("plain") == 0
-
+def test_an_evaluation_that_fails_costs_no_training_step(recipe, finished, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("boom")
 
@@ -898,7 +909,7 @@ def test_an_evaluation_that_fails_costs_no_training_step(recipe, tmp_path, monke
     capsys.readouterr()
     assert recipe("run", "--resume", save_every=100) == 0
     assert "step 6: exact_accuracy" in capsys.readouterr().err  # made up for
-    assert same(weights(tmp_path / "plain"), weights(tmp_path / "run"))
+    assert same(weights(finished), weights(tmp_path / "run"))
 
 
 def test_a_run_whose_evaluation_always_fails_goes_on_without(recipe, tmp_path, monkeypatch):
