@@ -69,7 +69,7 @@ class Timed(NamedTuple):
 def timed(
     work: Callable[[], Any], device: torch.device = CPU, clock: Callable[[], float] = time.perf_counter
 ) -> Timed:
-    wait = (lambda: None) if device.type == "cpu" else torch.cuda.synchronize
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     wait()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
