@@ -35,12 +35,13 @@ if not __package__:
 import psutil
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig, nearest
 from air_model.modeling_air import AirModel
 from air_model.publishing.stage import stage_model
 from air_model.records import append_runs_to, read_json, read_run, setting, whole_folder, write_json, write_text
-from air_model.training.checkpoints import CheckpointStore, read_tensors
+from air_model.training.checkpoints import CheckpointStore
 from air_model.training.miniature import miniature
 from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe
 
@@ -244,8 +245,9 @@ def write_parcel(work: Path, target: Path, with_weights: bool = True) -> None:
         model = AirModel.from_pretrained(source, dtype=torch.bfloat16) if with_weights else None
     else:
         model = AirModel(AirConfig.from_dict(run["model_config"]))
-        averaged = read_tensors(source / "ema.safetensors")
-        model.load_state_dict(read_tensors(source / "model.safetensors") | averaged)
+        averaged = source / "ema.safetensors"
+        state = load_file(source / "model.safetensors") | (load_file(averaged) if averaged.is_file() else {})
+        model.load_state_dict(state)
         model.to(torch.bfloat16)
         run["steps"] = int(source.name.rsplit("_", 1)[1])  # of these weights, whatever the record says by now
     if model is not None:
