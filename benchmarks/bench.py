@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from air_model.analysis.common import markdown_table
-from air_model.answers_air import Answers
+from air_model.attempts_air import Answers
 from air_model.records import command_line, environment, read_json, write_json, write_text
 from air_model.training.cost import peak_memory
 
