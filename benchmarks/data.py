@@ -54,8 +54,9 @@ class Given:
         self.thousand = 100 if args.quick else 1000
         self.real = load_puzzles(args.real, "train") if args.real else None
         if self.real is None:
-            self.grids = random_grids(TASK, seeds_for(0, 0, 0, self.thousand))
-            self.rows = make_puzzles(TASK, self.grids, seeds_for(0, 1, 0, self.thousand), "benchmark").puzzles
+            grids, seeds = (seeds_for(0, stream, 0, self.thousand) for stream in (0, 1))
+            made = make_puzzles(TASK, random_grids(TASK, grids), seeds, "benchmark")
+            self.rows, self.grids = made.puzzles, made.grids  # whose solutions are not the grids they began as
         else:
             self.rows, self.grids = self.real.inputs, self.real.labels
 
