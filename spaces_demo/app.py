@@ -31,13 +31,15 @@ if not __package__:
     # In a Space the package lies beside this file, or is installed.
 
 import asyncio
+import contextvars
+import itertools
 import json
-import threading
 import time
 import traceback
 import urllib.parse
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -45,7 +47,6 @@ import gradio as gr
 import numpy as np
 
 from air_model.attempts_air import NODES
-from air_model.spaces_demo.board import STATIC, Board, View, Wire
 from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoints, run
 from air_model.spaces_demo.examples import new_puzzle, usual_level
 from air_model.spaces_demo.turns import Turns
@@ -53,12 +54,13 @@ from air_model.spaces_demo.turns import Turns
 # Seconds between two messages of a roll-out: updates that come faster travel together, and the page plays them one
 # by one. Short at first, so that something moves at once; each one costs the server and the browser time.
 FIRST_PACE, PACE = 0.05, 0.25
-TITLE = "AIR: watch two states think"
+STATIC = Path(__file__).parent / "static"
+Events = list[dict[str, Any]]  # as `engine.run` yields them
 
 ENGINE: Engine
 TURNS = Turns()
 SLICES: deque[float] = deque([0.1], maxlen=20)  # seconds that the last turns at the model took
-LESSONS: dict[str, list[dict[str, Any]]] = {}  # a prepared run per checkpoint, which the page opens with
+LESSONS: dict[str, Events] = {}  # a prepared run per checkpoint, which the page opens with
 LESSON_SEED = 7
 
 
@@ -68,13 +70,14 @@ def on_gpu(function: Any) -> Any:
 
 
 @on_gpu
-def run_here(job: Job, frames: bool) -> Iterator[list[dict[str, Any]]]:
-    yield from run(ENGINE, job, frames)
+def run_here(job: Job, frames: bool) -> Iterator[Events]:
+    # With ZeroGPU the work happens in another process, which lends its turn to nobody.
+    yield from run(ENGINE, job, frames, pauses=spaces is None)
 
 
 @on_gpu
-def attention_here(job: Job, step: Any, cell: Any) -> dict[str, Any]:
-    return attention(ENGINE, job, step, cell)
+def attention_here(job: Job, step: Any, cell: Any) -> Iterator[Events]:
+    yield [{"t": "attention", **attention(ENGINE, job, step, cell)}]
 
 
 # ---- the model, one job at a time -----------------------------------------------------------------------------------
@@ -85,32 +88,18 @@ def waiting(place: int) -> dict[str, Any]:
     return {"t": "wait", "place": place, "seconds": round(place * sum(SLICES) / len(SLICES), 1)}
 
 
-async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterator[list[dict[str, Any]]]:
-    """Wait for a turn, then run a job; yields lists of events; {"t": "wait", ...} while others are at work."""
+async def in_turns(stream: Iterator[Events], visitor: str) -> AsyncIterator[Events]:
+    """Wait for a turn, then let the model work; {"t": "wait", ...} is told while others have theirs."""
     async with aclosing(TURNS.wait(visitor)) as places:
         async for place in places:
             yield [waiting(place)]
-    stop, lock, go = threading.Event(), threading.Lock(), threading.Semaphore(0)
-    # With ZeroGPU the work happens in another process, which no event reaches; it ends by itself.
-    stream = run(ENGINE, job, frames, stop, go) if spaces is None else run_here(job, frames)
-
-    def more() -> list[dict[str, Any]] | None:
-        with lock:
-            return next(stream, None)
-
-    def finish() -> None:
-        try:
-            with lock:  # a step that still runs in another thread sees `stop` and ends soon
-                stream.close()
-        finally:
-            if ours:
-                TURNS.release()
-
+    # The stream's steps, one after another; ZeroGPU asks the context whose request they are for.
+    loop, steps, run_step = asyncio.get_running_loop(), ThreadPoolExecutor(1), contextvars.copy_context().run
     start = began = time.monotonic()
     told = 0.0
     ours, held = True, []  # the turn; events that wait to travel together
     try:
-        while (events := await asyncio.to_thread(more)) is not None:
+        while (events := await loop.run_in_executor(steps, run_step, next, stream, None)) is not None:
             held += [event for event in events if event["t"] != "pause"]
             now = time.monotonic()
             if events[-1]["t"] == "pause":  # others come first, and then it goes on
@@ -121,7 +110,6 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
                         yield [*held, waiting(place)]
                         held = []
                 ours, began = True, time.monotonic()
-                go.release()
             if held and held[-1]["t"] != "attempt" and now - told > (FIRST_PACE if now - start < PACE else PACE):
                 yield held
                 held, told = [], time.monotonic()
@@ -129,14 +117,18 @@ async def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterato
         if held:
             yield held
     finally:
-        stop.set()
-        asyncio.get_running_loop().run_in_executor(None, finish)
+        closed = loop.run_in_executor(steps, run_step, stream.close)  # after the step that may still run
+        if ours:
+            closed.add_done_callback(lambda _: TURNS.release())
+        steps.shutdown(wait=False)
 
 
-def visitor_of(request: gr.Request | None) -> str:
+def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterator[Events]:
+    return in_turns(run_here(job, frames), visitor)
+
+
+def visitor_of(request: gr.Request) -> str:
     """Who takes turns: a page or a client has one session; calls without one share the line of their address."""
-    if request is None:
-        return "local"
     return str(getattr(request, "session_hash", None) or getattr(request.client, "host", "unknown"))
 
 
@@ -151,7 +143,7 @@ def sentence(error: Exception) -> str:
 # ---- what the page asks (lines of JSON) -----------------------------------------------------------------------------
 
 
-def in_lines(answer: Any) -> Any:
+def in_lines(answer: Callable[[dict[str, Any], str], AsyncIterator[Events]]) -> Callable[..., AsyncIterator[str]]:
     """The handler of a wire. Its answer grows by lines of JSON: the question's id, so that the page knows its own,
     then the events that `answer(data, visitor)` yields in lists, or a sentence about what was wrong."""
 
@@ -173,28 +165,18 @@ def in_lines(answer: Any) -> Any:
     return handler
 
 
-Answer = AsyncIterator[list[dict[str, Any]]]
-
-
-async def on_run(data: dict[str, Any], visitor: str) -> Answer:
+def on_run(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """A roll-out, update by update."""
-    async with aclosing(events_of(ENGINE.job(data.get("puzzle"), data.get("settings")), visitor)) as stream:
-        async for events in stream:
-            yield events
+    return events_of(ENGINE.job(data.get("puzzle"), data.get("settings")), visitor)
 
 
-async def on_attention(data: dict[str, Any], visitor: str) -> Answer:
+def on_attention(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """Where a cell looks."""
     job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-    async with aclosing(TURNS.wait(visitor)) as places:
-        async for _ in places:
-            pass
-    call = asyncio.ensure_future(asyncio.to_thread(attention_here, job, data.get("step"), data.get("cell")))
-    call.add_done_callback(lambda _: TURNS.release())
-    yield [{"t": "attention", **await asyncio.shield(call)}]
+    return in_turns(attention_here(job, data.get("step"), data.get("cell")), visitor)
 
 
-async def on_puzzle(data: dict[str, Any], visitor: str) -> Answer:
+async def on_puzzle(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """A new puzzle, or a visitor's text read into the grid."""
     found = await asyncio.to_thread(puzzle_for, data)
     yield [{"t": "puzzle", **found, "about": ENGINE.describe(ENGINE.place(found["checkpoint"]))}]
@@ -222,7 +204,7 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
     return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note, **more}
 
 
-async def on_learn(data: dict[str, Any], visitor: str) -> Answer:
+async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """The prepared run of a checkpoint, its puzzle first; computed once, the same for everybody."""
     checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
     if checkpoint.key in LESSONS:
@@ -244,30 +226,21 @@ async def on_learn(data: dict[str, Any], visitor: str) -> Answer:
 # ---- the API --------------------------------------------------------------------------------------------------------
 
 
-async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request | None, frames: bool) -> dict[str, Any]:
+async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request, frames: bool) -> dict[str, Any]:
     """The end of a job, with the roll-out if asked; errors become Gradio's, whose text reaches every client."""
-    result: dict[str, Any] = {}
-    rollout: dict[int, dict[str, list]] = {}  # of each attempt
-    current: dict[str, list] = {}
     try:
-        job = ENGINE.job(puzzle, settings)
-        async with aclosing(events_of(job, visitor_of(request), frames)) as stream:
-            async for events in stream:
-                for event in events:
-                    kind = event["t"]
-                    if kind == "attempt":
-                        current = {"updates": [], "z_h": [], "z_l": [], "halt_probability": []}
-                        rollout[event["view"]] = current
-                    elif kind == "f":
-                        for name, key in (("updates", "lv"), ("z_h", "h"), ("z_l", "l")):
-                            current[name].append(event[key])
-                    elif kind == "q":
-                        current["halt_probability"].append(event["p"])
-                    elif kind == "end":
-                        result = {key: value for key, value in event.items() if key != "t"}
+        async with aclosing(events_of(ENGINE.job(puzzle, settings), visitor_of(request), frames)) as stream:
+            *told, end = [event async for events in stream for event in events]
     except Exception as error:
         raise gr.Error(sentence(error), print_exception=False) from None
-    return {**result, **rollout.get(result.get("view"), {})} if frames else result
+    end.pop("t")
+    if not frames:
+        return end
+    at = told.index({"t": "attempt", "view": end["view"]})  # the one whose answer was taken
+    taken = [*itertools.takewhile(lambda event: event["t"] != "attempt", told[at + 1 :])]
+    names = {"updates": "lv", "z_h": "h", "z_l": "l"}
+    states = {name: [event[key] for event in taken if event["t"] == "f"] for name, key in names.items()}
+    return {**end, **states, "halt_probability": [event["p"] for event in taken if event["t"] == "q"]}
 
 
 async def solve(puzzle: str, request: gr.Request) -> dict[str, Any]:
@@ -306,61 +279,108 @@ async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[st
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
+def board(name: str, task: dict[str, Any], state: str | None = None) -> gr.HTML:
+    """A grid whose value is text, one letter per cell, row-major: the editor, or state "h" or "l" as decoded.
+
+    What the visitor types or paints fires `change`; a click or Enter on a cell of a state fires `select` with its
+    index. task: as `engine.describe` has it; the page may set another later.
+    """
+    role = {"h": "proposal", "l": "scratchpad", None: "puzzle"}[state]
+    letter = f'<b class="z z-{state}">z<sub>{state.upper()}</sub></b>' if state else '<b class="z">x</b>'
+    style = json.dumps((STATIC / "board.css").read_text())
+    return gr.HTML(
+        html_template=f'<figure class="fig"><figcaption>{letter}<span>{role}</span></figcaption>'
+        '<div class="air-board"></div><p class="fig-note"></p></figure>',
+        js_on_load="window.AirBoard.mount(element, props, trigger, watch)",
+        head=f"<script>window.AIR_BOARD_STYLE = {style};\n{(STATIC / 'board.js').read_text()}</script>",
+        apply_default_css=False,
+        elem_id=f"board-{name}",
+        # Props of the script:
+        name=name,
+        mode="state" if state else "edit",
+        state=state,
+        task=task,
+        title=f"State z_{state.upper()}, {role}" if state else "Puzzle",
+    )
+
+
+def view(name: str, **options: Any) -> None:
+    """A part of the page that page.js draws."""
+    html = f'<div class="air-view"><div data-view="{name}"></div></div>'
+    gr.HTML(html_template=html, js_on_load="window.AIR.addView(element)", apply_default_css=False, **options)
+
+
+def wire(name: str, value: str = "") -> gr.HTML:
+    """A hidden line to Python: the page triggers `submit` with a dictionary, the answer comes as lines of JSON."""
+    return gr.HTML(
+        value=value,
+        html_template="<i></i>",
+        js_on_load=f"window.AIR.addWire({json.dumps(name)}, props, trigger, watch)  // 'submit' 'stop'",
+        apply_default_css=False,
+        elem_classes="air-wire",
+        elem_id=f"wire-{name}",
+    )
+
+
+def panel(name: str, *more: str) -> gr.Column:
+    """A panel of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened."""
+    return gr.Column(elem_id=f"panel-{name}", elem_classes=["air-panel", "air-page", *more])
+
+
+def card(*more: str) -> gr.Column:
+    return gr.Column(elem_classes=["air-card", *more])
+
+
 def build(engine: Engine) -> gr.Blocks:
     """The whole page for an engine. Layout is Python's, drawing is page.js's, looks are style.css's."""
     global ENGINE
     ENGINE = engine
-    task = engine.catalog()["checkpoints"][0]["task"]
+    catalog = engine.catalog()
+    task = catalog["checkpoints"][0]["task"]
+    answers = {"solve": on_run, "whatif": on_run, "puzzle": on_puzzle, "attention": on_attention, "learn": on_learn}
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as demo:
-        View("header")
-        Wire("catalog", value=json.dumps(engine.catalog()))
-        answers = {
-            "solve": on_run, "whatif": on_run, "puzzle": on_puzzle, "attention": on_attention, "learn": on_learn
-        }  # fmt: skip
-        wires = {name: Wire(name) for name in answers}
-        # Panels of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened.
+    title = "AIR: watch two states think"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as demo:
+        view("header")
+        wire("catalog", json.dumps(catalog))
+        for name, answer in answers.items():
+            line = wire(name)
+            # The page itself knows which answer it waits for, so a new question need not wait for an old answer. The
+            # model serves one job at a time (TURNS); here many may wait, so that each page can show its place in line.
+            asked = line.submit(
+                in_lines(answer), None, line, api_visibility="private", show_progress="hidden",
+                trigger_mode="multiple", concurrency_limit=None,
+            )  # fmt: skip
+            line.stop(lambda: None, None, None, cancels=[asked], queue=False, api_visibility="private")
         # Solve and Explore show the same run, so they share its boards; style.css says what else either of them shows.
-        with gr.Column(elem_id="panel-run", elem_classes=["air-panel", "air-page"]):
-            with gr.Column(elem_classes=["air-card", "at-setup", "in-solve"]):
-                View("setup")
-            with gr.Column(elem_classes=["air-card", "at-stage"]):
-                View("loop")
+        with panel("run"):
+            with card("at-setup", "in-solve"):
+                view("setup")
+            with card("at-stage"):
+                view("loop")
                 with gr.Column(elem_classes="air-pairs"):
                     for run in "ab":  # this run, and one to compare with
                         with gr.Column(elem_classes=["air-pair", f"pair-{run}"]):
-                            View(f"title-{run}")
-                            Board(f"{run}-h", state="h", task=task)
-                            Board(f"{run}-l", state="l", task=task)
-                    View("look", elem_classes="pair-look")
-                View("player")
-                View("verdict")
-            with gr.Column(elem_classes=["air-card", "at-edit", "in-solve"]):
-                Board("editor", mode="edit", task=task)
-                View("tools")
-            with gr.Column(elem_classes=["air-card", "at-side", "in-explore"]):
-                View("whatif")
-                View("charts")
-        with gr.Column(elem_id="panel-learn", elem_classes=["air-panel", "air-page", "air-hidden"]):
-            with gr.Column(elem_classes="air-card"):
+                            view(f"title-{run}")
+                            board(f"{run}-h", task, "h")
+                            board(f"{run}-l", task, "l")
+                    view("look", elem_classes="pair-look")
+                view("player")
+                view("verdict")
+            with card("at-edit", "in-solve"):
+                board("editor", task)
+                view("tools")
+            with card("at-side", "in-explore"):
+                view("whatif")
+                view("charts")
+        with panel("learn", "air-hidden"):
+            with card():
                 gr.HTML(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>', apply_default_css=False)
-            with gr.Column(elem_classes="air-card"):
-                View("figure")
-            with gr.Column(elem_classes="air-card"):
-                View("measured")
-        with gr.Column(elem_id="panel-share", elem_classes=["air-panel", "air-page", "air-hidden"]):
-            with gr.Column(elem_classes="air-card"):
-                View("share")
-
-        # The page itself knows which answer it waits for, so a new question need not wait for an old answer.
-        # The model serves one job at a time (TURNS); here many may wait, so that each page can show its place in line.
-        private: dict[str, Any] = {
-            "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple",
-            "concurrency_limit": None,
-        }  # fmt: skip
-        asked = {name: wires[name].submit(in_lines(answers[name]), None, wires[name], **private) for name in answers}
-        for name in ("solve", "whatif"):
-            wires[name].stop(lambda: None, None, None, cancels=[asked[name]], queue=False, api_visibility="private")
+            for name in ("figure", "measured"):
+                with card():
+                    view(name)
+        with panel("share", "air-hidden"), card():
+            view("share")
         for function in (solve, think, rollout, what_if):
             gr.api(function, api_name=function.__name__, concurrency_limit=None)
     demo.queue(max_size=256, default_concurrency_limit=2)
@@ -370,29 +390,22 @@ def build(engine: Engine) -> gr.Blocks:
 def launch(demo: gr.Blocks, **overrides: Any) -> Any:
     """Start the server; loopback unless GRADIO_SERVER_NAME says otherwise."""
     scripts = "\n".join((STATIC / name).read_text() for name in ("share.js", "stage.js", "page.js"))
-    icon = (
-        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><rect x='2' y='2' width='13' height='28' rx='4' "
-        "fill='#D55E00'/><rect x='17' y='2' width='13' height='28' rx='4' fill='#0072B2'/></svg>"
+    icon = urllib.parse.quote((STATIC / "icon.svg").read_text().strip())
+    return demo.launch(
+        head=f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{icon}"><script>{scripts}</script>',
+        css=(STATIC / "style.css").read_text(),
+        theme=gr.themes.Base(
+            font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        ssr_mode=False,
+        share=False,
+        allowed_paths=[],
+        max_file_size="200kb",  # the page itself uploads nothing
+        show_error=True,  # errors are sentences; `sentence` keeps tracebacks out of them
+        footer_links=[],
+        quiet=True,
+        **overrides,
     )
-    head = (
-        f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{urllib.parse.quote(icon)}">'
-        f"<script>{scripts}</script>"
-    )
-    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
-    options: dict[str, Any] = {
-        "head": head,
-        "css": (STATIC / "style.css").read_text(),
-        "theme": gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        "ssr_mode": False,
-        "share": False,
-        "allowed_paths": [],
-        "max_file_size": "200kb",  # the page itself uploads nothing
-        "show_error": True,  # errors are sentences; `sentence` keeps tracebacks out of them
-        "footer_links": [],
-        "quiet": True,
-        "max_threads": 40,
-    }
-    return demo.launch(**{**options, **overrides})
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 A `Job` says what to run. `run(engine, job)` yields lists of plain dictionaries, which come in this order:
 
     {"t": "attempt", "view": 0}                                  once per attempt
-    {"t": "f", "k": 0, "lv": "l", "h": "53..", "l": "5..."}      once per update: both states as text
+    {"t": "f", "lv": "l", "h": "53..", "l": "5..."}              once per update: both states as text
     {"t": "q", "step": 1, "p": 0.02}                             once per ACT step: the wish to halt, as probability
     {"t": "end", "solution": ..., "solved": ..., ...}            once
 
@@ -24,7 +24,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from air_model.pipeline_air import MOST_SIDE, describe, forecast, in_size, load_
 from air_model.processing_air import GridTask, MazeTask, Symmetry, make_task, task_from_config
 from air_model.reading_air import as_text
 from air_model.records import read_evaluations, setting
-from air_model.solving_air import AirCarry, AirUpdate, Hook
+from air_model.solving_air import AirCarry, AirUpdate, Hook, chain
 from air_model.spaces_demo.examples import levels, usual_level
 
 MAX_TEXT = 20_000  # characters of a pasted puzzle
@@ -54,10 +54,19 @@ MAX_ATTEMPTS = 16
 SLICE = 0.1  # seconds of work before others have their turn
 THINK_SECONDS = 50  # of computing for one search; a turn on ZeroGPU has 60
 CARRY_BYTES = 24 << 20  # states kept for questions about attention
-FREEZE = ("none", "z_h", "z_l")
 KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
 VACANT_SIZES = {"sudoku": 9, "maze": 12}
 SIZES = (12, 20, 30, 40, 60, MOST_SIDE)  # of mazes to choose from; 30 is the benchmark's
+NINE = make_task("sudoku", 9)  # the Sudokus that are rated
+# What a visitor may set: the field of `Job`, and its choices or whole numbers.
+SETTINGS: dict[str, tuple[str, tuple[str, ...] | range]] = {
+    "halt": ("halt", ("q", "max")),
+    "steps": ("max_act_steps", range(MAX_STEPS + 1)),
+    "freeze": ("freeze", ("none", "z_h", "z_l")),
+    "from": ("freeze_from", range(MAX_STEPS + 1)),
+    "attempts": ("attempts", range(1, MAX_ATTEMPTS + 1)),
+    "nodes": ("nodes", range(NODES + 1)),
+}
 
 
 @dataclass
@@ -90,11 +99,23 @@ class Checkpoint:
         """What a visitor is told who brings a puzzle that no model here solves."""
         if not self.vacant:
             return ""
-        kind = "maze" if self.task.name == "maze" else "Sudoku"
+        kind = "maze" if self.config.task == "maze" else "Sudoku"
         return (
             f"No {kind} model is installed here, so a {kind} can be drawn but not solved. "
             "Name one with AIR_MODEL (a folder or a Hub id) and start the page again."
         )
+
+    @property
+    def hub(self) -> str | None:
+        """The Hub id of a model that lies in no folder here."""
+        return self.source if self.source and not Path(self.source).exists() else None
+
+    @property
+    def card(self) -> str:
+        """Text of the model card in its folder, without the front matter; empty where there is none."""
+        path = Path(self.source or "", "README.md")
+        text = path.read_text(errors="replace")[:MAX_TEXT] if self.trained and path.is_file() else ""
+        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip()
 
 
 @dataclass(frozen=True)
@@ -115,10 +136,6 @@ class Job:
     attempts: int = 1
     nodes: int = 0
 
-    def states_key(self) -> tuple:
-        """Jobs that agree in this walk through the same states, as far as they go."""
-        return self.checkpoint, self.puzzle, self.freeze, self.freeze_from if self.freeze != "none" else 0
-
 
 class Stopped(Exception):
     """The visitor left: the model stops at the next update."""
@@ -137,16 +154,14 @@ class Carries:
         with self.lock:
             if (key, step) in self.kept or size > self.limit // 4:
                 return
-            self.kept[key, step] = (z_h.clone(), z_l.clone())
+            self.kept[key, step] = z_h.clone(), z_l.clone()
             self.bytes += size
             while self.bytes > self.limit:
-                _, (a, b) = self.kept.popitem(last=False)
-                self.bytes -= a.nbytes + b.nbytes
+                self.bytes -= sum(state.nbytes for state in self.kept.popitem(last=False)[1])
 
     def get(self, key: tuple, step: int) -> tuple[Tensor, Tensor] | None:
         with self.lock:
-            found = self.kept.get((key, step))
-            if found is not None:
+            if found := self.kept.get((key, step)):
                 self.kept.move_to_end((key, step))
             return found
 
@@ -158,10 +173,13 @@ class Engine:
         assert checkpoints, "an engine without checkpoints"
         self.checkpoints = {c.key: c for c in checkpoints}
         self.default = checkpoints[0].key
-        present = {c.task.name for c in checkpoints}
-        self.vacant = {f"no-{kind}-model": _vacant(kind) for kind in KINDS if kind not in present}
+        self.vacant: dict[str, Checkpoint] = {}
+        for kind, side in VACANT_SIZES.items():
+            if kind not in {c.config.task for c in checkpoints}:
+                key = f"no-{kind}-model"
+                self.vacant[key] = Checkpoint(key, None, AirConfig(task=kind, grid_height=side), vacant=True)
         self.carries = Carries()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.resized: OrderedDict[str, Checkpoint] = OrderedDict()
         self.rate: Callable[[np.ndarray], int] | None = None
 
@@ -186,33 +204,30 @@ class Engine:
         key = f"{checkpoint.key}@{task.height}x{task.width}"
         with self.lock:
             if key not in self.resized:
-                fields = {k: v for k, v in checkpoint.config.to_dict().items() if k != "transformers_version"}
-                config = AirConfig(**fields | {"grid_height": task.height, "grid_width": task.width})
+                size = {"grid_height": task.height, "grid_width": task.width}
+                config = AirConfig.from_dict(checkpoint.config.to_dict() | size)
                 self.resized[key] = Checkpoint(key, checkpoint.source, config, base=checkpoint.key)
                 while len(self.resized) > 3:  # their masks are large
                     self.resized.popitem(last=False)
             return self.resized[key]
 
-    def sizes(self, checkpoint: Checkpoint) -> list[int]:
-        """Sides of the mazes that the page offers for a model, its own first."""
-        if checkpoint.task.name != "maze":
-            return []
-        own = checkpoint.task.height
-        return [own, *(n for n in SIZES if n != own and takes_size(checkpoint.config, make_task("maze", n)))]
-
     def model(self, key: str) -> AirModel:
         """The model of a checkpoint, loaded once."""
         checkpoint = self.checkpoint(key)
-        if checkpoint.base and checkpoint.model is None:
-            checkpoint.model = in_size(self.model(checkpoint.base), checkpoint.task)
         with self.lock:
-            if checkpoint.model is None:
-                if checkpoint.source is None:
-                    torch.manual_seed(0)
-                    checkpoint.model = AirModel(checkpoint.config).eval()
-                else:
-                    checkpoint.model = load_model(checkpoint.source)
+            if checkpoint.model is None and checkpoint.base:
+                checkpoint.model = in_size(self.model(checkpoint.base), checkpoint.task)
+            elif checkpoint.model is None and checkpoint.trained:
+                checkpoint.model = load_model(checkpoint.source)
+            elif checkpoint.model is None:
+                torch.manual_seed(0)
+                checkpoint.model = AirModel(checkpoint.config).eval()
         return checkpoint.model
+
+    def at_work(self, job: Job) -> tuple[AirModel, GridTask, np.ndarray]:
+        """What a job computes with: its model, the task, and the puzzle's tokens (S,)."""
+        task = self.checkpoint(job.checkpoint).task
+        return self.model(job.checkpoint), task, task.encode(job.puzzle)
 
     def place(self, key: str) -> Checkpoint:
         """A checkpoint, or the vacant place of a kind of puzzle that has none."""
@@ -233,12 +248,11 @@ class Engine:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
         known = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
         order = [*known, *self.vacant.values()]
-        sizes = ", ".join(dict.fromkeys(title(c.task) for c in known))
+        solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
             found = readings([c.task for c in order], text)
         except ValueError as error:
-            more = f" This page solves {sizes}." if "," in sizes else ""
-            raise ValueError(f"{error}{more}") from None
+            raise ValueError(f"{error} This page solves {solves}." if "," in solves else str(error)) from None
         for task, tokens in found:
             for checkpoint in order:
                 if task == checkpoint.task or not checkpoint.vacant and takes_size(checkpoint.config, task):
@@ -246,13 +260,9 @@ class Engine:
                     if checkpoint.vacant and not vacant:
                         raise ValueError(checkpoint.missing)
                     return self.in_size(checkpoint, task), tokens
-        largest = make_task("maze", MOST_SIDE)
-        more = (
-            f", and mazes of other sizes to {MOST_SIDE}×{MOST_SIDE}"
-            if any(takes_size(c.config, largest) for c in known)
-            else ""
-        )
-        raise ValueError(f"This is a {title(found[0][0])}; this page solves {sizes}{more}.")
+        if any(takes_size(c.config, make_task("maze", MOST_SIDE)) for c in known):
+            solves += f", and mazes of other sizes to {MOST_SIDE}×{MOST_SIDE}"
+        raise ValueError(f"This is a {title(found[0][0])}; this page solves {solves}.")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
         """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.
@@ -265,45 +275,30 @@ class Engine:
         try:
             checkpoint, tokens = self.read(text, prefer, vacant=True)
             return checkpoint, tokens, checkpoint.missing
-        except ValueError as error:
-            for number, puzzle in enumerate(self._several(text), start=1):
-                with contextlib.suppress(ValueError):
-                    found = self.read(puzzle, prefer)
-                    return *found, f"This is puzzle {number} of the text; the rest was left out."
-            raise error
-
-    def _several(self, text: Any) -> list[str]:
-        """The puzzles of a text that is not one puzzle by itself."""
-        if not isinstance(text, str) or len(text) > MAX_TEXT:
-            return []
-        tasks = [checkpoint.task for checkpoint in self.checkpoints.values()]
-        try:
-            return [str(as_text(puzzle)) for puzzle in puzzles_in(io.BytesIO(text.encode()), "The text", tasks)]
         except ValueError:
-            return []
+            if not isinstance(text, str) or len(text) > MAX_TEXT:
+                raise
+            tasks = [checkpoint.task for checkpoint in self.checkpoints.values()]
+            with contextlib.suppress(ValueError):  # it holds no puzzles: then the text is at fault as a whole
+                for number, puzzle in enumerate(puzzles_in(io.BytesIO(text.encode()), "The text", tasks), start=1):
+                    with contextlib.suppress(ValueError):
+                        found = self.read(as_text(puzzle), prefer)
+                        return *found, f"This is puzzle {number} of the text; the rest was left out."
+            raise
 
     def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
         """Validate a visitor's text and settings (keys: checkpoint, halt, steps, freeze, from, attempts, nodes)."""
-        if settings is not None and not isinstance(settings, dict):
+        settings = {} if settings is None else settings
+        if not isinstance(settings, dict):
             raise ValueError(f"settings are a dictionary, got {type(settings).__name__}.")
-        settings = dict(settings or {})
-        known = {"checkpoint", "halt", "steps", "freeze", "from", "attempts", "nodes"}
+        known = {"checkpoint", *SETTINGS}
         if unknown := sorted(str(k)[:40] for k in set(settings) - known):
             raise ValueError(f"Unknown settings {unknown}. Known: {', '.join(sorted(known))}.")
-        prefer = settings.get("checkpoint") or None
-        if prefer is not None:
+        if prefer := settings.get("checkpoint") or None:
             self.checkpoint(str(prefer))
         checkpoint, tokens = self.read(text, prefer)
-        job = Job(
-            puzzle=checkpoint.task.decode(tokens),
-            checkpoint=checkpoint.key,
-            halt=_one_of("halt", settings.get("halt", "q"), ("q", "max")),
-            max_act_steps=_whole("steps", settings.get("steps", 0), 0, MAX_STEPS),
-            freeze=_one_of("freeze", settings.get("freeze", "none"), FREEZE),
-            freeze_from=_whole("from", settings.get("from", 0), 0, MAX_STEPS),
-            attempts=_whole("attempts", settings.get("attempts", 1), 1, MAX_ATTEMPTS),
-            nodes=_whole("nodes", settings.get("nodes", 0), 0, NODES),
-        )
+        given = {field: _allowed(k, settings[k], may) for k, (field, may) in SETTINGS.items() if k in settings}
+        job = Job(checkpoint.task.decode(tokens), checkpoint.key, **given)
         if job.nodes and checkpoint.task.name != "sudoku":
             raise ValueError("Thinking on fills in digits, so it is for Sudokus; a maze takes more attempts.")
         if job.nodes and (job.freeze != "none" or job.attempts > 1):
@@ -314,29 +309,24 @@ class Engine:
         """What the page must know about a checkpoint and its task."""
         config, task = checkpoint.config, checkpoint.task
         sudoku = task.name == "sudoku"
+        made_for = self.checkpoints.get(checkpoint.base or "", checkpoint)
+        side = made_for.task.height
+        others = [n for n in SIZES if n != side and takes_size(made_for.config, make_task("maze", n))]
+        own = ("key", "base", "trained", "vacant", "missing", "accuracy", "hub", "card")
+        rule = ("l_injection", "h_injection", "schedule", "halt_max_steps", "shared_block", "input_operator")
         return {
-            **{
-                name: getattr(checkpoint, name) for name in ("key", "base", "trained", "vacant", "missing", "accuracy")
-            },
-            **{name: getattr(config, name) for name in ("l_injection", "h_injection", "schedule")},
-            "title": title(task),
+            **{name: getattr(checkpoint, name) for name in own},
+            **{name: getattr(config, name) for name in rule},
             "variant": rule_name(config),
-            "hub": checkpoint.source if checkpoint.source and not Path(checkpoint.source).exists() else None,
-            "card": _card(checkpoint),
-            "act_steps": config.halt_max_steps,
-            "shared": config.shared_block,
-            "input": config.input_operator,
-            "twin": self.twin(checkpoint),
-            "sizes": self.sizes(self.checkpoints.get(checkpoint.base or "", checkpoint)),
+            "twin": next((key for key, other in self.checkpoints.items() if _are_twins(config, other.config)), None),
+            "sizes": [side, *others] if task.name == "maze" else [],  # of mazes that this model takes, its own first
             "forecast": forecast(config) if checkpoint.base else "",
             "task": {
+                **{name: getattr(task, name) for name in ("height", "width", "alphabet")},
                 "kind": task.name,
                 "name": KINDS.get(task.name, "Grid"),
                 "title": title(task),
-                "height": task.height,
-                "width": task.width,
                 "box": [task.box_height, task.box_width] if sudoku else None,
-                "alphabet": task.alphabet,
                 "blank": task.alphabet[task.blank_token],
                 # Decoded like this, a state holds the cell back: blank in a Sudoku, PAD in a maze.
                 "held": task.alphabet[:2] if sudoku else task.alphabet[0],
@@ -348,51 +338,36 @@ class Engine:
 
     def learn_to_rate(self) -> None:
         """Have the solver of the data sets at hand, which rates a Sudoku; compiling it takes a while, so elsewhere."""
-        rated = [c.task for c in self.checkpoints.values() if c.by_rating and c.config.seq_len == 81]
-        if not rated:
-            return
 
         def compile_solver() -> None:
             from air_model.datasets_builders.sudoku_solver import solve
 
-            def rate(tokens: np.ndarray) -> int:
-                return int(solve(tokens[None], rated[0])[1][0])
+            solve(np.full((1, 81), NINE.blank_token, np.uint8), NINE)
+            self.rate = lambda tokens: int(solve(tokens[None], NINE)[1][0])
 
-            rate(np.full(81, rated[0].blank_token, np.uint8))
-            self.rate = rate
-
-        threading.Thread(target=compile_solver, name="air-rate", daemon=True).start()
+        if any(c.by_rating and c.task == NINE for c in self.checkpoints.values()):
+            threading.Thread(target=compile_solver, name="air-rate", daemon=True).start()
 
     def odds(self, checkpoint: Checkpoint, puzzle: np.ndarray) -> str:
         """One sentence on how often this model succeeds at a puzzle's difficulty, by its own evaluation files."""
         if checkpoint.accuracy is None:
-            size = " at this size" if checkpoint.base else ""
-            return f"How often this model is right{size} was not measured."
-        thought = "" if checkpoint.searched is None else f", and {100 * checkpoint.searched:.4g} % when it thinks on"
-        share = f"{100 * checkpoint.accuracy:.4g} % of its evaluation puzzles"
-        everywhere = f"this model solves {share} in a single pass{thought}"
-        if self.rate is None or len(puzzle) != 81 or not checkpoint.by_rating.get("single"):
-            return f"Over all difficulties, {everywhere}."
-        rating = self.rate(puzzle)
-        rows = {name: _row_of(rows, rating) for name, rows in checkpoint.by_rating.items()}
-        single, searched = rows["single"], rows.get("searched")
-        if single is None:
-            return f"Over all difficulties, {everywhere}."
-        also = f" and {_solved(searched)} when it thinks on" if searched else ""
-        guesses = {"0": "no guess", "1": "1 guess"}.get(single["rating"], f"{single['rating']} guesses")
+            return f"How often this model is right{' at this size' if checkpoint.base else ''} was not measured."
+        rated = checkpoint.by_rating if self.rate and checkpoint.task == NINE else {}
+        rating = self.rate(puzzle) if rated else 0
+        rows = {name: row for name, rows in rated.items() if (row := _row_of(rows, rating))}
+        solved = {name: f"{round(row['exact_accuracy'] * row['n']):,} of {row['n']:,}" for name, row in rows.items()}
+        if "single" not in rows:
+            share = f"{100 * checkpoint.accuracy:.4g} % of its evaluation puzzles in a single pass"
+            if checkpoint.searched is not None:
+                share += f", and {100 * checkpoint.searched:.4g} % when it thinks on"
+            return f"Over all difficulties, this model solves {share}."
+        also = f" and {solved['searched']} when it thinks on" if "searched" in rows else ""
+        taken = rows["single"]["rating"]
+        guesses = {"0": "no guess", "1": "1 guess"}.get(taken, f"{taken} guesses")
         return (
             f"A solver needs {rating or 'no'} guess{'es' * (rating > 1)} for this puzzle. Of the puzzles that take "
-            f"{guesses}, this model solved {_solved(single)} in a single pass{also}."
+            f"{guesses}, this model solved {solved['single']} in a single pass{also}."
         )
-
-    def twin(self, checkpoint: Checkpoint) -> str | None:
-        """The key of the checkpoint that differs in one thing: whether the puzzle enters the H-update as well."""
-        rule = _without_injection(checkpoint.config)
-        for other in self.checkpoints.values():
-            apart = bool(other.config.h_injection) != bool(checkpoint.config.h_injection)
-            if apart and checkpoint.config.l_injection and _without_injection(other.config) == rule:
-                return other.key
-        return None
 
     def catalog(self) -> dict[str, Any]:
         """What the page must know about its checkpoints and tasks."""
@@ -406,58 +381,37 @@ class Engine:
         }
 
 
-def _without_injection(config: AirConfig) -> dict[str, Any]:
-    """What a config computes, how often it adds the puzzle aside."""
+def _are_twins(one: AirConfig, other: AirConfig) -> bool:
+    """Whether two configs differ in one thing: the puzzle enters the L-update alone, or the H-update as well."""
     aside = "l_injection h_injection dtype transformers_version auto_map custom_pipelines code_version architectures"
-    return {name: value for name, value in config.to_dict().items() if name not in aside.split()}
+    a, b = ({k: v for k, v in config.to_dict().items() if k not in aside.split()} for config in (one, other))
+    return a == b and bool(one.l_injection) and bool(one.h_injection) != bool(other.h_injection)
 
 
 def _row_of(rows: list[dict[str, Any]], rating: int) -> dict[str, Any] | None:
-    """The row of an evaluation by rating ("0", "1-9", "50+") that a rating falls into."""
+    """The row of an evaluation by rating ("0", "1-9", "50+", "unrated") that a rating falls into."""
     for row in rows:
-        low, _, high = row["rating"].rstrip("+").partition("-")
-        if int(low) <= rating <= (int(high) if high else math.inf if row["rating"].endswith("+") else int(low)):
+        ends = [*map(int, re.findall(r"\d+", row["rating"]))] + [math.inf] * row["rating"].endswith("+")
+        if ends and ends[0] <= rating <= ends[-1]:
             return row
     return None
 
 
-def _solved(row: dict[str, Any]) -> str:
-    return f"{round(row['exact_accuracy'] * row['n']):,} of {row['n']:,}"
-
-
-def _vacant(kind: str) -> Checkpoint:
-    config = AirConfig(task=kind, grid_height=VACANT_SIZES[kind])
-    return Checkpoint(f"no-{kind}-model", None, config, vacant=True)
-
-
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+def _allowed(name: str, value: Any, choices: tuple[str, ...] | range) -> Any:
+    """A visitor's value if it is one of the choices; a whole number may come as text."""
+    whole = isinstance(choices, range)
+    if whole and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = int(value)
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {str(value)[:40]!r}.")
-    return value
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = low - 1
-    if not low <= number <= high or isinstance(value, float) and value != number:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {str(value)[:40]!r}.")
-    return number
+        known = f"a whole number from {choices[0]} to {choices[-1]}" if whole else f"one of {', '.join(choices)}"
+        raise ValueError(f"{name} must be {known}, got {str(value)[:40]!r}.")
+    return int(value) if whole else value
 
 
 def title(task: GridTask) -> str:
     """'Sudoku 9×9': how the page calls a task."""
     return f"{KINDS.get(task.name, 'Grid')} {task.height}×{task.width}"
-
-
-def _card(checkpoint: Checkpoint) -> str:
-    """Text of the model card in a checkpoint's folder, without its front matter; empty where there is none."""
-    path = Path(checkpoint.source or "", "README.md")
-    if not checkpoint.source or not path.is_file():
-        return ""
-    text = path.read_text(errors="replace")[:MAX_TEXT]
-    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip()
 
 
 def rule_name(config: AirConfig) -> str:
@@ -474,19 +428,22 @@ def find_checkpoints(sources: str | None = None) -> list[Checkpoint]:
     Raises:
         FileNotFoundError, ValueError: a source that cannot be read; the sentence says which.
     """
-    names = [name.strip() for name in (sources or "").split(",") if name.strip()]
-    if names:
-        return _with_unique_keys([_named(name) for name in names])
-    folders = [Path(air_model.__file__).parent / "checkpoints", Path(__file__).parent / "checkpoints"]
-    found = [_named(str(file.parent)) for folder in folders for file in sorted(folder.glob("*/config.json"))]
-    if not found:
-        config = AirConfig(task="sudoku", grid_height=6, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
-        return [Checkpoint("untrained-6x6", None, config)]
-    # What a visitor meets: a puzzle of real size if a model solves most of them, then the best answers, then the size.
-    return _with_unique_keys(sorted(found, key=_first_met))
+    if names := [name.strip() for name in (sources or "").split(",") if name.strip()]:
+        found = [_named(name) for name in names]
+    else:
+        folders = [Path(air_model.__file__).parent / "checkpoints", Path(__file__).parent / "checkpoints"]
+        shipped = [_named(str(file.parent)) for folder in folders for file in sorted(folder.glob("*/config.json"))]
+        found = sorted(shipped, key=_first_met)
+    keys = [checkpoint.key for checkpoint in found]
+    for at, key in enumerate(keys):
+        if earlier := keys[:at].count(key):
+            found[at].key = f"{key}-{earlier + 1}"
+    small = {"task": "sudoku", "grid_height": 6, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    return found or [Checkpoint("untrained-6x6", None, AirConfig(**small))]
 
 
 def _first_met(checkpoint: Checkpoint) -> tuple:
+    # A puzzle of real size if a model solves most of them, then the best answers, then the size.
     accuracy, config = checkpoint.accuracy or 0.0, checkpoint.config
     is_real = config.seq_len >= {"sudoku": 81, "maze": 900}.get(config.task, math.inf)
     return (not (is_real and accuracy >= 0.5), -round(accuracy, 1), -config.seq_len)
@@ -508,29 +465,19 @@ def _named(name: str) -> Checkpoint:
     return Checkpoint(name.split("/")[1], name, config)
 
 
-def _with_unique_keys(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    seen: dict[str, int] = {}
-    for checkpoint in checkpoints:
-        seen[checkpoint.key] = seen.get(checkpoint.key, 0) + 1
-        if seen[checkpoint.key] > 1:
-            checkpoint.key += f"-{seen[checkpoint.key]}"
-    return checkpoints
-
-
 def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
     """What a single pass and a search by pins reach, by scripts/evaluate.py's files in the folder."""
-    found: dict[str, list[dict[str, Any]]] = {"single": [], "searched": []}
+    best: dict[str, dict[str, Any]] = {}
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
-        for one in read_evaluations(folder).values():
+        for one in sorted(read_evaluations(folder).values(), key=lambda one: -one["exact_accuracy"]):
             steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
             if attempts == 1 and steps in (None, config.halt_max_steps):
-                found["single"].append(one)
+                best.setdefault("single", one)
             elif setting(one, "retry") == "pins":
-                found["searched"].append(one)
-    best = {name: max(files, key=lambda one: one["exact_accuracy"], default={}) for name, files in found.items()}
+                best.setdefault("searched", one)
     return {
-        "accuracy": best["single"].get("exact_accuracy"),
-        "searched": best["searched"].get("exact_accuracy"),
+        "accuracy": best.get("single", {}).get("exact_accuracy"),
+        "searched": best.get("searched", {}).get("exact_accuracy"),
         "by_rating": {name: one["by_rating"] for name, one in best.items() if "by_rating" in one},
     }
 
@@ -538,179 +485,134 @@ def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def run(
-    engine: Engine,
-    job: Job,
-    frames: bool = True,
-    stop: threading.Event | None = None,
-    go: threading.Semaphore | None = None,
-) -> Iterator[list[dict[str, Any]]]:
+def run(engine: Engine, job: Job, frames: bool = True, pauses: bool = False) -> Iterator[list[dict[str, Any]]]:
     """Run a job and yield its events as they happen; the model works in a thread of its own meanwhile.
 
-    Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Setting `stop`, or
-    closing the generator, ends the model's work at its next update. With `go`, every SLICE seconds of work end with
-    {"t": "pause"}, and one of it is taken to go on: so the reader may let others work in between.
+    Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Closing the
+    generator ends the model's work at its next update. With `pauses`, a list ends with {"t": "pause"} after every
+    SLICE seconds of work, which goes on when the next list is asked for: so the reader may let others work in between.
     """
-    events: queue.SimpleQueue = queue.SimpleQueue()
-    shift = Shift(events.put, stop or threading.Event(), go)
-
-    def work() -> None:
-        try:
-            (_think if job.nodes else _work)(engine, job, frames, shift)
-            events.put(None)
-        except Stopped:
-            events.put(None)
-        except Exception as error:  # for the reader, who is in another thread
-            events.put(error)
-
-    worker = threading.Thread(target=work, name="air-solve", daemon=True)
+    shift = Shift(engine, job, pauses)
+    worker = threading.Thread(target=shift.work, args=(frames,), name="air-solve", daemon=True)
     worker.start()
     try:
-        ended = False
-        while not ended:
-            batch = [events.get()]
-            while not events.empty():
-                batch.append(events.get())
-            if isinstance(batch[-1], Exception):
-                raise batch[-1]
-            if batch[-1] is None:
-                ended = batch.pop() is None
-            if batch:
-                yield batch
+        while True:
+            events = [shift.events.get()]
+            while not shift.events.empty():
+                events.append(shift.events.get())
+            if isinstance(events[-1], Exception):
+                raise events[-1]
+            ended = events[-1] is None
+            if events := events[: len(events) - ended]:
+                yield events
+            if ended:
+                return
+            if events[-1]["t"] == "pause":
+                shift.go.release()
     finally:
         shift.stop.set()
-        if go is not None:
-            go.release()
+        shift.go.release()
         worker.join()
 
 
 class Shift:
-    """The work of one job: where its events go, when it must stop, and when others have their turn."""
+    """The work of one job: its events, when it must stop, and when others have their turn."""
 
-    def __init__(
-        self, put: Callable[[dict[str, Any]], None], stop: threading.Event, go: threading.Semaphore | None
-    ) -> None:
-        self.put, self.stop, self.go = put, stop, go
+    def __init__(self, engine: Engine, job: Job, pauses: bool) -> None:
+        self.engine, self.job, self.pauses = engine, job, pauses
+        self.events: queue.SimpleQueue = queue.SimpleQueue()  # at the end None, or what went wrong
+        self.stop, self.go = threading.Event(), threading.Semaphore(0)
         self.worked, self.since = 0.0, time.perf_counter()
+        self.view = -1  # the attempt that is being told
+        self.nodes_told = self.steps_told = 0
 
     @property
     def seconds(self) -> float:
         """Time spent working, without that of others."""
         return self.worked + time.perf_counter() - self.since
 
-    def between_updates(self) -> None:
-        if self.go is not None and time.perf_counter() - self.since > SLICE:
+    def between_updates(self, *_: Any) -> None:
+        if self.pauses and time.perf_counter() - self.since > SLICE:
             self.worked = self.seconds
-            self.put({"t": "pause"})
+            self.events.put({"t": "pause"})
             self.go.acquire()
             self.since = time.perf_counter()
         if self.stop.is_set():
             raise Stopped
 
+    def work(self, frames: bool) -> None:
+        try:
+            self.model, self.task, self.puzzle = self.engine.at_work(self.job)
+            self.events.put(self.end(self.solve(frames)))
+            self.events.put(None)
+        except Exception as error:  # for the reader, who is in another thread; after a stop nobody reads it
+            self.events.put(error)
 
-def _work(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
-    model = engine.model(job.checkpoint)
-    config, task = model.config, engine.checkpoint(job.checkpoint).task
-    updates = len(config.schedule)
-    puzzle = task.encode(job.puzzle)
-    back = symmetric_views(task, job.attempts).inverse()
-    freeze = what_if(model, job)
-    current = -1
+    def solve(self, frames: bool) -> Answers:
+        """By pins, until the rules accept an answer or nodes or seconds are spent; else in views, one by one."""
+        job, model, task = self.job, self.model, self.task
+        hooks = [self.between_updates, what_if(model, job)]
+        if job.nodes:
+            how: dict[str, Any] = {"attempts": job.nodes, "retry": "pins", "halt": "rules", "interruptible": True}
+            how["on_nodes"] = self.tell_nodes
+        else:
+            self.back = symmetric_views(task, job.attempts).inverse()
+            how = {"attempts": len(self.back.cells), "retry": "views", "halt": job.halt}
+            hooks.append(self.tell_update if frames else None)
+        steps = job.max_act_steps or None
+        return solve_puzzles(model, task, self.puzzle[None], max_act_steps=steps, hook=chain(*hooks), **how)
 
-    def decode(z: Tensor, view: int) -> str:
-        """A state of one view, in the puzzle's own orientation and with its givens."""
-        tokens = model.decode_state(z)[0].argmax(-1).cpu().numpy().astype(np.uint8)
-        if view:
-            tokens = Symmetry(back.cells[view], back.tokens[view]).apply(tokens)
-        return task.decode(keep_givens(task, puzzle, tokens))
-
-    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-        nonlocal current
-        shift.between_updates()
-        changed = freeze(update, z_h, z_l)
-        z_h, z_l = changed or (z_h, z_l)
+    def tell_update(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         view, step = int(update.rows[0]), int(update.steps[0])
-        if frames:
-            if view != current:
-                current = view
-                shift.put({"t": "attempt", "view": view})
-            k = step * updates + update.index
-            shift.put({"t": "f", "k": k, "lv": update.level, "h": decode(z_h, view), "l": decode(z_l, view)})
-            if update.index == updates - 1:
-                q = model.q_head(z_h[:, 0])[0]
-                shift.put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
-                if view == 0:
-                    engine.carries.put(job.states_key(), step + 1, z_h, z_l)
-        return changed
+        if view != self.view:
+            self.view = view
+            self.events.put({"t": "attempt", "view": view})
+        self.events.put({"t": "f", "lv": update.level, "h": self.decode(z_h), "l": self.decode(z_l)})
+        if update.index == len(self.model.config.schedule) - 1:
+            q = self.model.q_head(z_h[:, 0])[0]
+            self.events.put({"t": "q", "step": step + 1, "p": round(float(q[0].sigmoid()), 6)})
+            if view == 0 and self.job.freeze == "none":
+                self.engine.carries.put((self.job.checkpoint, self.job.puzzle), step + 1, z_h, z_l)
 
-    answers = solve_puzzles(
-        model,
-        task,
-        puzzle[None],
-        attempts=min(job.attempts, len(back.cells)),
-        retry="views",  # the page draws views
-        max_act_steps=job.max_act_steps or None,
-        halt=job.halt,
-        hook=hook,
-    )
-    shift.put(_end(engine, job, puzzle, answers, shift.seconds))
+    def decode(self, z: Tensor) -> str:
+        """A state (1, T, D) as text, in the puzzle's own orientation and with its givens."""
+        tokens = self.model.decode_state(z)[0].argmax(-1).cpu().numpy().astype(np.uint8)
+        if self.view:
+            tokens = Symmetry(self.back.cells[self.view], self.back.tokens[self.view]).apply(tokens)
+        return self.task.decode(keep_givens(self.task, self.puzzle, tokens))
 
-
-def _end(engine: Engine, job: Job, puzzle: np.ndarray, answers: Answers, seconds: float) -> dict[str, Any]:
-    checkpoint = engine.checkpoint(job.checkpoint)
-    task = checkpoint.task
-    answer = describe(task, puzzle, answers, 0)
-    may_be_solved = not answer["solved"] and answer["solutions"] not in (0, "several")
-    answer["confidence"] = round(answer["confidence"], 6)
-    return {
-        "t": "end",
-        **answer,
-        "faults": [] if answer["solved"] else faults(task, answers.tokens[0]),
-        "odds": engine.odds(checkpoint, puzzle) if checkpoint.trained and may_be_solved else "",
-        "puzzle": job.puzzle,
-        "view": int(answers.view[0]),
-        "seconds": round(seconds, 3),
-        "checkpoint": job.checkpoint,
-        "task": title(task),
-        "settings": {k: v for k, v in asdict(job).items() if k not in ("puzzle", "checkpoint")},
-    }
-
-
-def _think(engine: Engine, job: Job, frames: bool, shift: Shift) -> None:
-    """Search by pins until the rules accept an answer, or nodes or seconds are spent; the best answer counts then."""
-    model, task = engine.model(job.checkpoint), engine.checkpoint(job.checkpoint).task
-    puzzle = task.encode(job.puzzle)
-    told, spent = 0, 0
-
-    def on_nodes(_: int, tree: list[Node]) -> None:
-        nonlocal told, spent
-        for at, node in enumerate(tree[told:], start=told):
-            spent += node.act_steps
+    def tell_nodes(self, _: int, tree: list[Node]) -> None:
+        task = self.task
+        for at, node in enumerate(tree[self.nodes_told :], start=self.nodes_told):
+            self.steps_told += node.act_steps
             wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
             pins = [[cell, task.alphabet[token]] for cell, token in pins_of(tree, at)]
-            answer = task.decode(node.answer)
-            place = {"n": at + 1, "parent": node.parent + 1, "act_steps": spent}  # nodes count from 1; 0 is no parent
-            shift.put({"t": "node", **place, "answer": answer, "pins": pins, "wrong": wrong})
-        told = len(tree)
-        if not tree[-1].accepted and shift.seconds > THINK_SECONDS:
+            found = {"answer": task.decode(node.answer), "pins": pins, "wrong": wrong}
+            place = {"n": at + 1, "parent": node.parent + 1}  # nodes count from 1; 0 is no parent
+            self.events.put({"t": "node", **place, "act_steps": self.steps_told, **found})
+        self.nodes_told = len(tree)
+        if not tree[-1].accepted and self.seconds > THINK_SECONDS:
             raise KeyboardInterrupt  # ends a search with the best answer so far
 
-    answers = solve_puzzles(
-        model,
-        task,
-        puzzle[None],
-        attempts=job.nodes,
-        retry="pins",
-        max_act_steps=job.max_act_steps or None,
-        halt="rules",
-        hook=lambda *_: shift.between_updates(),
-        on_nodes=on_nodes,
-        interruptible=True,
-    )
-    end = _end(engine, job, puzzle, answers, shift.seconds)
-    if answers.stats.get("interrupted"):
-        end["message"] += f" The search ended after {THINK_SECONDS} seconds."
-    shift.put(end)
+    def end(self, answers: Answers) -> dict[str, Any]:
+        job, checkpoint = self.job, self.engine.checkpoint(self.job.checkpoint)
+        answer = describe(self.task, self.puzzle, answers, 0)
+        may_be_solved = not answer["solved"] and answer["solutions"] not in (0, "several")
+        answer["confidence"] = round(answer["confidence"], 6)
+        if answers.stats.get("interrupted"):
+            answer["message"] += f" The search ended after {THINK_SECONDS} seconds."
+        return {
+            "t": "end",
+            **answer,
+            "faults": [] if answer["solved"] else faults(self.task, answers.tokens[0]),
+            "odds": self.engine.odds(checkpoint, self.puzzle) if checkpoint.trained and may_be_solved else "",
+            "puzzle": job.puzzle,
+            "view": int(answers.view[0]),
+            "seconds": round(self.seconds, 3),
+            "checkpoint": job.checkpoint,
+            "task": title(self.task),
+            "settings": {field: getattr(job, field) for field, _ in SETTINGS.values()},
+        }
 
 
 def faults(task: GridTask, answer: np.ndarray) -> list[int]:
@@ -725,11 +627,9 @@ def faults(task: GridTask, answer: np.ndarray) -> list[int]:
     return np.flatnonzero(on[1:-1, 1:-1] & (near != np.where(grid == task.PATH, 2, 1))).tolist()
 
 
-def what_if(model: AirModel, job: Job) -> Hook:
+def what_if(model: AirModel, job: Job) -> Hook | None:
     """The hook of a job's what-if switch."""
-    if job.freeze == "none":
-        return lambda *_: None
-    return Intervention("freeze", job.freeze, job.freeze_from).hook(model)
+    return None if job.freeze == "none" else Intervention("freeze", job.freeze, job.freeze_from).hook(model)
 
 
 def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
@@ -742,40 +642,30 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
     Raises:
         ValueError: no such cell or step, or a model without attention.
     """
-    model, task = engine.model(job.checkpoint), engine.checkpoint(job.checkpoint).task
-    schedule = model.config.schedule
-    cell = _whole("cell", cell, 0, task.seq_len - 1)
-    step = _whole("step", step, 0, MAX_STEPS - 1)
+    model, task, puzzle = engine.at_work(job)
+    schedule, device = model.config.schedule, model.device
+    cell, step = _allowed("cell", cell, range(task.seq_len)), _allowed("step", step, range(MAX_STEPS))
     if model.config.token_mixer != "attention":
         raise ValueError(f"{job.checkpoint} mixes cells with an MLP instead of attention: there is nothing to draw.")
     # The states at the start of a step that was run before are at hand; else, and under a freeze, walk there again.
-    states = engine.carries.get(job.states_key(), step) if step and job.freeze == "none" else None
-    first, carry, device = 0, None, model.lm_head.weight.device
-    if states is not None:
-        steps = torch.zeros(1, dtype=torch.int32, device=device)
-        first, carry = step, AirCarry(z_h=states[0], z_l=states[1], steps=steps)
-    wanted = {schedule.index(level): level for level in "lh"}
-    maps: dict[str, list] = {"l": [], "h": []}
-    now = (0, 0)  # ACT step and update that compute next
-    freeze = what_if(model, job)
+    first, carry, free, key = 0, None, job.freeze == "none", (job.checkpoint, job.puzzle)
+    if step and free and (states := engine.carries.get(key, step)):
+        first, carry = step, AirCarry(*states, steps=torch.zeros(1, dtype=torch.int32, device=device))
     query = torch.tensor([[cell]], device=device)
+    calls: list[tuple[int, Tensor, Tensor, float]] = []  # of the update that computes
+    maps: dict[str, list] = {}
 
-    def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
-        if now[0] + first == step and now[1] in wanted:
-            rows, _ = attention_rows(q, k, scaling, query, task.seq_len, model.seen_by_heads)
-            maps[wanted[now[1]]].append((rows[0, :, 0] * 1000).round(decimals=1).tolist())
+    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        now = first + int(update.steps[0])
+        if now == step and update.index == schedule.index(update.level):
+            rows = [attention_rows(*call[1:], query, task.seq_len, model.seen_by_heads)[0][0, :, 0] for call in calls]
+            maps[update.level] = [(row * 1000).round(decimals=1).tolist() for row in rows]
+        calls.clear()
+        if update.index == len(schedule) - 1 and free:
+            engine.carries.put(key, now + 1, z_h, z_l)
 
-    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-        nonlocal now
-        changed = freeze(update, z_h, z_l)
-        done, last = int(update.steps[0]), update.index == len(schedule) - 1
-        now = (done + 1, 0) if last else (done, update.index + 1)
-        if last and job.freeze == "none":
-            engine.carries.put(job.states_key(), first + done + 1, z_h, z_l)
-        return changed
-
-    ids = torch.from_numpy(task.encode(job.puzzle).astype(np.int64))[None]
-    with model.observe_attention(observe):
-        model.solve(ids, max_act_steps=step - first + 1, hook=hook, carry=carry, return_logits=False)
+    options = {"hook": chain(what_if(model, job), hook), "carry": carry, "return_logits": False}
+    with model.observe_attention(lambda *call: calls.append(call)):
+        model.solve(torch.from_numpy(puzzle.astype(np.int64))[None], max_act_steps=step - first + 1, **options)
     near = {name: np.flatnonzero(mask[cell]).tolist() for name, mask in task.neighbours.items()}
-    return {"cell": cell, "step": step, "l": maps["l"], "h": maps["h"], "neighbours": near}
+    return {"cell": cell, "step": step, **maps, "neighbours": near}

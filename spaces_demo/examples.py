@@ -7,6 +7,7 @@ rows, columns and boxes permuted; a maze turned or mirrored. That keeps its solu
 never waits for the generators' compiler; only sizes that the file lacks do.
 """
 
+import itertools
 import json
 import sys
 from functools import cache
@@ -54,8 +55,7 @@ def new_puzzle(task: GridTask, level: str, rng: np.random.Generator) -> np.ndarr
         raise ValueError(f"{level[:40]!r} is no difficulty of this task. Known: {', '.join(levels(task))}.")
     if task.name == "grid":
         return rng.integers(1, task.vocab_size, task.seq_len).astype(np.uint8)
-    known = pool().get(shape_of(task), {}).get(level)
-    if known:
+    if known := pool().get(shape_of(task), {}).get(level):
         puzzle = task.encode(known[rng.integers(len(known))])
     else:
         puzzle = generated(task, level, 1, int(rng.integers(2**31)))[0]
@@ -73,35 +73,26 @@ def shape_of(task: GridTask) -> str:
     return f"{task.name} {task.height}x{task.width}{box}"
 
 
-def generated(task: GridTask, level: str, count: int, seed: int) -> list[np.ndarray]:
+def generated(task: MazeTask | SudokuTask, level: str, count: int, seed: int) -> list[np.ndarray]:
     """Fresh puzzles of a level from the data sets' own generators."""
-    return (mazes if isinstance(task, MazeTask) else sudokus)(task, level, count, seed)
-
-
-def mazes(task: MazeTask, level: str, count: int, seed: int) -> list[np.ndarray]:
     from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
-    from air_model.datasets_builders.generate_sudoku import seeds_for
-
-    length = max(1, round(MAZE_LENGTHS[level] * default_min_path(task.height, task.width)))
-    return list(make_mazes(task, seeds_for(seed, 0, 0, count), min_path=length)[0])
-
-
-def sudokus(task: SudokuTask, level: str, count: int, seed: int) -> list[np.ndarray]:
     from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
 
-    rng, found, stream = np.random.default_rng(seed), [], 0
-    while len(found) < count:
+    if isinstance(task, MazeTask):
+        length = max(1, round(MAZE_LENGTHS[level] * default_min_path(task.height, task.width)))
+        return list(make_mazes(task, seeds_for(seed, 0, 0, count), min_path=length)[0])
+    rng, found = np.random.default_rng(seed), []
+    kind, least = ("benchmark", EXTREME_RATING) if level == "extreme" else ("minimal", 0)
+    for stream in itertools.count():
         seeds = seeds_for(seed, stream, 0, count)
-        batch = make_puzzles(task, random_grids(task, seeds), seeds, "benchmark" if level == "extreme" else "minimal")
-        stream += 1
-        for puzzle, grid, rating in zip(batch.puzzles, batch.grids, batch.ratings):
-            if level == "extreme" and rating < EXTREME_RATING:
-                continue
+        batch = make_puzzles(task, random_grids(task, seeds), seeds, kind)
+        for puzzle, grid in zip(batch.puzzles[batch.ratings >= least], batch.grids[batch.ratings >= least]):
             blank = np.flatnonzero(puzzle == task.blank_token)
             shown = rng.permutation(blank)[: round(REVEALED.get(level, 0) * len(blank))]
             puzzle[shown] = grid[shown]
             found.append(puzzle)
-    return found[:count]
+        if len(found) >= count:
+            return found[:count]
 
 
 def main() -> int:

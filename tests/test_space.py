@@ -365,16 +365,14 @@ def test_a_search_that_takes_too_long_ends_with_its_best_answer(engine, monkeypa
 
 def test_a_search_waits_for_leave_between_updates_and_can_be_stopped_there(engine, monkeypatch):
     monkeypatch.setattr("air_model.spaces_demo.engine.SLICE", 0.0)
-    go, stop = threading.Semaphore(0), threading.Event()
-    stream = run(engine, engine.job(FOUR, {"nodes": 200}), stop=stop, go=go)
+    stream = run(engine, engine.job(FOUR, {"nodes": 200}), pauses=True)
     seen: list[dict] = []
     for leaves in range(1, 4):
         while sum(e["t"] == "pause" for e in seen) < leaves:
             seen += next(stream)
         assert seen[-1]["t"] == "pause"
-        go.release()
     stream.close()
-    assert stop.is_set() and "end" not in [e["t"] for e in seen]
+    assert "end" not in [e["t"] for e in seen] and "air-solve" not in [t.name for t in threading.enumerate()]
 
 
 @pytest.mark.parametrize(
@@ -472,13 +470,13 @@ def test_a_maze_does_not_think_on(engine):
         engine.job(MAZE, {"nodes": 8})
 
 
-def test_setting_stop_ends_the_model_at_the_next_update(engine):
-    stop = threading.Event()
-    stream = run(engine, engine.job(FOUR, {"halt": "max", "steps": 64}), stop=stop)
+def test_closing_the_stream_ends_the_model_at_the_next_update():
+    fresh = make_engine()
+    stream = run(fresh, fresh.job(FOUR, {"halt": "max", "steps": 64}))
     next(stream)
-    stop.set()
-    rest = [event for batch in stream for event in batch]
-    assert "end" not in [event["t"] for event in rest]
+    stream.close()
+    assert len(fresh.carries.kept) < 64, "not all ACT steps were run"
+    assert "air-solve" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_kept_states_stay_within_their_bytes():

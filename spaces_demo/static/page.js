@@ -192,7 +192,7 @@ window.AIR = window.AIR || (() => {
 
   function modelOptions(fits, all = false) {
     const groups = {};
-    for (const ck of [...S.catalog.checkpoints, ...(all ? S.sized : [])]) if (fits(ck)) (groups[ck.title] = groups[ck.title] || []).push(ck);
+    for (const ck of [...S.catalog.checkpoints, ...(all ? S.sized : [])]) if (fits(ck)) (groups[ck.task.title] = groups[ck.task.title] || []).push(ck);
     return Object.entries(groups).map(([title, list]) =>
       h("optgroup", { label: title }, list.map((ck) => h("option", { value: ck.key }, `${title} · ${ck.key}`))));
   }
@@ -781,7 +781,7 @@ window.AIR = window.AIR || (() => {
     $("if-model").replaceChildren(...modelOptions(same, true));
     const others = S.catalog.checkpoints.filter((ck) => same(ck) && ck.key !== S.ck.key);
     $("if-model").value = S.ck.key;
-    $("if-steps").value = S.ck.act_steps;
+    $("if-steps").value = S.ck.halt_max_steps;
     if (!others.length) note("if-message", "This page has one checkpoint of this task, so there is no second one to compare with.");
     else note("if-message", "");
   }
@@ -856,7 +856,7 @@ window.AIR = window.AIR || (() => {
       return;
     }
     place.replaceChildren(stage.loop(ck), h("p", { class: "rule" }), stage.schedule(ck));
-    $("learn-step").textContent = `${ck.key} takes ${ck.schedule.toUpperCase().split("").join(" ")} for one ACT step, up to ${ck.act_steps} of them; ${stage.sees(ck)}.`;
+    $("learn-step").textContent = `${ck.key} takes ${ck.schedule.toUpperCase().split("").join(" ")} for one ACT step, up to ${ck.halt_max_steps} of them; ${stage.sees(ck)}.`;
     stage.light(place, ck, "", -1);
     if (lesson) {
       S.learned = ck.key;

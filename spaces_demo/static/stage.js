@@ -29,14 +29,14 @@ window.AIRStage = window.AIRStage || (() => {
 
   /* "z_L ← f(z_L + z_H + x)"; an x that does not enter is struck out. */
   function rule(ck, level) {
-    const other = level === "l" ? "h" : "l", n = copies(ck, level), x = (n > 1 ? n : "") + INPUTS[ck.input];
-    const f = ck.shared ? "f" : `f${level.toUpperCase()}`, times = ck.input === "hadamard" && n;
+    const other = level === "l" ? "h" : "l", n = copies(ck, level), x = (n > 1 ? n : "") + INPUTS[ck.input_operator];
+    const f = ck.shared_block ? "f" : `f${level.toUpperCase()}`, times = ck.input_operator === "hadamard" && n;
     const enters = h("span", { class: n ? "x" : "x gone", title: n ? null : "the puzzle does not enter this update" }, n ? x : "x");
     return [state(level), ` ← ${f}(`, times ? "(" : "", state(level), " + ", state(other), times ? ") ⊙ " : " + ", enters, ")"];
   }
 
   function tagline(ck) {
-    const block = ck.shared ? "One block" : "Two blocks";
+    const block = ck.shared_block ? "One block" : "Two blocks";
     if (ck.l_injection && ck.h_injection) {
       return [`${block}; both updates see the puzzle, so only their order tells the scratchpad `, state("l"), " from the proposal ", state("h"), "."];
     }
@@ -49,7 +49,7 @@ window.AIRStage = window.AIRStage || (() => {
     const fed = ["l", "h"].filter((level) => copies(ck, level)).join("");
     return h("div", { class: "loop", role: "img", "aria-label": `The loop: ${sees(ck)}. One ACT step is ${ck.schedule.toUpperCase().split("").join(" ")}.` },
       wire("x", fed), wire("h-in", "lh"), wire("h-out", "h"), wire("l-in", "lh"), wire("l-out", "l"),
-      node("x", "x", "puzzle"), node("f", ck.shared ? "f" : "f, f", ck.shared ? "one block" : "two blocks"),
+      node("x", "x", "puzzle"), node("f", ck.shared_block ? "f" : "f, f", ck.shared_block ? "one block" : "two blocks"),
       node("h", state("h"), "proposal"), node("l", state("l"), "scratchpad"));
   }
 
@@ -124,7 +124,7 @@ window.AIRStage = window.AIRStage || (() => {
 
   function describeUpdate(run, k) {
     const f = run.frames, n = run.ck.schedule.length, level = f.levels[k];
-    const steps = run.end ? Math.ceil(f.h.length / n) : run.wanted.steps || run.ck.act_steps;
+    const steps = run.end ? Math.ceil(f.h.length / n) : run.wanted.steps || run.ck.halt_max_steps;
     return `ACT step ${Math.floor(k / n) + 1} of ${steps} · update ${k + 1}: ${level.toUpperCase()}`;
   }
 
@@ -188,7 +188,7 @@ window.AIRStage = window.AIRStage || (() => {
   /* Milliseconds that update k is shown: the first two ACT steps about 200 each, the rest faster; 2 to 5 s in all. */
   function pace(k) {
     const run = S.run, n = run.ck.schedule.length;
-    const all = over() ? total() : Math.max(total(), n * (run.wanted.steps || run.ck.act_steps));
+    const all = over() ? total() : Math.max(total(), n * (run.wanted.steps || run.ck.halt_max_steps));
     const slow = Math.min(2 * n, all), each = Math.min(Math.max(200, 2000 / all), 3000 / slow);
     return k < slow ? each : Math.min(each, 2000 / (all - slow));
   }
@@ -293,7 +293,7 @@ window.AIRStage = window.AIRStage || (() => {
     $("ex-empty").hidden = has;
     $("ex-player").hidden = !has;
     if (!has) return;
-    const mine = Math.min(S.at, run.frames.h.length - 1), all = over() ? total() : Math.max(total(), run.ck.schedule.length * (run.wanted.steps || run.ck.act_steps));
+    const mine = Math.min(S.at, run.frames.h.length - 1), all = over() ? total() : Math.max(total(), run.ck.schedule.length * (run.wanted.steps || run.ck.halt_max_steps));
     $("ex-play").textContent = S.playing ? "Pause" : S.at >= total() - 1 && S.told ? "Replay" : "Play";
     $("ex-at").max = total() - 1;
     $("ex-at").value = S.at;
