@@ -32,6 +32,7 @@ if not __package__:
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import json
 import time
@@ -188,7 +189,7 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
         tokens, note = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng()), ""
     elif action == "link":
-        checkpoint, tokens = ENGINE.read(text, vacant=True)
+        checkpoint, tokens = ENGINE.read(text)
         note = checkpoint.missing
         if not checkpoint.vacant:
             settings, note = data.get("settings"), "Puzzle and settings come from the link."
@@ -279,6 +280,9 @@ async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[st
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
+html = functools.partial(gr.HTML, apply_default_css=False)
+
+
 def board(name: str, task: dict[str, Any], state: str | None = None) -> gr.HTML:
     """A grid whose value is text, one letter per cell, row-major: the editor, or state "h" or "l" as decoded.
 
@@ -287,13 +291,12 @@ def board(name: str, task: dict[str, Any], state: str | None = None) -> gr.HTML:
     """
     role = {"h": "proposal", "l": "scratchpad", None: "puzzle"}[state]
     letter = f'<b class="z z-{state}">z<sub>{state.upper()}</sub></b>' if state else '<b class="z">x</b>'
-    style = json.dumps((STATIC / "board.css").read_text())
-    return gr.HTML(
+    style, script = json.dumps((STATIC / "board.css").read_text()), (STATIC / "board.js").read_text()
+    return html(
         html_template=f'<figure class="fig"><figcaption>{letter}<span>{role}</span></figcaption>'
         '<div class="air-board"></div><p class="fig-note"></p></figure>',
         js_on_load="window.AirBoard.mount(element, props, trigger, watch)",
-        head=f"<script>window.AIR_BOARD_STYLE = {style};\n{(STATIC / 'board.js').read_text()}</script>",
-        apply_default_css=False,
+        head=f"<script>window.AIR_BOARD_STYLE = {style};\n{script}</script>",
         elem_id=f"board-{name}",
         # Props of the script:
         name=name,
@@ -304,31 +307,16 @@ def board(name: str, task: dict[str, Any], state: str | None = None) -> gr.HTML:
     )
 
 
-def view(name: str, **options: Any) -> None:
+def view(name: str, **options: Any) -> gr.HTML:
     """A part of the page that page.js draws."""
-    html = f'<div class="air-view"><div data-view="{name}"></div></div>'
-    gr.HTML(html_template=html, js_on_load="window.AIR.addView(element)", apply_default_css=False, **options)
+    part = f'<div class="air-view"><div data-view="{name}"></div></div>'
+    return html(html_template=part, js_on_load="window.AIR.addView(element)", **options)
 
 
 def wire(name: str, value: str = "") -> gr.HTML:
     """A hidden line to Python: the page triggers `submit` with a dictionary, the answer comes as lines of JSON."""
-    return gr.HTML(
-        value=value,
-        html_template="<i></i>",
-        js_on_load=f"window.AIR.addWire({json.dumps(name)}, props, trigger, watch)  // 'submit' 'stop'",
-        apply_default_css=False,
-        elem_classes="air-wire",
-        elem_id=f"wire-{name}",
-    )
-
-
-def panel(name: str, *more: str) -> gr.Column:
-    """A panel of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened."""
-    return gr.Column(elem_id=f"panel-{name}", elem_classes=["air-panel", "air-page", *more])
-
-
-def card(*more: str) -> gr.Column:
-    return gr.Column(elem_classes=["air-card", *more])
+    script = f"window.AIR.addWire({json.dumps(name)}, props, trigger, watch)  // 'submit' 'stop'"
+    return html(value, html_template="<i></i>", js_on_load=script, elem_classes="air-wire", elem_id=f"wire-{name}")
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -352,11 +340,12 @@ def build(engine: Engine) -> gr.Blocks:
                 trigger_mode="multiple", concurrency_limit=None,
             )  # fmt: skip
             line.stop(lambda: None, None, None, cancels=[asked], queue=False, api_visibility="private")
+        # Panels of the tab list that page.js draws; Gradio's own tabs mount their parts only when opened.
         # Solve and Explore show the same run, so they share its boards; style.css says what else either of them shows.
-        with panel("run"):
-            with card("at-setup", "in-solve"):
+        with gr.Column(elem_id="panel-run", elem_classes=["air-panel", "air-page"]):
+            with gr.Column(elem_classes=["air-card", "at-setup", "in-solve"]):
                 view("setup")
-            with card("at-stage"):
+            with gr.Column(elem_classes=["air-card", "at-stage"]):
                 view("loop")
                 with gr.Column(elem_classes="air-pairs"):
                     for run in "ab":  # this run, and one to compare with
@@ -367,20 +356,21 @@ def build(engine: Engine) -> gr.Blocks:
                     view("look", elem_classes="pair-look")
                 view("player")
                 view("verdict")
-            with card("at-edit", "in-solve"):
+            with gr.Column(elem_classes=["air-card", "at-edit", "in-solve"]):
                 board("editor", task)
                 view("tools")
-            with card("at-side", "in-explore"):
+            with gr.Column(elem_classes=["air-card", "at-side", "in-explore"]):
                 view("whatif")
                 view("charts")
-        with panel("learn", "air-hidden"):
-            with card():
-                gr.HTML(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>', apply_default_css=False)
+        with gr.Column(elem_id="panel-learn", elem_classes=["air-panel", "air-page", "air-hidden"]):
+            with gr.Column(elem_classes="air-card"):
+                html(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>')
             for name in ("figure", "measured"):
-                with card():
+                with gr.Column(elem_classes="air-card"):
                     view(name)
-        with panel("share", "air-hidden"), card():
-            view("share")
+        with gr.Column(elem_id="panel-share", elem_classes=["air-panel", "air-page", "air-hidden"]):
+            with gr.Column(elem_classes="air-card"):
+                view("share")
         for function in (solve, think, rollout, what_if):
             gr.api(function, api_name=function.__name__, concurrency_limit=None)
     demo.queue(max_size=256, default_concurrency_limit=2)
@@ -391,12 +381,11 @@ def launch(demo: gr.Blocks, **overrides: Any) -> Any:
     """Start the server; loopback unless GRADIO_SERVER_NAME says otherwise."""
     scripts = "\n".join((STATIC / name).read_text() for name in ("share.js", "stage.js", "page.js"))
     icon = urllib.parse.quote((STATIC / "icon.svg").read_text().strip())
+    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     return demo.launch(
         head=f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{icon}"><script>{scripts}</script>',
         css=(STATIC / "style.css").read_text(),
-        theme=gr.themes.Base(
-            font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
         ssr_mode=False,
         share=False,
         allowed_paths=[],
@@ -417,8 +406,7 @@ def main() -> int:
         return 1
     engine.learn_to_rate()
     demo = build(engine)
-    names = ", ".join(engine.checkpoints)
-    print(f"AIR Space with {names}", flush=True)
+    print(f"AIR Space with {', '.join(engine.checkpoints)}", flush=True)
     _, url, _ = launch(demo, prevent_thread_lock=True)
     print(f"Running on {url}", flush=True)
     demo.block_thread()

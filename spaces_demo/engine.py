@@ -15,6 +15,7 @@ All computing is `solve_puzzles` on `AirModel.solve`; the updates come out throu
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -179,8 +180,8 @@ class Engine:
                 key = f"no-{kind}-model"
                 self.vacant[key] = Checkpoint(key, None, AirConfig(task=kind, grid_height=side), vacant=True)
         self.carries = Carries()
-        self.lock = threading.RLock()
-        self.resized: OrderedDict[str, Checkpoint] = OrderedDict()
+        self.lock = threading.Lock()
+        self.resized = functools.lru_cache(3)(lambda base, task: in_size(self.model(base), task))  # masks are large
         self.rate: Callable[[np.ndarray], int] | None = None
 
     def checkpoint(self, key: str) -> Checkpoint:
@@ -201,28 +202,23 @@ class Engine:
             return checkpoint
         if not takes_size(checkpoint.config, task) or min(task.height, task.width) < 4:
             raise ValueError(f"{checkpoint.key} takes no {title(task)} here; mazes have 4 to {MOST_SIDE} rows.")
+        size = {"grid_height": task.height, "grid_width": task.width}
+        config = AirConfig.from_dict(checkpoint.config.to_dict() | size)
         key = f"{checkpoint.key}@{task.height}x{task.width}"
-        with self.lock:
-            if key not in self.resized:
-                size = {"grid_height": task.height, "grid_width": task.width}
-                config = AirConfig.from_dict(checkpoint.config.to_dict() | size)
-                self.resized[key] = Checkpoint(key, checkpoint.source, config, base=checkpoint.key)
-                while len(self.resized) > 3:  # their masks are large
-                    self.resized.popitem(last=False)
-            return self.resized[key]
+        return Checkpoint(key, checkpoint.source, config, base=checkpoint.key)
 
     def model(self, key: str) -> AirModel:
         """The model of a checkpoint, loaded once."""
         checkpoint = self.checkpoint(key)
+        if checkpoint.base:
+            return self.resized(checkpoint.base, checkpoint.task)
         with self.lock:
-            if checkpoint.model is None and checkpoint.base:
-                checkpoint.model = in_size(self.model(checkpoint.base), checkpoint.task)
-            elif checkpoint.model is None and checkpoint.trained:
+            if checkpoint.model is None and checkpoint.trained:
                 checkpoint.model = load_model(checkpoint.source)
             elif checkpoint.model is None:
                 torch.manual_seed(0)
                 checkpoint.model = AirModel(checkpoint.config).eval()
-        return checkpoint.model
+            return checkpoint.model
 
     def at_work(self, job: Job) -> tuple[AirModel, GridTask, np.ndarray]:
         """What a job computes with: its model, the task, and the puzzle's tokens (S,)."""
@@ -233,12 +229,11 @@ class Engine:
         """A checkpoint, or the vacant place of a kind of puzzle that has none."""
         return self.vacant.get(key) or self.checkpoint(key)
 
-    def read(self, text: Any, prefer: str | None = None, vacant: bool = False) -> tuple[Checkpoint, np.ndarray]:
-        """A visitor's text -> the checkpoint that fits it (the preferred one if it does) and the tokens.
+    def read(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray]:
+        """A visitor's text -> the checkpoint that fits it (the preferred one if it does) or a vacant one, and tokens.
 
         Raises:
-            ValueError: a sentence about what is wrong, where; also for a puzzle that only a vacant place fits, unless
-                `vacant` asks for those too.
+            ValueError: a sentence about what is wrong, where.
         """
         if not isinstance(text, str):
             raise ValueError(f"A puzzle is text, got {type(text).__name__}.")
@@ -257,8 +252,6 @@ class Engine:
             for checkpoint in order:
                 if task == checkpoint.task or not checkpoint.vacant and takes_size(checkpoint.config, task):
                     task.check_solvable(tokens)
-                    if checkpoint.vacant and not vacant:
-                        raise ValueError(checkpoint.missing)
                     return self.in_size(checkpoint, task), tokens
         if any(takes_size(c.config, make_task("maze", MOST_SIDE)) for c in known):
             solves += f", and mazes of other sizes to {MOST_SIDE}×{MOST_SIDE}"
@@ -273,7 +266,7 @@ class Engine:
             ValueError: as `read`.
         """
         try:
-            checkpoint, tokens = self.read(text, prefer, vacant=True)
+            checkpoint, tokens = self.read(text, prefer)
             return checkpoint, tokens, checkpoint.missing
         except ValueError:
             if not isinstance(text, str) or len(text) > MAX_TEXT:
@@ -282,8 +275,9 @@ class Engine:
             with contextlib.suppress(ValueError):  # it holds no puzzles: then the text is at fault as a whole
                 for number, puzzle in enumerate(puzzles_in(io.BytesIO(text.encode()), "The text", tasks), start=1):
                     with contextlib.suppress(ValueError):
-                        found = self.read(as_text(puzzle), prefer)
-                        return *found, f"This is puzzle {number} of the text; the rest was left out."
+                        checkpoint, tokens = self.read(as_text(puzzle), prefer)
+                        if not checkpoint.vacant:
+                            return checkpoint, tokens, f"This is puzzle {number} of the text; the rest was left out."
             raise
 
     def job(self, text: Any, settings: dict[str, Any] | None = None) -> Job:
@@ -297,6 +291,8 @@ class Engine:
         if prefer := settings.get("checkpoint") or None:
             self.checkpoint(str(prefer))
         checkpoint, tokens = self.read(text, prefer)
+        if checkpoint.vacant:
+            raise ValueError(checkpoint.missing)
         given = {field: _allowed(k, settings[k], may) for k, (field, may) in SETTINGS.items() if k in settings}
         job = Job(checkpoint.task.decode(tokens), checkpoint.key, **given)
         if job.nodes and checkpoint.task.name != "sudoku":
@@ -595,7 +591,7 @@ class Shift:
             raise KeyboardInterrupt  # ends a search with the best answer so far
 
     def end(self, answers: Answers) -> dict[str, Any]:
-        job, checkpoint = self.job, self.engine.checkpoint(self.job.checkpoint)
+        job, seconds, checkpoint = self.job, self.seconds, self.engine.checkpoint(self.job.checkpoint)
         answer = describe(self.task, self.puzzle, answers, 0)
         may_be_solved = not answer["solved"] and answer["solutions"] not in (0, "several")
         answer["confidence"] = round(answer["confidence"], 6)
@@ -608,7 +604,7 @@ class Shift:
             "odds": self.engine.odds(checkpoint, self.puzzle) if checkpoint.trained and may_be_solved else "",
             "puzzle": job.puzzle,
             "view": int(answers.view[0]),
-            "seconds": round(self.seconds, 3),
+            "seconds": round(seconds, 3),
             "checkpoint": job.checkpoint,
             "task": title(self.task),
             "settings": {field: getattr(job, field) for field, _ in SETTINGS.values()},

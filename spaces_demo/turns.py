@@ -3,7 +3,6 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from itertools import zip_longest
 
 MAX_WAITING = 64  # jobs of all visitors together
@@ -68,16 +67,13 @@ class Turns:
                     del self.lines[visitor]
             raise
 
-    async def step_aside(self, visitor: str) -> AsyncIterator[int]:
-        """Give the turn to those who wait and wait for it anew; ends at once where nobody waits.
+    def step_aside(self, visitor: str) -> AsyncIterator[int]:
+        """Give the turn to those who wait, if any, and wait for it anew.
 
         A caller who leaves while it waits has no turn to release.
         """
-        if self.lines:
-            self.release()
-            async with aclosing(self.wait(visitor, limited=False)) as places:
-                async for place in places:
-                    yield place
+        self.release()
+        return self.wait(visitor, limited=False)
 
     def release(self) -> None:
         """End of a turn: the next one has it."""
