@@ -65,9 +65,8 @@ LESSONS: dict[str, Events] = {}  # a prepared run per checkpoint, which the page
 LESSON_SEED = 7
 
 
-def on_gpu(function: Any) -> Any:
-    """ZeroGPU lends a GPU for the duration of the decorated call; elsewhere nothing changes."""
-    return function if spaces is None else spaces.GPU(duration=60)(function)
+# ZeroGPU lends a GPU for the duration of a call; elsewhere nothing changes.
+on_gpu = spaces.GPU(duration=60) if spaces else lambda function: function
 
 
 @on_gpu
@@ -179,15 +178,14 @@ def on_attention(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
 
 async def on_puzzle(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """A new puzzle, or a visitor's text read into the grid."""
-    found = await asyncio.to_thread(puzzle_for, data)
-    yield [{"t": "puzzle", **found, "about": ENGINE.describe(ENGINE.place(found["checkpoint"]))}]
+    yield [await asyncio.to_thread(puzzle_for, data)]
 
 
 def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
-    action, text, more = data.get("action"), data.get("text"), {}
+    action, text, note, halt = data.get("action"), data.get("text"), "", None
     if action == "new":
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
-        tokens, note = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng()), ""
+        tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
     elif action == "link":
         checkpoint, tokens = ENGINE.read(text)
         note = checkpoint.missing
@@ -199,10 +197,11 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
                 except ValueError as error:  # links live longer than names of checkpoints
                     settings, note = settings | {"checkpoint": None}, f"{error} {checkpoint.key} took its puzzle."
             job = ENGINE.job(text, settings)
-            checkpoint, more = ENGINE.checkpoint(job.checkpoint), {"halt": job.halt}
+            checkpoint, halt = ENGINE.checkpoint(job.checkpoint), job.halt
     else:
         checkpoint, tokens, note = ENGINE.read_loosely(text, data.get("checkpoint"))
-    return {"puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key, "note": note, **more}
+    answer = {"t": "puzzle", "puzzle": checkpoint.task.decode(tokens), "checkpoint": checkpoint.key}
+    return {**answer, "note": note, "halt": halt, "about": ENGINE.describe(checkpoint)}
 
 
 async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:

@@ -121,21 +121,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Job:
-    """What one visitor asks of a model.
-
-    puzzle: text; checkpoint: its key; halt: "q" or "max"; max_act_steps: 0 = the model's own number; freeze: "none",
-    "z_h" or "z_l", held from the ACT step `freeze_from` (counted from 0) on; attempts: symmetric views; nodes: of
-    a search by pins, 0 = none.
-    """
+    """What one visitor asks of a model."""
 
     puzzle: str
-    checkpoint: str
-    halt: str = "q"
-    max_act_steps: int = 0
-    freeze: str = "none"
-    freeze_from: int = 0
-    attempts: int = 1
-    nodes: int = 0
+    checkpoint: str  # its key
+    halt: str = "q"  # or "max"
+    max_act_steps: int = 0  # 0: the model's own number
+    freeze: str = "none"  # or "z_h" or "z_l"
+    freeze_from: int = 0  # the ACT step, counted from 0, from which on that state is held
+    attempts: int = 1  # symmetric views
+    nodes: int = 0  # of a search by pins; 0: none
 
 
 class Stopped(Exception):
@@ -288,7 +283,7 @@ class Engine:
         known = {"checkpoint", *SETTINGS}
         if unknown := sorted(str(k)[:40] for k in set(settings) - known):
             raise ValueError(f"Unknown settings {unknown}. Known: {', '.join(sorted(known))}.")
-        if prefer := settings.get("checkpoint") or None:
+        if prefer := settings.get("checkpoint"):
             self.checkpoint(str(prefer))
         checkpoint, tokens = self.read(text, prefer)
         if checkpoint.vacant:
