@@ -408,6 +408,14 @@ def test_the_odds_are_those_of_the_puzzles_own_difficulty():
     )
 
 
+def test_a_difficulty_that_was_not_evaluated_has_the_odds_of_all():
+    checkpoint = Checkpoint("nine", "memory", tiny_config("Lx_H", grid_height=9), 0.25)
+    checkpoint.by_rating = {"single": [{"rating": name, "n": 8, "exact_accuracy": 1.0} for name in ("0", "unrated")]}
+    engine = Engine([checkpoint])
+    engine.rate = lambda tokens: 5
+    assert engine.odds(checkpoint, np.ones(81, np.uint8)).startswith("Over all difficulties, this model solves 25 %")
+
+
 def test_faults_of_a_refused_answer_are_the_cells_that_break_a_rule():
     sudoku, maze = make_task("sudoku", 4), make_task("maze", 4)
     assert faults(sudoku, sudoku.encode("1.1." + "." * 12)) == [0, 2]
