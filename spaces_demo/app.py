@@ -39,7 +39,7 @@ import time
 import traceback
 import urllib.parse
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -48,7 +48,7 @@ import gradio as gr
 import numpy as np
 
 from air_model.attempts_air import NODES
-from air_model.spaces_demo.engine import Engine, Job, attention, find_checkpoints, run
+from air_model.spaces_demo.engine import Engine, Events, Job, Stream, attention, find_checkpoints, run
 from air_model.spaces_demo.examples import new_puzzle, usual_level
 from air_model.spaces_demo.turns import Turns
 
@@ -56,7 +56,6 @@ from air_model.spaces_demo.turns import Turns
 # by one. Short at first, so that something moves at once; each one costs the server and the browser time.
 FIRST_PACE, PACE = 0.05, 0.25
 STATIC = Path(__file__).parent / "static"
-Events = list[dict[str, Any]]  # as `engine.run` yields them
 
 ENGINE: Engine
 TURNS = Turns()
@@ -70,13 +69,13 @@ on_gpu = spaces.GPU(duration=60) if spaces else lambda function: function
 
 
 @on_gpu
-def run_here(job: Job, frames: bool) -> Iterator[Events]:
+def run_here(job: Job, frames: bool) -> Stream:
     # With ZeroGPU the work happens in another process, which lends its turn to nobody.
     yield from run(ENGINE, job, frames, pauses=spaces is None)
 
 
 @on_gpu
-def attention_here(job: Job, step: Any, cell: Any) -> Iterator[Events]:
+def attention_here(job: Job, step: Any, cell: Any) -> Stream:
     yield [{"t": "attention", **attention(ENGINE, job, step, cell)}]
 
 
@@ -88,7 +87,7 @@ def waiting(place: int) -> dict[str, Any]:
     return {"t": "wait", "place": place, "seconds": round(place * sum(SLICES) / len(SLICES), 1)}
 
 
-async def in_turns(stream: Iterator[Events], visitor: str) -> AsyncIterator[Events]:
+async def in_turns(stream: Stream, visitor: str) -> AsyncIterator[Events]:
     """Wait for a turn, then let the model work; {"t": "wait", ...} is told while others have theirs."""
     async with aclosing(TURNS.wait(visitor)) as places:
         async for place in places:

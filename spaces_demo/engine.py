@@ -24,7 +24,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ KINDS = {"sudoku": "Sudoku", "maze": "Maze"}
 VACANT_SIZES = {"sudoku": 9, "maze": 12}
 SIZES = (12, 20, 30, 40, 60, MOST_SIDE)  # of mazes to choose from; 30 is the benchmark's
 NINE = make_task("sudoku", 9)  # the Sudokus that are rated
+Events = list[dict[str, Any]]
+Stream = Generator[Events, None, None]
 # What a visitor may set: the field of `Job`, and its choices or whole numbers.
 SETTINGS: dict[str, tuple[str, tuple[str, ...] | range]] = {
     "halt": ("halt", ("q", "max")),
@@ -476,7 +478,7 @@ def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def run(engine: Engine, job: Job, frames: bool = True, pauses: bool = False) -> Iterator[list[dict[str, Any]]]:
+def run(engine: Engine, job: Job, frames: bool = True, pauses: bool = False) -> Stream:
     """Run a job and yield its events as they happen; the model works in a thread of its own meanwhile.
 
     Each list holds what happened since the last one, so a slow reader gets fewer and longer lists. Closing the
