@@ -398,7 +398,7 @@ def launch(demo: gr.Blocks, **overrides: Any) -> Any:
 def main() -> int:
     try:
         engine = Engine(find_checkpoints(os.environ.get("AIR_MODEL")))
-        engine.model(engine.default)
+        engine.model(next(iter(engine.checkpoints)))
     except (ValueError, OSError) as error:
         print(f"app: {error}", file=sys.stderr)
         return 1

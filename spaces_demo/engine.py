@@ -170,7 +170,6 @@ class Engine:
     def __init__(self, checkpoints: list[Checkpoint]) -> None:
         assert checkpoints, "an engine without checkpoints"
         self.checkpoints = {c.key: c for c in checkpoints}
-        self.default = checkpoints[0].key
         self.vacant: dict[str, Checkpoint] = {}
         for kind, side in VACANT_SIZES.items():
             if kind not in {c.config.task for c in checkpoints}:
@@ -190,11 +189,7 @@ class Engine:
         return self.checkpoints[key]
 
     def in_size(self, checkpoint: Checkpoint, task: GridTask) -> Checkpoint:
-        """The same model for mazes of another size.
-
-        Raises:
-            ValueError: it cannot compute them.
-        """
+        """The same model for mazes of another size; ValueError where it cannot compute them."""
         if task == checkpoint.task:
             return checkpoint
         if not takes_size(checkpoint.config, task) or min(task.height, task.width) < 4:
@@ -229,8 +224,7 @@ class Engine:
     def read(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray]:
         """A visitor's text -> the checkpoint that fits it (the preferred one if it does) or a vacant one, and tokens.
 
-        Raises:
-            ValueError: a sentence about what is wrong, where.
+        A text that is none raises a ValueError, which says what is wrong, where.
         """
         if not isinstance(text, str):
             raise ValueError(f"A puzzle is text, got {type(text).__name__}.")
@@ -238,7 +232,7 @@ class Engine:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
         if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
-        known = sorted(self.checkpoints.values(), key=lambda c: c.key != (prefer or self.default))
+        known = sorted(self.checkpoints.values(), key=lambda c: c.key != prefer)
         order = [*known, *self.vacant.values()]
         solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
@@ -255,13 +249,7 @@ class Engine:
         raise ValueError(f"This is a {title(found[0][0])}; this page solves {solves}.")
 
     def read_loosely(self, text: Any, prefer: str | None = None) -> tuple[Checkpoint, np.ndarray, str]:
-        """As `read` for drawing; of a file of several puzzles (a CSV or JSON too), the first that fits.
-
-        The note says what was done.
-
-        Raises:
-            ValueError: as `read`.
-        """
+        """As `read`; of a file of several puzzles (a CSV or JSON too), the first that fits. A note says which."""
         try:
             checkpoint, tokens = self.read(text, prefer)
             return checkpoint, tokens, checkpoint.missing
@@ -365,12 +353,10 @@ class Engine:
     def catalog(self) -> dict[str, Any]:
         """What the page must know about its checkpoints and tasks."""
         return {
-            "default": self.default,
             "checkpoints": [self.describe(c) for c in self.checkpoints.values()],
             "vacant": [self.describe(c) for c in self.vacant.values()],
             "measured": json.loads((Path(__file__).parent / "static" / "findings.json").read_text()),
             "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS, "nodes": NODES},
-            "version": air_model.__version__,
         }
 
 
@@ -489,17 +475,14 @@ def run(engine: Engine, job: Job, frames: bool = True, pauses: bool = False) -> 
     worker = threading.Thread(target=shift.work, args=(frames,), name="air-solve", daemon=True)
     worker.start()
     try:
-        while True:
+        events: Events = []
+        while not events or events[-1]["t"] != "end":
             events = [shift.events.get()]
             while not shift.events.empty():
                 events.append(shift.events.get())
             if isinstance(events[-1], Exception):
                 raise events[-1]
-            ended = events[-1] is None
-            if events := events[: len(events) - ended]:
-                yield events
-            if ended:
-                return
+            yield events
             if events[-1]["t"] == "pause":
                 shift.go.release()
     finally:
@@ -513,7 +496,7 @@ class Shift:
 
     def __init__(self, engine: Engine, job: Job, pauses: bool) -> None:
         self.engine, self.job, self.pauses = engine, job, pauses
-        self.events: queue.SimpleQueue = queue.SimpleQueue()  # at the end None, or what went wrong
+        self.events: queue.SimpleQueue = queue.SimpleQueue()  # also, at its end, what went wrong
         self.stop, self.go = threading.Event(), threading.Semaphore(0)
         self.worked, self.since = 0.0, time.perf_counter()
         self.view = -1  # the attempt that is being told
@@ -537,7 +520,6 @@ class Shift:
         try:
             self.model, self.task, self.puzzle = self.engine.at_work(self.job)
             self.events.put(self.end(self.solve(frames)))
-            self.events.put(None)
         except Exception as error:  # for the reader, who is in another thread; after a stop nobody reads it
             self.events.put(error)
 

@@ -111,7 +111,7 @@ window.AIR = window.AIR || (() => {
     openTab("Solve");
     const link = new URLSearchParams(location.search);
     const wanted = S.catalog.checkpoints.find((c) => c.key === link.get("checkpoint"));
-    choose((wanted || S.catalog.checkpoints.find((c) => c.key === S.catalog.default)).key);
+    choose((wanted || S.catalog.checkpoints[0]).key);
     if (link.get("puzzle")) fromLink(link);
     else prepared(S.ck.key);
     document.documentElement.dataset.air = "ready";
