@@ -232,7 +232,8 @@ class Engine:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
         if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
-        known = sorted(self.checkpoints.values(), key=lambda c: c.key != prefer)
+        # "KEY@7x7" prefers the model KEY as well.
+        known = sorted(self.checkpoints.values(), key=lambda c: not f"{prefer}@".startswith(f"{c.key}@"))
         order = [*known, *self.vacant.values()]
         solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:

@@ -449,6 +449,14 @@ def test_a_maze_of_another_size_is_read_and_run_by_the_model_that_takes_it():
     assert make_engine().job(",".join("1" + "0" * 15)).puzzle == FOUR
 
 
+def test_of_two_models_that_take_a_size_the_chosen_one_runs():
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    two = Engine([Checkpoint(key, "memory", config) for key in ("one", "two")])
+    maze = "S......\n" + ".......\n" * 5 + "......G"
+    chosen = {key: two.job(maze, {"checkpoint": key}).checkpoint for key in ("one", "two", "one@7x7", "two@7x7")}
+    assert chosen == {"one": "one@7x7", "two": "two@7x7", "one@7x7": "one@7x7", "two@7x7": "two@7x7"}
+
+
 def test_one_who_waits_is_told_when_the_turn_may_come(monkeypatch):
     monkeypatch.setattr(app, "SLICES", deque([1.0, 3.0]))
     assert app.waiting(2) == {"t": "wait", "place": 2, "seconds": 4.0}
