@@ -14,16 +14,11 @@ class Busy(ValueError):
 
 
 class Turns:
-    """Round robin over visitors.
-
-    A visitor who sends ten jobs waits behind one who sends a single job after the first of the ten:
+    """Round robin over visitors: ten jobs of one wait behind a single job of another, sent after the first of the ten.
 
         async for place in turns.wait("visitor"):   # 3, 2, 1: a place in line, then the turn is ours
             ...
-        try:
-            work()
-        finally:
-            turns.release()
+        turns.release()                             # whatever became of the work
 
     All methods run on one event loop.
     """
