@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from bench import arguments, headed, in_sentences, save_each
 
-import air_model.attempts_air as pins_air
+from air_model import attempts_air
 from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders import load_puzzles
@@ -57,7 +57,7 @@ def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[st
     if way == "classical":
         solve_classically(puzzles.inputs[:1], task, 1, 1)  # numba compiles
         work = partial(solve_classically, puzzles.inputs, task, 1, 1)
-    with mock.patch.object(attempts_air, "_split", uniform if way == "uniform" else pins_air._split):
+    with mock.patch.object(attempts_air, "_split", uniform if way == "uniform" else attempts_air._split):
         clock, start = time.perf_counter(), time.process_time()
         answers = work()
         spent = {"cpu_seconds_a_puzzle": time.process_time() - start, "seconds_a_puzzle": time.perf_counter() - clock}
