@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from air_model.analysis.common import Study, in_chunks, interval
+from air_model.analysis.common import Filled, Study, interval, over_puzzles
 from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask
 from air_model.solving_air import AirUpdate
@@ -62,13 +62,6 @@ class Geometry:
         return cls((*masses, "entropy", "violation"), classes, order, weights, tuple(masses.values()), not sudoku)
 
 
-def query_mask(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """(N, S) bool: cells that count as queries: open cells of the puzzle; in a maze, those on the label's path."""
-    if task.name == "maze":
-        return labels == task.PATH
-    return inputs == task.blank_token
-
-
 def checked_steps(model: AirModel, steps: Sequence[int] | None) -> tuple[int, ...]:
     """ACT steps to look at, counted from 0; by default those of the paper that the model has.
 
@@ -103,33 +96,30 @@ def num_paired_layers(model: AirModel) -> int:
     return min(config.l_layers or config.num_hidden_layers, config.h_layers or config.num_hidden_layers)
 
 
-class _PairWatcher:
-    """Catches queries and keys of the first L- and the first H-update of chosen ACT steps.
+def watch_pairs(study: Study, steps: Sequence[int], on_pair: Callable[..., None]) -> None:
+    """Solve, and call `on_pair(rows, at, z_h, l, h)` after the first H-update of each of these ACT steps.
 
-    Used as attention observer and as hook at once; calls `on_pair(rows, at, z_h, l, h)` after the H-update, with `at`
-    the position of the ACT step in `steps` (that of all rows: every step is run), and l, h: {layer: (q, k, scaling)}.
+    `at` is the step's position in `steps`; l, h: {layer: (q, k, scaling)} of the step's first L- and first H-update.
     """
+    schedule = study.config.schedule
+    # A step may be given up for lack of memory and begin again: whatever came last for a layer counts.
+    calls: dict[int, tuple[Tensor, Tensor, float]] = {}
+    pair: dict[str, dict[int, tuple[Tensor, Tensor, float]]] = {}
 
-    def __init__(self, model: AirModel, steps: Sequence[int], on_pair: Callable[..., None]):
-        schedule = model.config.schedule
-        self.first_l, self.first_h = schedule.index("l"), schedule.index("h")
-        self.steps, self.on_pair = list(steps), on_pair
-        # A step may be given up for lack of memory and begin again: whatever came last for a layer counts.
-        self.calls: dict[int, tuple[Tensor, Tensor, float]] = {}
-        self.l_calls: dict[int, tuple[Tensor, Tensor, float]] = {}
+    def observe(layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
+        calls[layer] = q, k, scaling
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, scaling: float) -> None:
-        self.calls[layer] = (q, k, scaling)
+    def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+        step = int(update.steps[0])  # of all rows: every step is run
+        if step in steps and update.index == schedule.index(update.level):
+            pair[update.level] = dict(calls)
+            if update.level == "h":
+                on_pair(update.rows, steps.index(step), z_h, **pair)
+                pair.clear()
+        calls.clear()
 
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        calls, self.calls = self.calls, {}
-        if int(update.steps[0]) not in self.steps:
-            self.l_calls = {}
-        elif update.index == self.first_l:
-            self.l_calls = calls
-        elif update.index == self.first_h:
-            self.on_pair(update.rows, self.steps.index(int(update.steps[0])), z_h, self.l_calls, calls)
-            self.l_calls = {}
+    with study.model.observe_attention(observe):
+        study.solve(hook=hook, max_act_steps=max(steps) + 1)
 
 
 def attention_rows(
@@ -147,19 +137,14 @@ def attention_rows(
         (B, H, Q, S) float64, and (B, H, Q) bool: rows whose cells held no mass at all, set to uniform as the published
         numbers have it (softmax in float32 can round every cell to 0 where a prefix position takes all).
     """
-    offset = q.shape[2] - cells
     if queries is None:
-        q = q[:, :, offset:]
-    else:
-        index = (queries + offset)[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
-        q = q.gather(2, index)
+        queries = torch.arange(cells, device=q.device).expand(len(q), -1)
+    offset = q.shape[2] - cells
+    at = queries + offset
+    q = q.gather(2, at[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
     scores = q.float() @ k.float().transpose(2, 3) * scaling
     if seen is not None:
-        if queries is None:
-            seen = seen[:, :, offset:]
-        else:
-            seen = seen[0].transpose(0, 1)[queries + offset].transpose(1, 2)  # (B, H, Q, T)
-        scores = scores.masked_fill(~seen, -torch.inf)
+        scores = scores.masked_fill(~seen[0][:, at].transpose(0, 1), -torch.inf)
     probs = torch.softmax(scores, dim=-1)[..., offset:].double()
     total = probs.sum(-1, keepdim=True)
     empty = total <= 0
@@ -167,14 +152,12 @@ def attention_rows(
     return probs, empty.squeeze(-1)
 
 
-def row_metrics(
-    probs: Tensor, near: Tensor, weights: Tensor, faults: Tensor, near_faults: Tensor, local_faults: bool
-) -> Tensor:
+def row_metrics(probs: Tensor, near: Tensor, weights: Tensor, faults: Tensor, near_faults: Tensor | None) -> Tensor:
     """Masses, entropy and violation mass of attention rows.
 
     Args:
         probs: (B, H, Q, S), rows sum to 1. near: (B, Q, J) neighbour cells. weights: (B, Q, J, K).
-        faults: (B, S) 0 or 1. near_faults: (B, Q, J): weight of a fault among the neighbours (0 or 1).
+        faults: (B, S) 0 or 1. near_faults: (B, Q, J), 1 where a neighbour's fault counts; None where all faults do.
 
     Returns:
         (B, H, Q, K + 2): the K neighbourhood masses (not divided), entropy / log S, violation mass.
@@ -182,10 +165,10 @@ def row_metrics(
     beside = probs.gather(-1, near[:, None].expand(-1, probs.shape[1], -1, -1))  # (B, H, Q, J)
     masses = torch.einsum("bhqj,bqjk->bhqk", beside, weights)
     entropy = torch.special.entr(probs).sum(-1) / math.log(max(probs.shape[-1], 2))
-    if local_faults:
-        violation = torch.einsum("bhqj,bqj->bhq", beside, near_faults)
-    else:
+    if near_faults is None:
         violation = torch.einsum("bhqs,bs->bhq", probs, faults)
+    else:
+        violation = torch.einsum("bhqj,bqj->bhq", beside, near_faults)
     return torch.cat([masses, entropy.unsqueeze(-1), violation.unsqueeze(-1)], dim=-1)
 
 
@@ -193,87 +176,63 @@ class _Accumulator:
     """Contrasts of one chunk of puzzles, on the model's device until the chunk is done."""
 
     def __init__(self, part: Study, steps: Sequence[int], geometry: Geometry):
-        self.study, self.task, self.geometry = part, part.task, geometry
-        config, device = part.config, part.device
-        inputs = part.inputs.numpy()
-        labels = None if part.labels is None else part.labels.numpy()
-        mask = query_mask(part.task, inputs, labels)
-        width = max(1, int(mask.sum(-1).max()))
-        order = np.argsort(~mask, axis=-1, kind="stable")[:, :width]
-        self.queries = torch.from_numpy(order).to(device)  # (n, Q)
-        self.valid = torch.from_numpy(np.take_along_axis(mask, order, -1)).to(device)
-        self.labels = None if part.labels is None else part.labels.to(device)
-        self.neighbours = torch.from_numpy(geometry.neighbours).to(device)
-        self.weights = torch.from_numpy(geometry.weights).to(device)
-        self.peers = torch.from_numpy(part.task.peers).to(device).double()
-        self.divisors = torch.tensor([*geometry.divisors, 1.0, 1.0], dtype=torch.float64, device=device)
-        n, s, layers, m = len(part), len(steps), num_paired_layers(part.model), len(geometry.metrics)
-        heads = config.num_attention_heads
+        self.study, self.task, self.local_faults = part, part.task, geometry.local_faults
+        self.layers, self.heads = num_paired_layers(part.model), part.config.num_attention_heads
+        inputs, self.labels = part.inputs.numpy(), None if part.labels is None else part.labels.numpy()
+        # Queries are the open cells of the puzzle; in a maze, those on the label's path.
+        mask = self.labels == self.task.PATH if self.task.name == "maze" else inputs == self.task.blank_token
+        order = np.argsort(~mask, axis=-1, kind="stable")[:, : max(1, int(mask.sum(-1).max()))]
+        constants = order, np.take_along_axis(mask, order, -1), geometry.neighbours, geometry.weights, self.task.peers
+        tensors = [torch.from_numpy(values).to(part.device) for values in constants]
+        self.queries, self.valid, self.neighbours, self.weights, peers = tensors  # the first two (n, Q)
+        self.peers = peers.double()
+        self.divisors = torch.tensor([*geometry.divisors, 1.0, 1.0], dtype=torch.float64, device=part.device)
+        self.kept = Filled(len(part), len(steps), self.layers)
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.mean = zeros(n, s, layers, width, m)
-        self.best = zeros(n, s, layers, width, m)
-        self.beside_fault = zeros(n, s, width, dtype=torch.bool)
-        self.head_sum, self.head_square = zeros(n, s, layers, 2, heads, m), zeros(n, s, layers, 2, heads, m)
-        self.empty_rows = zeros(n, s, layers, 2, dtype=torch.long)
-        # The TOP best (score, query number, head) of every puzzle, step and layer suffice for the search.
-        keep = min(TOP, width * heads)
-        self.score = torch.full((n, s, layers, keep), -torch.inf, dtype=torch.float64, device=device)
-        self.score_at = zeros(n, s, layers, keep, dtype=torch.long)
-
-    def faults(self, rows: Tensor, z_h: Tensor) -> Tensor:
-        """(B, S) bool: V, from z_H as decoded now."""
-        tokens = self.study.model.decode_state(z_h).argmax(-1)
-        if self.task.name == "sudoku":
-            return torch.from_numpy(self.task.conflicts(tokens.cpu().numpy())).to(z_h.device)
-        return tokens != self.labels[rows]
-
-    def __call__(self, rows: Tensor, at: int, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
-        task, g = self.task, self.geometry
-        faults = self.faults(rows, z_h).double()
+    def __call__(self, rows: Tensor, at: int, z_h: Tensor, l: dict, h: dict) -> None:  # noqa: E741
+        tokens = self.study.model.decode_state(z_h).argmax(-1).cpu().numpy()
+        wrong = self.task.conflicts(tokens, None if self.labels is None else self.labels[rows.cpu().numpy()])
+        faults = torch.from_numpy(wrong).to(z_h.device).double()  # (B, S), V
         adjacent = (faults @ self.peers.T > 0).gather(1, self.queries[rows])  # peers are symmetric
-        self.beside_fault[rows, at] = adjacent
-        heads, width = self.study.config.num_attention_heads, self.queries.shape[1]
-        size, seen = max(1, MAP_ELEMENTS // (heads * width * task.seq_len)), self.study.model.seen_by_heads
-        for start in range(0, len(rows), size):
-            some = slice(start, start + size)
-            r = rows[some]
-            queries = self.queries[r]
-            near = self.neighbours[queries]  # (b, Q, J)
-            weights = self.weights[queries]  # (b, Q, J, K)
-            near_faults = faults[some][:, None].expand(-1, width, -1).gather(2, near) * weights[..., 0]
-            for layer in range(self.mean.shape[2]):
-                values = []
-                for side, calls in enumerate((l_calls, h_calls)):
-                    q, k, scaling = calls[layer]
-                    probs, empty = attention_rows(q[some], k[some], scaling, queries, task.seq_len, seen)
-                    self.empty_rows[r, at, layer, side] = (empty & self.valid[r][:, None]).sum((1, 2))
-                    values.append(row_metrics(probs, near, weights, faults[some], near_faults, g.local_faults))
+        self.kept.put("beside_fault", adjacent, rows, at)
+        width, cells, seen = self.queries.shape[1], self.task.seq_len, self.study.model.seen_by_heads
+        size = max(1, MAP_ELEMENTS // (self.heads * width * cells))
+        for some in (slice(start, start + size) for start in range(0, len(rows), size)):
+            r, queries, near_faults = rows[some], self.queries[rows[some]], None
+            near, weights = self.neighbours[queries], self.weights[queries]  # (b, Q, J) and (b, Q, J, K)
+            if self.local_faults:
+                near_faults = faults[some][:, None].expand(-1, width, -1).gather(2, near) * weights[..., 0]
+            for layer in range(self.layers):
+                values, empty = [], []
+                for q, k, scaling in (l[layer], h[layer]):
+                    probs, nothing = attention_rows(q[some], k[some], scaling, queries, cells, seen)
+                    empty.append((nothing & self.valid[r][:, None]).sum((1, 2)))
+                    values.append(row_metrics(probs, near, weights, faults[some], near_faults))
                     del probs
-                self._store(r, at, layer, *values)
+                self._store((r, at, layer), adjacent[some], *values)
+                self.kept.put("empty_rows", torch.stack(empty, -1), r, at, layer)
 
-    def _store(self, r: Tensor, s: int, layer: int, l_values: Tensor, h_values: Tensor) -> None:
+    def _store(self, place: tuple, adjacent: Tensor, l_values: Tensor, h_values: Tensor) -> None:
         delta = l_values - h_values  # (b, H, Q, M)
         delta[..., -2] = -delta[..., -2]  # entropy is H - L
-        valid = self.valid[r][:, None]  # (b, 1, Q)
+        valid = self.valid[place[0]][:, None]  # (b, 1, Q)
         score = delta[..., 0] + delta[..., -1] + 0.5 * delta[..., -2]
         score = torch.where(valid, score, -torch.inf)
-        top = score.flatten(1).topk(self.score.shape[-1], dim=-1)
-        self.score[r, s, layer], self.score_at[r, s, layer] = top.values, top.indices
+        # The TOP best (score, query number, head) of every puzzle, step and layer suffice for the search.
+        top = score.flatten(1).topk(min(TOP, score[0].numel()), dim=-1)
         delta = delta / self.divisors * valid.unsqueeze(-1)
-        self.mean[r, s, layer] = delta.mean(1)
         best = score.argmax(1)[:, None, :, None].expand(-1, 1, -1, delta.shape[-1])
-        self.best[r, s, layer] = delta.gather(1, best).squeeze(1)
-        for c in range(2):
-            chosen = (valid & ((self.beside_fault[r, s] == (c == 0))[:, None])).unsqueeze(-1)
-            self.head_sum[r, s, layer, c] = (delta * chosen).sum(2)
-            self.head_square[r, s, layer, c] = (delta.square() * chosen).sum(2)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        names = ("mean", "best", "queries", "valid", "beside_fault", "head_sum", "head_square", "empty_rows")
-        return {name: getattr(self, name).cpu().numpy() for name in (*names, "score", "score_at")}
+        classes = [delta * which[:, None, :, None] for which in (adjacent, ~adjacent)]
+        values = {
+            "score": top.values,
+            "score_at": top.indices,
+            "mean": delta.mean(1),
+            "best": delta.gather(1, best).squeeze(1),
+            "head_sum": torch.stack([part.sum(2) for part in classes], 1),
+            "head_square": torch.stack([part.square().sum(2) for part in classes], 1),
+        }
+        for name, value in values.items():
+            self.kept.put(name, value, *place)
 
 
 @dataclass
@@ -295,7 +254,7 @@ class AttentionResult:
     head_sum: np.ndarray  # (N, steps, layers, classes, heads, metrics)
     head_square: np.ndarray
     empty_rows: np.ndarray  # (layers, 2): rows without any mass, in L and in H
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]]
 
     @property
     def layers(self) -> int:
@@ -323,17 +282,13 @@ class AttentionResult:
         for name, mask in self._classes().items():
             chosen = mask & here
             puzzles, index, counts = np.unique(self.puzzle[chosen], return_inverse=True, return_counts=True)
-            for layer in range(self.layers):
-                part = values[chosen, layer]
+            for layer, table in enumerate(out.values()):
+                columns = values[chosen, layer].T
                 if aggregation != "pooled":
-                    part = np.stack(
-                        [np.bincount(index, column, len(puzzles)) / np.maximum(counts, 1) for column in part.T], -1
-                    )
-                positive = not self.geometry.local_faults
-                metrics = {m: interval(part[:, i], positive) for i, m in enumerate(self.geometry.metrics)}
-                out[str(layer)][name] = {
-                    "n_queries": int(chosen.sum()), "n_puzzles": len(puzzles), "metrics": metrics,
-                }  # fmt: skip
+                    columns = [np.bincount(index, column, len(puzzles)) / np.maximum(counts, 1) for column in columns]
+                found = [interval(column, not self.geometry.local_faults) for column in columns]
+                metrics = dict(zip(self.geometry.metrics, found))
+                table[name] = {"n_queries": int(chosen.sum()), "n_puzzles": len(puzzles), "metrics": metrics}
         return out
 
     def by_step(self) -> dict[str, Any]:
@@ -348,14 +303,11 @@ class AttentionResult:
             total, square = (sums[:, :, :, c].sum((0, 1)) for sums in (self.head_sum, self.head_square))
             mean = total / max(n, 1)  # (layers, heads, metrics)
             variance = np.maximum(square - n * mean**2, 0) / max(n - 1, 1)
-            ci = 1.96 * np.sqrt(variance / max(n, 1))
-            for layer in range(self.layers):
-                out[str(layer)][name] = {
-                    str(head): {
-                        metric: {"mean": float(m), "ci95": float(e)} if n else {"mean": None, "ci95": None}
-                        for metric, m, e in zip(self.geometry.metrics, mean[layer, head], ci[layer, head])
-                    }
-                    for head in range(mean.shape[1])
+            ends = np.stack([mean, 1.96 * np.sqrt(variance / max(n, 1))], -1) if n else np.full((*mean.shape, 2), None)
+            for table, heads in zip(out.values(), ends):
+                table[name] = {
+                    str(head): {m: dict(zip(("mean", "ci95"), e)) for m, e in zip(self.geometry.metrics, metrics)}
+                    for head, metrics in enumerate(heads)
                 }
         return out
 
@@ -394,49 +346,32 @@ def attention_study(study: Study, steps: Sequence[int] | None = None) -> Attenti
         raise ValueError(
             "The attention study of a maze compares with the right answers, but these puzzles come without labels."
         )
-    work = lambda some, first: _chunk(some, first, steps, geometry)  # noqa: E731
-    parts = list(in_chunks(study, "attention", work, steps=steps, top=TOP))
-    merged: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    merged["empty_rows"] = sum(part["empty_rows"] for part in parts)
-    examples = merged["examples"]
-    examples = examples[np.argsort(-examples["score"], kind="stable")][:TOP]
-    merged["examples"] = [dict(zip(examples.dtype.names, example.tolist())) for example in examples]
-    return AttentionResult(geometry, steps, **merged)
-
-
-_EXAMPLE = np.dtype(
-    [("puzzle", "i8"), ("act_step", "i8"), ("layer", "i8"), ("head", "i8"), ("query", "i8"), ("score", "f8")]
-)
+    found = over_puzzles(study, "attention", lambda *some: _chunk(*some, steps, geometry), steps=steps, top=TOP)
+    best = np.argsort(-found["examples"]["score"], kind="stable")[:TOP]
+    found["examples"] = [{name: values[i].item() for name, values in found["examples"].items()} for i in best]
+    found["empty_rows"] = found["empty_rows"].sum((0, 1))
+    return AttentionResult(geometry, steps, **found)
 
 
 def _chunk(part: Study, first: int, steps: tuple[int, ...], geometry: Geometry) -> dict[str, np.ndarray]:
     """Rows of one chunk of puzzles; `first` is the number of its first puzzle."""
     store = _Accumulator(part, steps, geometry)
-    watcher = _PairWatcher(part.model, steps, store)
-    with part.model.observe_attention(watcher.observe):
-        part.solve(hook=watcher, max_act_steps=max(steps) + 1)
-    a = store.arrays()
-    valid = np.broadcast_to(a["valid"][:, None], a["beside_fault"].shape)
-    puzzle, step, query = np.nonzero(valid)
-    rows = {
-        "puzzle": puzzle + first,
-        "step": np.array(steps)[step],
-        "query": a["queries"][puzzle, query],
-        "beside_fault": a["beside_fault"][puzzle, step, query],
-    }
+    watch_pairs(part, steps, store)
+    kept, queries, valid = store.kept.arrays(), store.queries.cpu().numpy(), store.valid.cpu().numpy()
+    out = {name: kept[name] for name in ("head_sum", "head_square", "empty_rows")}
+    puzzle, at, query = np.nonzero(np.broadcast_to(valid[:, None], kept["beside_fault"].shape))
+    out |= {"puzzle": puzzle + first, "step": np.array(steps)[at], "query": queries[puzzle, query]}
+    out["beside_fault"] = kept["beside_fault"][puzzle, at, query]
     for name in ("mean", "best"):
-        rows[name] = a[name].transpose(0, 1, 3, 2, 4)[puzzle, step, query]
-    score = a["score"]
+        out[name] = kept[name].transpose(0, 1, 3, 2, 4)[puzzle, at, query]
+    score = kept["score"]
     order = np.argsort(-score, axis=None, kind="stable")[:TOP]
     order = order[np.isfinite(score.reshape(-1)[order])]
-    p, s, layer, _ = np.unravel_index(order, score.shape)
-    head, at = np.divmod(a["score_at"].reshape(-1)[order], a["queries"].shape[1])
-    columns = (p + first, np.array(steps)[s], layer, head, a["queries"][p, at], score.reshape(-1)[order])
-    examples = np.zeros(len(order), _EXAMPLE)
-    for name, column in zip(_EXAMPLE.names, columns):
-        examples[name] = column
-    heads = {name: a[name] for name in ("head_sum", "head_square")}
-    return {**rows, **heads, "empty_rows": a["empty_rows"].sum((0, 1)), "examples": examples}
+    puzzle, at, layer, _ = np.unravel_index(order, score.shape)
+    head, query = np.divmod(kept["score_at"].reshape(-1)[order], queries.shape[1])
+    columns = {"puzzle": puzzle + first, "act_step": np.array(steps)[at], "layer": layer, "head": head}
+    columns |= {"query": queries[puzzle, query], "score": score.reshape(-1)[order]}
+    return out | {f"examples|{name}": column for name, column in columns.items()}
 
 
 @dataclass
@@ -460,22 +395,15 @@ def attention_maps(study: Study, row: int, layer: int, head: int, steps: Sequenc
     ):
         if not 0 <= value < count:
             raise ValueError(f"There is no {what} {value}: the model has {count}, counted from 0.")
-    size, seen = study.task.seq_len, study.model.seen_by_heads
-    maps = {side: np.zeros((len(steps), size, size)) for side in "lh"}
-    decoded = np.zeros((len(steps), size), np.int64)
+    size, seen, one = study.task.seq_len, study.model.seen_by_heads, slice(head, head + 1)
+    seen = None if seen is None else seen[:, one]
+    kept = Filled(1, len(steps))
 
-    def keep(rows: Tensor, at: int, z_h: Tensor, l_calls: dict, h_calls: dict) -> None:
-        decoded[at] = study.model.decode_state(z_h).argmax(-1)[0].cpu().numpy()
-        for side, calls in (("l", l_calls), ("h", h_calls)):
-            q, k, scaling = calls[layer]
-            one = slice(head, head + 1)
-            probs, _ = attention_rows(
-                q[:, one], k[:, one], scaling, None, size, None if seen is None else seen[:, one]
-            )
-            maps[side][at] = probs[0, 0].cpu().numpy()
+    def keep(rows: Tensor, at: int, z_h: Tensor, **calls: dict) -> None:
+        kept.put("decoded", study.model.decode_state(z_h).argmax(-1), rows, at)
+        for side, (q, k, scaling) in ((side, layers[layer]) for side, layers in calls.items()):
+            probs, _ = attention_rows(q[:, one], k[:, one], scaling, None, size, seen)
+            kept.put(side, probs[:, 0], rows, at)
 
-    part = study.part(slice(row, row + 1))
-    watcher = _PairWatcher(study.model, steps, keep)
-    with study.model.observe_attention(watcher.observe):
-        part.solve(hook=watcher, max_act_steps=max(steps) + 1)
-    return AttentionMaps(maps["l"], maps["h"], decoded, steps)
+    watch_pairs(study.part(slice(row, row + 1)), steps, keep)
+    return AttentionMaps(**{name: values[0] for name, values in kept.arrays().items()}, steps=steps)

@@ -22,108 +22,91 @@ import torch
 from air_model.analysis import attention, figures, findings, freeze, geometry, plots, report, rollout
 from air_model.analysis.common import Study, markdown_table, number, plus_minus, variant_name, write_parquet
 from air_model.analysis.interventions import parse_intervention
-from air_model.processing_air import GridTask, make_task, task_from_config
+from air_model.datasets_builders.loading import load_for_models
+from air_model.pipeline_air import in_size, load_model
+from air_model.processing_air import GridTask, make_task
 from air_model.records import write_json, write_text
 from air_model.solving_air import AirRollout
 
-Options = argparse.Namespace  # of scripts/analyze.py
+Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is the model's own folder
 
 
-def load_study(model: str, options: Options, output_dir: Path) -> Study:
+def load_study(model: str, options: Options) -> Study:
     """The model and its puzzles.
 
     Raises:
         FileNotFoundError, ValueError: no such model or data, or data of another task than the model's.
     """
-    from air_model.datasets_builders.loading import load_puzzles
-    from air_model.pipeline_air import load_model
-
     air = load_model(model, options.device)
-    own = task_from_config(air.config)
-    try:
-        found = load_puzzles(options.data, options.split, limit=1).task
-    except ValueError:
-        found = own  # a rectangle cannot be guessed from its letters; the full reading names damaged rows
-    if found != own and (found.name, found.seq_len) != (own.name, own.seq_len):
-        raise ValueError(
-            f"The model solves {own!r} but {options.data} holds {found!r}: give data of the model's task and size."
-        )
-    puzzles = load_puzzles(options.data, options.split, task=own, limit=options.limit)
+    puzzles = load_for_models([air], options.data, options.split, options.limit)
     return Study(
-        air,
+        in_size(air, puzzles.task),
         puzzles.inputs,
         puzzles.labels,
         None if air.config.num_puzzle_identifiers < 2 else puzzles.puzzle_ids,
         batch_size=options.batch_size,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
-        cache_dir=output_dir / "cache" if options.cache else None,
+        cache_dir=options.output_dir / "cache" if options.cache else None,
         progress=options.progress,
         source=puzzles.source or str(options.data),
     )
 
 
-def record(study: Study, output_dir: Path, **results: Any) -> None:
-    """Add results to the folder's analysis.json; entries of another model or other puzzles are dropped."""
-    path, key = output_dir / "analysis.json", study.fingerprint()
+def deliver(study: Study, options: Options, name: str, result: Any, sections: list[str], **entries: Any) -> list[str]:
+    """Write what a study found: entries of analysis.json, every row as parquet if wanted, and Markdown, given back.
+
+    Entries of another model or other puzzles are dropped from analysis.json.
+    """
+    path, key = options.output_dir / "analysis.json", study.fingerprint()
     kept: dict[str, Any] = {}
     if path.exists():
         with contextlib.suppress(ValueError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-    labels = study.labels if study.labels is not None else [None] * len(study)
     head = {
         "task": study.task.name,
         "variant": variant_name(study.config),
         "study": key,
         "source": study.source,
         "n_puzzles": len(study),
-        "puzzles": [[None if grid is None else study.task.decode(grid.numpy()) for grid in pair]
-                    for pair in zip(study.inputs, labels)],
-    }  # fmt: skip
-    write_json(path, {**(kept if kept.get("study") == key else {}), **head, **results})
-
-
-def finished(out: Path, name: str, sections: list[str]) -> list[str]:
-    """The sections of a study's Markdown, written to its file."""
-    write_text(out / f"{name}.md", "\n".join(sections))
+        "puzzles": [[study.task.decode(grid.numpy()) for grid in pair] for pair in zip(study.inputs, study.labels)],
+    }
+    write_json(path, {**(kept if kept.get("study") == key else {}), **head, **entries})
+    if options.parquet:
+        write_parquet(options.output_dir / f"{name}.parquet", result.columns())
+    write_text(options.output_dir / f"{name}.md", "\n".join(sections))
     return sections
 
 
 # ---- the studies ---------------------------------------------------------------------------------------------------
 
 
-def run_rollout(study: Study, options: Options, out: Path) -> list[str]:
+def run_rollout(study: Study, options: Options) -> list[str]:
     """Decoded roll-outs of all puzzles; pictures of the first few. Returns the sections of a Markdown report."""
     result = rollout.rollout_study(study, keep=max(1, options.pictures))
     curves = result.curves()
-    grids = [
-        {"puzzle": i, **{name: [study.task.decode(tokens) for tokens in result.tokens[state][i]]
-                         for state, name in freeze.STATES.items()}}
-        for i in range(len(result.tokens["h"]))
-    ]  # fmt: skip
-    record(study, out, rollout={"updates": result.updates, "curves": curves, "first_puzzles": grids})
+    tokens = {name: result.tokens[state] for state, name in freeze.STATES.items()}
+    grids = [{"puzzle": i, **{name: [study.task.decode(grid) for grid in kept[i]] for name, kept in tokens.items()}}
+             for i in range(len(tokens["z_H"]))]  # fmt: skip
     shape = (len(result.updates), study.task.height, study.task.width)
     np.savez_compressed(
-        out / "rollout_first_puzzle.npz",
+        options.output_dir / "rollout_first_puzzle.npz",
         stage=np.array([level.upper() for level in result.updates]),
-        z_H=result.tokens["h"][0].reshape(shape),
-        z_L=result.tokens["l"][0].reshape(shape),
+        **{name: kept[0].reshape(shape) for name, kept in tokens.items()},
     )
-    if options.parquet:
-        write_parquet(out / "rollout.parquet", result.columns())
     if options.figures:
-        draw_rollouts(study, result, out)
+        draw_rollouts(study, result, options.output_dir / "figures")
     rows = []
     for state, by in curves.items():
-        last = {m: [100 * float(by[m][key][-1]) for key in ("mean", "sem")] if m in by else (None, None)
-                for m in rollout.MEASURES}  # fmt: skip
-        cells = [plus_minus(*last[m], 1) for m in ("accuracy", "exact", "blank", "pad")]
-        rows.append([state, *cells, number(last["margin"][0] / 100, 2)])
+        ends = [(by[m]["mean"][-1], by[m]["sem"][-1]) for m in ("accuracy", "exact", "blank", "pad")]
+        margin = number(by["margin"]["mean"][-1], 2)
+        rows.append([state, *(plus_minus(*end, digits=1, scale=100) for end in ends), margin])
     blank = "free cells" if study.task.name == "maze" else "blank"
     header = ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"]
-    text = (
-        f"## Roll-out\n\nAfter the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles.\n\n"
-    )
-    return finished(out, "rollout", [text + markdown_table(header, rows), held_back_sentence(curves, study.task)])
+    lead = f"After the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles."
+    text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows)}"
+    entry = {"updates": result.updates, "curves": curves, "first_puzzles": grids}
+    sections = [text, held_back_sentence(curves, study.task)]
+    return deliver(study, options, "rollout", result, sections, rollout=entry)
 
 
 def held_back_sentence(curves: dict[str, Any], task: GridTask) -> str:
@@ -147,47 +130,43 @@ CURVES = (
 )
 
 
-def draw_rollouts(study: Study, result: rollout.RolloutResult, out: Path) -> None:
+def draw_rollouts(study: Study, result: rollout.RolloutResult, folder: Path) -> None:
     """Curves over all puzzles; board, film strip and animation of each kept one."""
-    folder = out / "figures"
     for stale in folder.glob("rollout_[0-9]*"):  # of an earlier call with more pictures or other puzzles
         stale.unlink()
     named = [(m, "decoded free, %" if m == "blank" and study.task.name == "maze" else t, f) for m, t, f in CURVES]
     plots.state_curves(result.curves(), named, folder / "rollout_curves.png", result.per_step)
     for i in range(len(result.tokens["h"])):
-        which = {"label": None if study.labels is None else study.labels[i].numpy(), "row": i}
+        which = {"label": study.labels[i].numpy(), "row": i, "per_step": result.per_step}
         given = (result.rollout, study.inputs[i].numpy(), study.task)
-        for draw, name in ((figures.draw_rollout, ".png"), (figures.draw_film_strip, "_strip.png"),
-                           (figures.animate_rollout, ".gif")):  # fmt: skip
-            draw(*given, folder / f"rollout_{i}{name}", **which, per_step=result.per_step)
+        figures.draw_rollout(*given, folder / f"rollout_{i}.png", **which)
+        figures.draw_film_strip(*given, folder / f"rollout_{i}_strip.png", **which)
+        figures.animate_rollout(*given, folder / f"rollout_{i}.gif", **which)
 
 
-def run_freeze(study: Study, options: Options, out: Path) -> list[str]:
+def run_freeze(study: Study, options: Options) -> list[str]:
     """Normal and frozen runs, and the interventions asked for."""
     more = [parse_intervention(text) for text in options.interventions]
     for one in more:
         one.check(study.config.halt_max_steps)
     result = freeze.freeze_study(study, more)
     summary, series = result.summary(), result.series()
-    record(study, out, freeze=result.records(), freeze_summary=summary, freeze_series=series)
-    if options.parquet:
-        write_parquet(out / "freeze.parquet", result.columns())
     if options.figures:
-        folder = out / "figures"
+        folder = options.output_dir / "figures"
         note = f"mean over {len(result)} puzzles; bars: std over puzzles"
         plots.freeze_bars(summary, folder / "freeze.png", title=note)
         plots.freeze_series(series, folder / "freeze_series.png")
-        if result.exact is not None:
-            exact = {run: summary[f"{run}.z_H"]["exact_accuracy"] for run in result.flips}
-            rows = [(run.replace("freeze_z_", "freeze z_"), e["mean"], e["sem"]) for run, e in exact.items()]
-            plots.intervention_bars(rows, folder / "interventions.png")
+        exact = {run: summary[f"{run}.z_H"]["exact_accuracy"] for run in result.flips}
+        rows = [(run.replace("freeze_z_", "freeze z_"), e["mean"], e["sem"]) for run, e in exact.items()]
+        plots.intervention_bars(rows, folder / "interventions.png")
     table = freeze.freeze_table(summary, freeze.published(study.task))
     lead = (
         f"## Freeze\n\nTotals per puzzle over {len(result.updates)} decodes ({len(result.updates) - 1} comparisons), "
         f"mean ± std over {len(result)} puzzles; published: mean ± std over five seeds. There the spread between "
         "seeds is as large as some of the effects.\n\n"
     )
-    return finished(out, "freeze", [lead + table, freeze_sentence(summary)])
+    entries = {"freeze": result.records(), "freeze_summary": summary, "freeze_series": series}
+    return deliver(study, options, "freeze", result, [lead + table, freeze_sentence(summary)], **entries)
 
 
 def freeze_sentence(summary: dict[str, Any]) -> str:
@@ -200,24 +179,14 @@ def freeze_sentence(summary: dict[str, Any]) -> str:
     return f"Here {'; '.join(parts)} per puzzle.\n"
 
 
-def run_attention(study: Study, options: Options, out: Path) -> list[str]:
+def run_attention(study: Study, options: Options) -> list[str]:
     """Attention contrasts of all layers and heads."""
     result = attention.attention_study(study, options.steps)
     tables = {name: result.tables(name) for name in attention.AGGREGATIONS}
     names = {name: "attention" + ("" if name == "pooled" else f"_{name}") for name in tables}
     by_step, per_head = result.by_step(), result.per_head()
-    settings = {
-        "act_steps": list(result.steps),
-        "aggregations": {names[name]: note for name, note in attention.AGGREGATIONS.items()},
-        "rows_without_mass": {"L": result.empty_rows[:, 0], "H": result.empty_rows[:, 1], "per": "layer, all heads"},
-        "examples": result.examples,
-    }
-    own = {"attention_by_step": by_step, "attention_per_head": per_head, "attention_settings": settings}
-    record(study, out, **{names[name]: table for name, table in tables.items()}, **own)
-    if options.parquet:
-        write_parquet(out / "attention.parquet", result.columns())
     if options.figures:
-        folder = out / "figures"
+        folder = options.output_dir / "figures"
         for name, note in attention.AGGREGATIONS.items():
             plots.attention_bars(tables[name], folder / f"attention_{name}.png", title=note)
         plots.attention_by_step(by_step, folder / "attention_by_step.png")
@@ -230,7 +199,15 @@ def run_attention(study: Study, options: Options, out: Path) -> list[str]:
     empty = int(result.empty_rows.sum())
     sections.append(f"{empty:,} attention rows held no mass on any cell in float32 and count as uniform.\n")
     sections.append(attention_sentence(tables["pooled"], result.geometry.metrics[0]))
-    return finished(out, "attention", sections)
+    settings = {
+        "act_steps": list(result.steps),
+        "aggregations": {names[name]: note for name, note in attention.AGGREGATIONS.items()},
+        "rows_without_mass": {"L": result.empty_rows[:, 0], "H": result.empty_rows[:, 1], "per": "layer, all heads"},
+        "examples": result.examples,
+    }
+    own = {"attention_by_step": by_step, "attention_per_head": per_head, "attention_settings": settings}
+    entries = {names[name]: table for name, table in tables.items()} | own
+    return deliver(study, options, "attention", result, sections, **entries)
 
 
 def attention_table(table: dict[str, Any]) -> str:
@@ -264,14 +241,13 @@ def draw_example(study: Study, best: dict[str, Any], steps: Sequence[int], folde
     """The most telling query, at its ACT step and over all of them."""
     row, query, step = best["puzzle"], best["query"], best["act_step"]
     maps = attention.attention_maps(study, row, best["layer"], best["head"], steps)
-    at, grid = maps.steps.index(step), {"puzzle": study.inputs[row].numpy()}
-    grid["label"] = None if study.labels is None else study.labels[row].numpy()
+    at, grids = steps.index(step), {"puzzle": study.inputs[row].numpy(), "label": study.labels[row].numpy()}
     where = f"layer {best['layer']}, head {best['head']}, {study.task.cell(query)}"
     title = f"puzzle {row}, {where}, score {best['score']:.3f}"
     one = (maps.l[at], maps.h[at], maps.decoded[at], query, study.task, folder / "attention_example.png")
-    plots.attention_example(*one, title=f"{title}, ACT step {step}", **grid)
-    every = (maps.l, maps.h, maps.decoded, maps.steps, query, study.task, folder / "attention_evolution.png")
-    plots.attention_evolution(*every, title=title, **grid)
+    plots.attention_example(*one, title=f"{title}, ACT step {step}", **grids)
+    every = (maps.l, maps.h, maps.decoded, query, study.task, folder / "attention_evolution.png")
+    plots.attention_evolution(*every, steps=steps, title=title, **grids)
 
 
 GEOMETRY_CURVES = (
@@ -281,39 +257,35 @@ GEOMETRY_CURVES = (
 )
 
 
-def run_geometry(study: Study, options: Options, out: Path) -> list[str]:
+def run_geometry(study: Study, options: Options) -> list[str]:
     """State geometry, convergence, halting, failures and probes; a figure and a sentence of numbers each."""
     result = geometry.geometry_study(study)
-    curves, convergence = result.curves(), result.convergence()
-    halting, failures, paths = result.halting(), result.failures(), result.trajectories()
-    probed = geometry.probes(study)
-    explained = {name: paths[name]["explained"] for name in ("z_H", "z_L")}
-    numbers = {"curves": curves, "convergence": convergence, "halting": halting, "failures": failures}
-    record(study, out, geometry={**numbers, "explained_variance": explained, "probes": probed})
-    if options.parquet:
-        write_parquet(out / "geometry.parquet", result.columns())
+    found = {name: getattr(result, name)() for name in ("curves", "convergence", "halting", "failures")}
+    paths, probed = result.trajectories(), geometry.probes(study)
     if options.figures:
-        folder = out / "figures"
-        plots.state_curves(curves, GEOMETRY_CURVES, folder / "geometry.png", result.per_step)
-        plots.convergence_curves(convergence, folder / "convergence.png")
+        folder = options.output_dir / "figures"
+        plots.state_curves(found["curves"], GEOMETRY_CURVES, folder / "geometry.png", result.per_step)
+        plots.convergence_curves(found["convergence"], folder / "convergence.png")
         plots.trajectories_figure(paths, folder / "trajectories.png")
-        if halting is not None and failures is not None:
-            plots.halting_figure(halting, folder / "halting.png")
-            plots.failures_figure(failures, folder / "failures.png")
+        plots.halting_figure(found["halting"], folder / "halting.png")
+        plots.failures_figure(found["failures"], folder / "failures.png")
         if probed["auc"]:
             plots.probes_figure(probed, folder / "probes.png")
-    parts = (
-        ("Geometry of the states", geometry.say_geometry(curves)),
-        ("Convergence", geometry.say_convergence(convergence)),
-        ("Trajectories", geometry.say_trajectories(paths)),
-        ("Halting", geometry.say_halting(halting)),
-        ("Failures", geometry.say_failures(failures)),
-        ("Probes", geometry.say_probes(probed)),
-    )
-    return finished(out, "geometry", [f"## {title}\n\n{sentence}\n" for title, sentence in parts])
+    parts = {
+        "Geometry of the states": geometry.say_geometry(found["curves"]),
+        "Convergence": geometry.say_convergence(found["convergence"]),
+        "Trajectories": geometry.say_trajectories(paths),
+        "Halting": geometry.say_halting(found["halting"]),
+        "Failures": geometry.say_failures(found["failures"]),
+        "Probes": geometry.say_probes(probed),
+    }
+    sections = [f"## {title}\n\n{sentence}\n" for title, sentence in parts.items()]
+    explained = {name: paths[name]["explained"] for name in ("z_H", "z_L")}
+    entry = {**found, "explained_variance": explained, "probes": probed}
+    return deliver(study, options, "geometry", result, sections, geometry=entry)
 
 
-STUDIES: dict[str, Callable[[Study, Options, Path], list[str]]] = {
+STUDIES: dict[str, Callable[[Study, Options], list[str]]] = {
     "rollout": run_rollout,
     "freeze": run_freeze,
     "attention": run_attention,
@@ -323,16 +295,19 @@ STUDIES: dict[str, Callable[[Study, Options, Path], list[str]]] = {
 
 def analyze(command: str, options: Options) -> Path:
     """Run one command for every model; returns the folder with the results."""
-    names = _folder_names(options.models)
+    names = [Path(model).name or "model" for model in options.models]
+    if len(set(names)) < len(names):
+        names = [f"{i}-{name}" for i, name in enumerate(names)]
     several, entries = len(names) > 1, []
     for model, name in zip(options.models, names):
         out = options.output_dir / name if several else options.output_dir
-        study = load_study(model, options, out)
+        own = argparse.Namespace(**{**vars(options), "output_dir": out})
+        study = load_study(model, own)
         commands = list(STUDIES) if command == "report" else [command]
         if command == "report" and study.config.token_mixer != "attention":
             commands.remove("attention")  # such a model has none; the report says so
         out.mkdir(parents=True, exist_ok=True)
-        sections = {one: STUDIES[one](study, options, out) for one in commands}
+        sections = {one: STUDIES[one](study, own) for one in commands}
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
@@ -371,27 +346,28 @@ def redraw_published(folder: Path, output_dir: Path) -> list[Path]:
     """
 
     def stored(name: str) -> Any:
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(folder / name, "rt", encoding="utf-8") as stream:
+        """The contents of a file, None where it is missing."""
+        if not (folder / name).exists():
+            return None
+        with (gzip.open if name.endswith(".gz") else open)(folder / name, "rt", encoding="utf-8") as stream:
             return json.load(stream)
 
     out: list[Path] = []
+    freezes, bars = stored("freeze_5runs.json"), stored("attention_bars.json")
     for name in ("sudoku", "maze"):
-        task = make_task(name)
-        if (folder / "freeze_5runs.json").exists():
-            table = freeze.from_published(stored("freeze_5runs.json"), name)
+        if freezes:
             note = "published: mean ± std over five seeds (dots), 1,000 puzzles each"
+            table = freeze.from_published(freezes, name)
             out.append(plots.freeze_bars(table, output_dir / f"freeze_{name}.png", title=note))
-        if (folder / "attention_bars.json").exists():
-            bars = plots.attention_from_published(stored("attention_bars.json"), name)
+        if bars:
             note = attention.AGGREGATIONS["per_puzzle"] if name == "sudoku" else "all heads averaged"
-            path = output_dir / f"attention_bars_{name}.png"
-            out.append(plots.attention_bars(bars, path, title=f"published: {note}"))
+            path, table = output_dir / f"attention_bars_{name}.png", plots.attention_from_published(bars, name)
+            out.append(plots.attention_bars(table, path, title=f"published: {note}"))
         for kind in ("example", "evolution"):
-            if (folder / f"attention_{name}_{kind}.npz").exists():
+            if where := stored(f"attention_{name}_{kind}.json"):
                 maps = dict(np.load(folder / f"attention_{name}_{kind}.npz"))
                 path = output_dir / f"attention_{kind}_{name}.png"
-                out.append(_redraw_attention(maps, stored(f"attention_{name}_{kind}.json"), task, path))
+                out.append(_redraw_attention(maps, where, make_task(name), path))
     for path in sorted(folder.glob("rollout_sudoku_*.json.gz")):
         run = stored(path.name)
         traces = [trace for step in run["act_steps"] for trace in step["recursive_traces"]]
@@ -407,22 +383,13 @@ def redraw_published(folder: Path, output_dir: Path) -> list[Path]:
 
 def _redraw_attention(maps: dict[str, np.ndarray], where: dict[str, Any], task: GridTask, path: Path) -> Path:
     decoded = next(grids for key, grids in maps.items() if key.startswith("decoded"))
-    given: dict[str, Any] = {
-        name: maps[f"{stored}_grid"].ravel() if f"{stored}_grid" in maps else None
-        for name, stored in (("puzzle", "input"), ("label", "label"))
-    }
+    stored = {"puzzle": maps.get("input_grid"), "label": maps.get("label_grid")}
+    given: dict[str, Any] = {name: None if grid is None else grid.ravel() for name, grid in stored.items()}
     given["title"] = f"published: puzzle {where['puzzle']}, layer {where['layer']}, head {where['head']}"
-    query = where["query_idx"]
+    rest = (decoded, where["query_idx"], task, path)
     if "l_map" in maps:
-        return plots.attention_example(maps["l_map"], maps["h_map"], decoded, query, task, path, **given)
-    steps = maps["cycles"].tolist()
-    return plots.attention_evolution(maps["l_maps"], maps["h_maps"], decoded, steps, query, task, path, **given)
-
-
-def _folder_names(models: Sequence[str]) -> list[str]:
-    """A folder name per model, unique."""
-    names = [Path(model).name or "model" for model in models]
-    return names if len(set(names)) == len(names) else [f"{i}-{name}" for i, name in enumerate(names)]
+        return plots.attention_example(maps["l_map"], maps["h_map"], *rest, **given)
+    return plots.attention_evolution(maps["l_maps"], maps["h_maps"], *rest, steps=maps["cycles"].tolist(), **given)
 
 
 def together(options: Options, names: Sequence[str], task: GridTask) -> str:

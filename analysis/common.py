@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.modeling_air import AirModel
-from air_model.processing_air import GridTask, task_from_config
+from air_model.processing_air import task_from_config
 from air_model.records import whole
 
 CHUNK = 32  # puzzles that one entry of the cache holds, at least
@@ -36,7 +36,6 @@ class Study:
     inputs: Tensor
     labels: Tensor | None = None
     puzzle_ids: Tensor | None = None
-    task: GridTask = None  # type: ignore[assignment]
     batch_size: int | None = None
     dtype: torch.dtype | None = None
     cache_dir: Path | None = None
@@ -44,22 +43,16 @@ class Study:
     source: str = ""
 
     def __post_init__(self) -> None:
-        own = task_from_config(self.model.config)
-        self.task = own if self.task is None else self.task
-        if self.task != own:
-            raise ValueError(
-                f"The model solves {own!r} but the data are {self.task!r}: give data of the model's task and size."
-            )
-        self.inputs = _tokens(self.inputs)
-        self.labels = None if self.labels is None else _tokens(self.labels)
-        if self.inputs.ndim != 2 or self.inputs.shape[1] != self.task.seq_len:
-            raise ValueError(f"The puzzles must be (N, {self.task.seq_len}), got {tuple(self.inputs.shape)}.")
-        if self.labels is not None and self.labels.shape != self.inputs.shape:
-            raise ValueError(f"labels must be {tuple(self.inputs.shape)}, got {tuple(self.labels.shape)}.")
-        if len(self.inputs) == 0:
-            raise ValueError("There is no puzzle to analyse: the data set, or --limit, is empty.")
-        if self.puzzle_ids is not None:
-            self.puzzle_ids = _tokens(self.puzzle_ids)
+        self.task = task_from_config(self.model.config)
+        for name in ("inputs", "labels", "puzzle_ids"):
+            if (values := getattr(self, name)) is not None:
+                setattr(self, name, torch.as_tensor(values).cpu().long())
+        for name, grids in (("inputs", self.inputs), ("labels", self.labels)):
+            if grids is not None and grids.shape != (len(self.inputs), self.task.seq_len):
+                raise ValueError(
+                    f"{name} of {self.task!r} must be ({len(self.inputs)}, {self.task.seq_len}), got "
+                    f"{tuple(grids.shape)}: give data of the model's task and size."
+                )
         self.model.eval()
 
     def __len__(self) -> int:
@@ -88,9 +81,8 @@ class Study:
 
     def part(self, rows: slice) -> Study:
         """The same study of some of its puzzles."""
-        labels, ids = (None if values is None else values[rows] for values in (self.labels, self.puzzle_ids))
-        own = {"inputs": self.inputs[rows], "labels": labels, "puzzle_ids": ids, "batch_size": self.slots()}
-        return dataclasses.replace(self, **own, cache_dir=None, progress=False)
+        own = (None if values is None else values[rows] for values in (self.inputs, self.labels, self.puzzle_ids))
+        return Study(self.model, *own, batch_size=self.slots(), dtype=self.dtype)
 
     def solve(self, **kwargs: Any) -> Any:
         """`AirModel.solve` of all puzzles, with this study's batch size and precision."""
@@ -121,61 +113,79 @@ def add_model(digest: Any, model: AirModel) -> None:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
 
 
-def _tokens(values: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values).detach().cpu().long()
+class Filled:
+    """Arrays filled place by place: `put("norm", values, rows, at)` sets [rows, at] of "norm", which is (N, U, ...).
+
+    Args: lead, the first axes of all arrays, such as N and U; an array has as many of them as it has places.
+    """
+
+    def __init__(self, *lead: int) -> None:
+        self.lead, self.tensors = lead, {}
+
+    def put(self, name: str, values: Tensor, *place: Any) -> None:
+        if name not in self.tensors:
+            self.tensors[name] = values.new_zeros((*self.lead[: len(place)], *values.shape[1:]))
+        self.tensors[name][place] = values
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
 
 
-def in_chunks(
+def over_puzzles(
     study: Study, name: str, compute: Callable[[Study, int], dict[str, np.ndarray]], **settings: Any
-) -> Iterator[dict[str, np.ndarray]]:
-    """Run `compute(part, first)` over the puzzles, a chunk at a time, and yield what it returns.
+) -> dict[str, Any]:
+    """The arrays of `compute(part, first)`, called a chunk of puzzles at a time and joined along their first axis.
 
-    With `study.cache_dir` every finished chunk is written there (npz, atomically), and a later run with the same
-    model, puzzles and settings starts behind the last one. `first` is the number of the part's first puzzle.
+    `first` is the number of the part's first puzzle. With `study.cache_dir` every finished chunk is written there, and
+    a later run with the same model, puzzles and settings starts behind the last one.
+
+    Returns:
+        {name: array}; names with "|" are nested: what compute calls "norm|h" is result["norm"]["h"].
     """
     slots = study.slots()
     size = slots * math.ceil(CHUNK / slots)
-    folder = None
+    folder, parts = None, []
     if study.cache_dir is not None:
-        folder = Path(study.cache_dir) / f"{name}-{study.fingerprint(chunk=size, **settings)}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(study.cache_dir) / f"{name}-{study.fingerprint(chunk=size, layout=2, **settings)}"
     with logging.tqdm(total=len(study), unit="puzzle", desc=name, disable=not study.progress) as bar:
         for first in range(0, len(study), size):
-            rows = slice(first, min(first + size, len(study)))
-            file = None if folder is None else folder / f"{first:07d}.npz"
-            if file is not None and file.exists():
+            part, file = study.part(slice(first, first + size)), folder and folder / f"{first:07d}.npz"
+            if file and file.exists():
                 with np.load(file, allow_pickle=False) as stored:
-                    result = dict(stored)
+                    parts.append(dict(stored))
             else:
-                result = compute(study.part(rows), first)
-                if file is not None:
+                parts.append(compute(part, first))
+                if file:
                     with whole(file) as partial, open(partial, "wb") as stream:
-                        np.savez(stream, **result)
-            bar.update(rows.stop - rows.start)
-            yield result
+                        np.savez(stream, **parts[-1])
+            bar.update(len(part))
+    nested: dict[str, Any] = {}
+    for key in parts[0]:
+        *outer, last = key.split("|")
+        place = functools.reduce(lambda at, level: at.setdefault(level, {}), outer, nested)
+        place[last] = np.concatenate([part[key] for part in parts])
+    return nested
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
 
-def mean_std_sem(values: Any, axis: int = 0) -> dict[str, Any]:
-    """n, mean, std (n - 1; 0 where n = 1) and standard error along `axis`; n = 0 gives None."""
+def mean_std_sem(values: Any, keys: Sequence[str] = ("n", "mean", "std", "sem")) -> dict[str, Any]:
+    """n, mean, std (n - 1; 0 where n = 1) and standard error along the first axis; None where n = 0."""
     values = np.asarray(values, np.float64)
-    n = values.shape[axis]
-    if n == 0:
-        return {"n": 0, "mean": None, "std": None, "sem": None}
-    std = values.std(axis, ddof=1) if n > 1 else np.zeros_like(values.mean(axis))
-    return {"n": n, "mean": values.mean(axis), "std": std, "sem": std / math.sqrt(n)}
+    n = len(values)
+    stats: dict[str, Any] = {"n": n}
+    if n:
+        std = values.std(0, ddof=1) if n > 1 else np.zeros_like(values[0])
+        stats |= {"mean": values.mean(0), "std": std, "sem": std / math.sqrt(n)}
+    return {key: stats.get(key) for key in keys}
 
 
-def interval(values: Any, share_positive: bool = False) -> dict[str, float | None]:
-    """{"mean", "ci95"} of a sample (1.96 * std / sqrt(n), std with n - 1, 0 where n = 1); None where it is empty."""
-    stats = mean_std_sem(np.asarray(values, np.float64).reshape(-1))
-    known = stats["n"] > 0
-    out = {"mean": float(stats["mean"]) if known else None, "ci95": float(1.96 * stats["sem"]) if known else None}
-    if share_positive:
-        out["share_positive"] = float(np.mean(np.asarray(values) > 0)) if known else None
-    return out
+def interval(values: np.ndarray, share_positive: bool = False) -> dict[str, float | None]:
+    """{"mean", "ci95"} of a sample (N,): 1.96 standard errors; None where it is empty."""
+    stats = mean_std_sem(values)
+    out = {"mean": stats["mean"], "ci95": 1.96 * stats["sem"] if stats["n"] else None}
+    return out | ({"share_positive": np.mean(values > 0) if stats["n"] else None} if share_positive else {})
 
 
 def summary(values: Sequence[float]) -> str:
@@ -203,11 +213,8 @@ def variant_name(config: AirConfig, rule: Sequence[str] = (*INJECTION, "q_contin
 
 def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
     """Write equally long columns as one parquet table, atomically."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("Writing parquet needs pyarrow: pip install pyarrow, or leave --parquet out.") from None
+    import pyarrow.parquet
+
     with whole(path) as partial:
         pyarrow.parquet.write_table(pyarrow.table(columns), partial)
     return Path(path)
@@ -237,5 +244,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
-def plus_minus(mean: float | None, spread: float | None, digits: int = 3) -> str:
-    return "" if mean is None else f"{number(mean, digits)} ± {number(spread, digits)}"
+def plus_minus(mean: float | None, spread: float | None, digits: int = 3, scale: float = 1) -> str:
+    """Both times `scale`; an empty cell without a mean, the mean alone without a spread."""
+    ends = [number(scale * value, digits) for value in (mean, spread) if value is not None]
+    return "" if mean is None else " ± ".join(ends)

@@ -12,23 +12,19 @@ token. Source: AIR (arXiv:2605.17811), freeze analysis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from air_model.analysis.common import Study, in_chunks, long_table, markdown_table, mean_std_sem, plus_minus
+from air_model.analysis.common import Study, long_table, markdown_table, mean_std_sem, over_puzzles, plus_minus
 from air_model.analysis.interventions import Intervention, run_with
 from air_model.processing_air import GridTask
 
 STATES = {"h": "z_H", "l": "z_L"}
-
-
-def mask_token(task: GridTask) -> int:
-    """The token whose coming and going is a mask flip: blank, or the path of a maze."""
-    return task.PATH if task.name == "maze" else task.blank_token
+COUNTS = ("mask_flips", "content_changes")
 
 
 def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[Any, Any]:
@@ -61,62 +57,55 @@ class FreezeResult:
 
     flips: dict[str, dict[str, np.ndarray]]
     changes: dict[str, dict[str, np.ndarray]]
-    exact: dict[str, dict[str, np.ndarray]] | None
     updates: list[str]
+    exact: dict[str, dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         return len(self.flips["normal"]["h"])
 
-    def _keys(self) -> list[tuple[str, str, str]]:
-        """(name in results, run, state): ("normal.z_H", "normal", "h") and so on."""
-        return [(f"{run}.{name}", run, state) for run in self.flips for state, name in STATES.items()]
+    def _counts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """(run.state as results name it, flips, changes, exact) of every run and state."""
+        for run, by in self.flips.items():
+            for state, name in STATES.items():
+                exact = None if self.exact is None else self.exact[run][state]
+                yield f"{run}.{name}", by[state], self.changes[run][state], exact
 
     def records(self) -> list[dict[str, dict[str, Any]]]:
         """Per puzzle and run.state: totals over the roll-out, as in the golden analysis.json."""
-
-        def told(run: str, state: str, i: int) -> dict[str, Any]:
-            return {
-                "updates": len(self.updates),
-                "mask_flips": int(self.flips[run][state][i].sum()),
-                "content_changes": int(self.changes[run][state][i].sum()),
-                "exact": None if self.exact is None else float(self.exact[run][state][i]),
-            }
-
-        return [{key: told(run, state, i) for key, run, state in self._keys()} for i in range(len(self))]
+        out: list[dict[str, dict[str, Any]]] = [{} for _ in range(len(self))]
+        for key, flips, changes, exact in self._counts():
+            for i, record in enumerate(out):
+                record[key] = {
+                    "updates": len(self.updates),
+                    "mask_flips": int(flips[i].sum()),
+                    "content_changes": int(changes[i].sum()),
+                    "exact": None if exact is None else float(exact[i]),
+                }
+        return out
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """{run.state: {measure: {"n", "mean", "std", "sem"}}}: totals per puzzle, means per comparison, accuracy."""
         out = {}
-        for key, run, state in self._keys():
-            flips, changes = self.flips[run][state], self.changes[run][state]
-            compared = max(1, flips.shape[-1])
-            measures = {
-                "mask_flips": flips.sum(-1),
-                "content_changes": changes.sum(-1),
-                "mask_flips_per_update": flips.sum(-1) / compared,
-                "content_changes_per_update": changes.sum(-1) / compared,
-            }
-            if self.exact is not None:
-                measures["exact_accuracy"] = self.exact[run][state]
-            stats = {measure: mean_std_sem(values) for measure, values in measures.items()}
-            out[key] = {m: {k: v if k == "n" else float(v) for k, v in found.items()} for m, found in stats.items()}
+        for key, flips, changes, exact in self._counts():
+            totals = {"mask_flips": flips.sum(-1), "content_changes": changes.sum(-1)}
+            totals |= {f"{name}_per_update": total / max(1, flips.shape[-1]) for name, total in totals.items()}
+            measures = totals | ({} if exact is None else {"exact_accuracy": exact})
+            out[key] = {name: mean_std_sem(values) for name, values in measures.items()}
         return out
 
     def series(self) -> dict[str, dict[str, Any]]:
         """{run.state: {"mask_flips", "content_changes": {"mean", "sem"} per comparison}}."""
-        kinds = {"mask_flips": self.flips, "content_changes": self.changes}
-        out = {}
-        for key, run, state in self._keys():
-            stats = {measure: mean_std_sem(values[run][state]) for measure, values in kinds.items()}
-            out[key] = {measure: {k: found[k] for k in ("mean", "sem")} for measure, found in stats.items()}
-        return out
+        return {
+            key: {name: mean_std_sem(values, ("mean", "sem")) for name, values in zip(COUNTS, counts)}
+            for key, *counts, _ in self._counts()
+        }
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per puzzle, run, state and comparison, for parquet."""
-        n, steps = self.flips["normal"]["h"].shape
-        axes = {"run": list(self.flips), "state": list(STATES.values()), "puzzle": np.arange(n)}
         flips, changes = (np.array([list(by.values()) for by in of.values()]) for of in (self.flips, self.changes))
-        return long_table({**axes, "update": np.arange(1, steps + 1)}, mask_flips=flips, content_changes=changes)
+        n, steps = flips.shape[2:]
+        axes = {"run": list(self.flips), "state": list(STATES.values()), "puzzle": range(n)}
+        return long_table({**axes, "update": range(1, steps + 1)}, mask_flips=flips, content_changes=changes)
 
 
 def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> FreezeResult:
@@ -127,57 +116,33 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
         "freeze_z_L": Intervention("freeze", "z_l"),
         **{intervention.name: intervention for intervention in interventions},
     }
-    token = mask_token(study.task)
+    mask_token = study.task.PATH if study.task.name == "maze" else study.task.blank_token
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
         out = {}
-        own = None if part.labels is None else part.labels.numpy()
         for run, intervention in runs.items():
             rollout = run_with(part, intervention, first=first).rollout
             for state in STATES:
                 grids = getattr(rollout, f"z_{state}")
-                for kind, counts in zip(("flips", "changes"), count_changes(grids, token)):
-                    out[f"{run}|{state}|{kind}"] = counts.cpu().numpy()
-                if own is not None:
-                    out[f"{run}|{state}|exact"] = exact(grids[:, -1].cpu().numpy(), own)
+                for kind, counts in zip(("flips", "changes"), count_changes(grids, mask_token)):
+                    out[f"{kind}|{run}|{state}"] = counts.cpu().numpy()
+                if part.labels is not None:
+                    out[f"exact|{run}|{state}"] = exact(grids[:, -1].cpu().numpy(), part.labels.numpy())
         return out
 
     names = {run: repr(intervention) for run, intervention in runs.items()}
-    parts = list(in_chunks(study, "freeze", compute, runs=names))
-
-    def collect(kind: str) -> dict[str, dict[str, np.ndarray]]:
-        return {
-            run: {s: np.concatenate([part[f"{run}|{s}|{kind}"] for part in parts]) for s in STATES} for run in runs
-        }
-
-    exacts = None if study.labels is None else collect("exact")
-    return FreezeResult(collect("flips"), collect("changes"), exacts, study.updates)
+    return FreezeResult(**over_puzzles(study, "freeze", compute, runs=names), updates=study.updates)
 
 
 def across_runs(summaries: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Mean and std over checkpoints of their means: {run.state: {measure: {"n_runs", "mean", "std", "runs"}}}."""
-    if not summaries:
-        raise ValueError("There is no run to summarise.")
     out: dict[str, dict[str, Any]] = {}
-    for key in summaries[0]:
+    for key, measures in summaries[0].items():
         out[key] = {}
-        for measure in summaries[0][key]:
-            runs = [summary[key][measure]["mean"] for summary in summaries if key in summary]
-            n, mean, std, _ = mean_std_sem(runs).values()
-            out[key][measure] = {"n_runs": n, "mean": float(mean), "std": float(std), "runs": runs}
+        for measure in measures:
+            runs = [summary[key][measure]["mean"] for summary in summaries]
+            out[key][measure] = {"n_runs": len(runs), **mean_std_sem(runs, ("mean", "std")), "runs": runs}
     return out
-
-
-_PUBLISHED_MEASURES = {
-    "Total mask flips": "mask_flips",
-    "Total solution-mask flips": "mask_flips",
-    "Total number changes": "content_changes",
-    "Total color changes": "content_changes",
-    "Mean flips per step": "mask_flips_per_update",
-    "Mean number changes per step": "content_changes_per_update",
-    "Mean color changes per step": "content_changes_per_update",
-    "Exact accuracy": "exact_accuracy",
-}
 
 
 def from_published(file: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
@@ -187,10 +152,12 @@ def from_published(file: dict[str, Any], task: str) -> dict[str, dict[str, Any]]
     for frozen, moving in (("zH", "z_L"), ("zL", "z_H")):
         for title, row in file[f"{task}_freeze_{frozen}"]["metrics"].items():
             what, _, run = title.partition(": ")
-            if what not in _PUBLISHED_MEASURES:
-                continue
-            run = "normal" if run == "normal" else f"freeze_z_{frozen[1]}"
-            out.setdefault(f"{run}.{moving}", {})[_PUBLISHED_MEASURES[what]] = {
+            if not run:
+                continue  # the difference of two others
+            kind = "mask_flips" if "flips" in what else "content_changes"
+            measure = "exact_accuracy" if "accuracy" in what else f"{kind}_per_update" if "per step" in what else kind
+            run = run.replace("freeze z", "freeze_z")
+            out.setdefault(f"{run}.{moving}", {})[measure] = {
                 "n_runs": row["n_runs"],
                 "mean": row["mean_across_runs"],
                 "std": row["std_across_runs"],
@@ -217,16 +184,16 @@ _PUBLISHED = {
 }
 
 
-def published(task: GridTask) -> dict[str, dict[str, Any]] | None:
-    """The paper's freeze table for its two tasks and sizes, in the shape of `across_runs`; None for other grids."""
-    if task.name not in _PUBLISHED or (task.height, task.width) != {"sudoku": (9, 9), "maze": (30, 30)}[task.name]:
-        return None
+def published(task: GridTask) -> dict[str, dict[str, Any]]:
+    """The paper's freeze table for its two tasks and sizes, in the shape of `across_runs`; {} for other grids."""
+    size = {"sudoku": (9, 9), "maze": (30, 30)}.get(task.name)
+    table = _PUBLISHED[task.name] if size == (task.height, task.width) else {}
     return {
         key: {
             measure: {"n_runs": 5, "mean": mean, "std": std, "runs": []}
             for measure, (mean, std) in zip(("content_changes", "exact_accuracy"), numbers)
         }
-        for key, numbers in _PUBLISHED[task.name].items()
+        for key, numbers in table.items()
     }
 
 
@@ -236,17 +203,13 @@ def freeze_table(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, An
     Args:
         ours: of `across_runs` (± std over checkpoints) or `FreezeResult.summary` (± std over puzzles).
     """
-    header = ["run", "state", "mask flips", "content changes", "exact accuracy, %"]
-    header += ["published content changes", "published exact accuracy, %"] if theirs else []
 
     def cell(source: dict[str, Any], measure: str, scale: float = 1, digits: int = 1) -> str:
-        entry = source.get(measure)
-        if entry is None or entry["mean"] is None:
-            return ""
-        if entry["std"] is None:
-            return f"{scale * entry['mean']:,.{digits}f}"
-        return plus_minus(scale * entry["mean"], scale * entry["std"], digits)
+        entry = source.get(measure) or {"mean": None, "std": None}
+        return plus_minus(entry["mean"], entry["std"], digits, scale)
 
+    header = ["run", "state", "mask flips", "content changes", "exact accuracy, %"]
+    header += ["published content changes", "published exact accuracy, %"] if theirs else []
     rows = []
     for key, measures in ours.items():
         run, _, state = key.rpartition(".")

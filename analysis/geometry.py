@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from air_model.analysis.common import Study, in_chunks, long_table, mean_std_sem
+from air_model.analysis.common import Filled, Study, long_table, mean_std_sem, over_puzzles
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
 from air_model.metrics.puzzle_accuracy.scores import calibration
@@ -27,53 +27,6 @@ from air_model.processing_air import GridTask
 from air_model.solving_air import AirUpdate
 
 STILL = 0.01  # a state whose relative step over an ACT step is below this has settled
-
-
-class _Watcher:
-    """A hook that measures the states themselves after every update; cells only, without prefix positions."""
-
-    def __init__(self, part: Study):
-        config, device = part.config, part.device
-        self.part, self.per_step = part, len(config.schedule)
-        self.skip = config.num_prefix_positions
-        n, updates, steps = len(part), len(part.updates), config.halt_max_steps
-        self.norm, self.step = (torch.zeros(2, n, updates, device=device) for _ in range(2))
-        self.cosine = torch.zeros(n, updates, device=device)
-        self.settle = torch.zeros(2, n, steps, device=device)  # relative change over a whole ACT step
-        self.mean = torch.zeros(2, n, steps, config.hidden_size, device=device)  # over cells, after each ACT step
-        self.halt = torch.zeros(n, steps, device=device)
-        self.proceed = torch.zeros(n, steps, device=device)
-        self.before: list[Tensor] = []
-        self.step_before: list[Tensor] = []
-
-    def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
-        step, rows = int(update.steps[0]), update.rows  # all puzzles of a batch are at one step
-        at = step * self.per_step + update.index
-        states = [z[:, self.skip :].float() for z in (z_h, z_l)]
-        if at == 0:
-            start = self.part.model.initial_carry(1, dtype=z_h.dtype)
-            self.before = [z[:, self.skip :].float().expand_as(s) for z, s in zip((start.z_h, start.z_l), states)]
-            self.step_before = self.before
-        last = update.index == self.per_step - 1
-        for i, (z, before) in enumerate(zip(states, self.before)):
-            self.norm[i, rows, at] = z.norm(dim=-1).mean(-1)
-            self.step[i, rows, at] = (z - before).norm(dim=-1).mean(-1)
-            if last:
-                old = self.step_before[i]
-                change = (z - old).flatten(1).norm(dim=-1) / old.flatten(1).norm(dim=-1).clamp_min(1e-9)
-                self.settle[i, rows, step], self.mean[i, rows, step] = change, z.mean(1)
-        self.cosine[rows, at] = torch.nn.functional.cosine_similarity(*states, dim=-1).mean(-1)
-        if last:
-            self.halt[rows, step], self.proceed[rows, step] = self.part.model.q_head(z_h[:, 0]).unbind(-1)
-            self.step_before = states
-        self.before = states
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        out = {name: getattr(self, name).cpu().numpy() for name in ("cosine", "halt", "proceed")}
-        for name in ("norm", "step", "settle", "mean"):
-            for i, state in enumerate("hl"):
-                out[f"{name}|{state}"] = getattr(self, name)[i].cpu().numpy()
-        return out
 
 
 @dataclass
@@ -96,12 +49,12 @@ class GeometryResult:
     cosine: np.ndarray
     halt: np.ndarray
     proceed: np.ndarray
-    right: np.ndarray | None
-    never_right: np.ndarray | None
-    lost: np.ndarray | None
-    wrong_since: np.ndarray | None
     per_step: int
     q_continue: bool
+    right: np.ndarray | None = None
+    never_right: np.ndarray | None = None
+    lost: np.ndarray | None = None
+    wrong_since: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.cosine)
@@ -209,28 +162,46 @@ class GeometryResult:
 
 def geometry_study(study: Study) -> GeometryResult:
     """Run all puzzles once and measure their states, decodes and wishes to halt."""
+    config, per_step = study.config, len(study.config.schedule)
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
-        watcher = _Watcher(part)
-        rollout = run_with(part, hook=watcher).rollout
-        out = watcher.arrays()
-        per_step = len(part.config.schedule)
-        ends = {state: getattr(rollout, f"z_{state}")[:, per_step - 1 :: per_step].cpu().numpy() for state in STATES}
-        for state, grids in ends.items():
-            changed = (grids[:, 1:] != grids[:, :-1]).mean(-1)
-            out[f"decode_changed|{state}"] = np.concatenate([np.ones((len(grids), 1)), changed], 1)
-        if part.labels is not None:
-            out |= _failure_arrays(ends["h"], part.labels.numpy())
-        return out
+        by_update, by_step = Filled(len(part), len(part.updates)), Filled(len(part), config.halt_max_steps)
+        before: dict[str, dict[str, Tensor]] = {}  # cells after the last update, and after the last ACT step
 
-    parts = list(in_chunks(study, "geometry", compute))
-    merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    own: dict[str, Any] = {}
-    for name in ("norm", "step", "settle", "mean", "decode_changed"):
-        own[name] = {state: merged[f"{name}|{state}"] for state in STATES}
-    for name in ("cosine", "halt", "proceed", "right", "never_right", "lost", "wrong_since"):
-        own[name] = merged.get(name)
-    return GeometryResult(**own, per_step=len(study.config.schedule), q_continue=study.config.q_continue)
+        def measure(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
+            step, rows = int(update.steps[0]), update.rows  # all puzzles of a batch are at one step
+            at, ends = step * per_step + update.index, update.index == per_step - 1
+            states = {s: z[:, config.num_prefix_positions :].float() for s, z in (("h", z_h), ("l", z_l))}
+            if at == 0:
+                start = part.model.initial_carry(1, dtype=z_h.dtype)
+                begin = {s: start[f"z_{s}"][:, config.num_prefix_positions :].float() for s in STATES}
+                before.update(update=begin, step=begin)
+            for s, z in states.items():
+                by_update.put(f"norm|{s}", z.norm(dim=-1).mean(-1), rows, at)
+                by_update.put(f"step|{s}", (z - before["update"][s]).norm(dim=-1).mean(-1), rows, at)
+                if ends:
+                    old = before["step"][s]
+                    change = (z - old).flatten(1).norm(dim=-1) / old.flatten(1).norm(dim=-1).clamp_min(1e-9)
+                    by_step.put(f"settle|{s}", change, rows, step)
+                    by_step.put(f"mean|{s}", z.mean(1), rows, step)
+            cosine = torch.nn.functional.cosine_similarity(states["h"], states["l"], dim=-1)
+            by_update.put("cosine", cosine.mean(-1), rows, at)
+            if ends:
+                for name, logit in zip(("halt", "proceed"), part.model.q_head(z_h[:, 0]).float().unbind(-1)):
+                    by_step.put(name, logit, rows, step)
+                before["step"] = states
+            before["update"] = states
+
+        rollout = run_with(part, hook=measure).rollout
+        out = by_update.arrays() | by_step.arrays()
+        ends = {s: getattr(rollout, f"z_{s}")[:, per_step - 1 :: per_step].cpu().numpy() for s in STATES}
+        for s, grids in ends.items():
+            changed = (grids[:, 1:] != grids[:, :-1]).mean(-1)
+            out[f"decode_changed|{s}"] = np.concatenate([np.ones((len(grids), 1)), changed], 1)
+        return out if part.labels is None else out | _failure_arrays(ends["h"], part.labels.numpy())
+
+    found = over_puzzles(study, "geometry", compute)
+    return GeometryResult(**found, per_step=per_step, q_continue=config.q_continue)
 
 
 def _failure_arrays(ends: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -294,42 +265,41 @@ def probes(study: Study, most: int = 200) -> dict[str, Any]:
     """
     last = study.config.halt_max_steps - 1
     steps = sorted({0, min(2, last), last})
-    part = study.part(slice(0, min(most, len(study))))
-    n = len(part)
-    out: dict[str, Any] = {"what": "", "n_train": 0, "n_test": 0, "base_rate": None, "steps": steps, "auc": {}}
-    if n < 2:
-        return out
+    part = study.part(slice(0, most))
     labels = None if part.labels is None else part.labels.numpy()
     targets, mask, what = probe_targets(part.task, part.inputs.numpy(), labels)
+    train = np.arange(len(part)) % 2 == 0
+    y = {half: targets[train == half][mask[train == half]] for half in (True, False)}
+    out: dict[str, Any] = {"what": what, "n_train": len(y[True]), "n_test": len(y[False]), "base_rate": None}
+    out |= {"steps": steps, "auc": {}}
+    if not out["n_test"]:
+        return out
+    out["base_rate"] = float(y[False].mean())
+    if not out["n_train"]:
+        return out
     skip, at_end = part.config.num_prefix_positions, len(part.config.schedule) - 1
-    shape = (n, part.task.seq_len, part.config.hidden_size)
-    states = {(step, state): torch.zeros(shape) for step in steps for state in STATES}
+    states = Filled(len(part), len(steps))
 
     def keep(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         step = int(update.steps[0])
         if update.index == at_end and step in steps:
             for state, z in (("h", z_h), ("l", z_l)):
-                states[step, state][update.rows.cpu()] = z[:, skip:].float().cpu()
+                states.put(state, z[:, skip:].float().cpu(), update.rows.cpu(), steps.index(step))
 
     part.solve(hook=keep)
-    train = np.arange(n) % 2 == 0
-    y = {True: targets[train][mask[train]], False: targets[~train][mask[~train]]}
-    out |= {"what": what, "n_train": int(mask[train].sum()), "n_test": int(mask[~train].sum())}
-    out["base_rate"] = float(y[False].mean()) if y[False].size else None
-    if not out["n_train"] or not out["n_test"]:
-        return out
-    for state, name in STATES.items():
-        out["auc"][name] = [_probe(states[step, state].numpy(), mask, train, y) for step in steps]
+    for state, z in states.arrays().items():
+        out["auc"][STATES[state]] = [_probe(z[:, i], mask, train, y) for i in range(len(steps))]
     onehot = np.eye(part.task.vocab_size, dtype=np.float32)[part.inputs.numpy()]
-    where = np.broadcast_to(np.eye(part.task.seq_len, dtype=np.float32), (n, part.task.seq_len, part.task.seq_len))
-    context = onehot if part.task.seq_len > 256 else np.concatenate([onehot, where], -1)
+    cells = part.task.seq_len
+    where = np.broadcast_to(np.eye(cells, dtype=np.float32), (len(part), cells, cells))
+    context = onehot if cells > 256 else np.concatenate([onehot, where], -1)
     out["auc"]["input"] = [_probe(context, mask, train, y)] * len(steps)
     return out
 
 
 def _probe(z: np.ndarray, mask: np.ndarray, train: np.ndarray, y: dict[bool, np.ndarray]) -> float:
     """Mean AUC over targets of a ridge regression; z (N, S, D)."""
-    x, test = z[train][mask[train]].astype(np.float64), z[~train][mask[~train]].astype(np.float64)
+    x, test = (z[half][mask[half]].astype(np.float64) for half in (train, ~train))
     mean = x.mean(0)
     x, test = x - mean, test - mean
     gram = x.T @ x
@@ -337,8 +307,7 @@ def _probe(z: np.ndarray, mask: np.ndarray, train: np.ndarray, y: dict[bool, np.
     target = y[True].astype(np.float64)
     weights = np.linalg.solve(gram + ridge * np.eye(len(gram)), x.T @ (target - target.mean(0)))
     scores = test @ weights
-    areas = [_auc(scores[:, c], y[False][:, c]) for c in range(scores.shape[1])]
-    areas = [a for a in areas if a is not None]
+    areas = [area for s, truth in zip(scores.T, y[False].T) if (area := _auc(s, truth)) is not None]
     return float(np.mean(areas)) if areas else 0.5
 
 
@@ -382,9 +351,7 @@ def say_convergence(convergence: dict[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def say_halting(halting: dict[str, Any] | None) -> str:
-    if halting is None:
-        return "Without labels nothing can be said about halting."
+def say_halting(halting: dict[str, Any]) -> str:
     error = halting["calibration"]["expected_calibration_error"]
     return (
         f"The halting probability is off by {100 * error:.1f} points on average; "
@@ -394,9 +361,7 @@ def say_halting(halting: dict[str, Any] | None) -> str:
     )
 
 
-def say_failures(failures: dict[str, Any] | None) -> str:
-    if failures is None:
-        return "Without labels nothing can be said about failures."
+def say_failures(failures: dict[str, Any]) -> str:
     if not failures["n_failed"]:
         return f"None of the {failures['n']} puzzles failed."
     return (
@@ -418,13 +383,10 @@ def say_probes(result: dict[str, Any]) -> str:
     if not result["auc"]:
         return "There are too few puzzles for a probe."
     last = {name: values[-1] for name, values in result["auc"].items()}
-    best = max(("z_H", "z_L"), key=last.get)
+    end = f"{max(('z_H', 'z_L'), key=last.get)} holds them more openly"
+    if abs(last["z_H"] - last["z_L"]) <= 0.01:
+        end = "the two states do not differ by more than 0.01"
     return (
         f"A linear probe reads {result['what']} off z_L with an AUC of {last['z_L']:.3f} and off z_H with "
-        f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): "
-        + (
-            f"{best} holds them more openly."
-            if abs(last["z_H"] - last["z_L"]) > 0.01
-            else "the two states do not differ by more than 0.01."
-        )
+        f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): {end}."
     )

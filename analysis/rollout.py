@@ -11,20 +11,18 @@ so), margin (best minus second logit, mean over cells), changed (cells that diff
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from air_model.analysis.common import Study, in_chunks, long_table, mean_std_sem
+from air_model.analysis.common import Filled, Study, long_table, mean_std_sem, over_puzzles
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
 from air_model.processing_air import PAD
 from air_model.solving_air import AirUpdate
-
-MEASURES = ("accuracy", "exact", "blank", "pad", "margin", "changed")
 
 
 @dataclass
@@ -46,57 +44,54 @@ class RolloutResult:
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{"z_H": {measure: {"n", "mean" (U,), "sem" (U,)}}}."""
-        stats = {name: {m: mean_std_sem(v) for m, v in self.values[state].items()} for state, name in STATES.items()}
-        return {name: {m: {key: found[key] for key in ("n", "mean", "sem")} for m, found in by.items()}
-                for name, by in stats.items()}  # fmt: skip
+        return {
+            name: {m: mean_std_sem(values, ("n", "mean", "sem")) for m, values in self.values[state].items()}
+            for state, name in STATES.items()
+        }
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per puzzle, update and state, for parquet."""
-        n, updates = self.values["h"]["blank"].shape
-        at = long_table({"state": list(STATES.values()), "puzzle": np.arange(n), "update": np.arange(updates)})
+        axes = {"state": list(STATES.values()), "puzzle": range(len(self)), "update": range(len(self.updates))}
+        at = long_table(axes)
         at |= {"act_step": at["update"] // self.per_step, "updated": np.array(self.updates)[at["update"]]}
-        both = {m: np.stack([self.values[state][m] for state in STATES]) for m in self.values["h"]}
-        return at | {measure: values.reshape(-1) for measure, values in both.items()}
+        return at | {m: np.stack([self.values[s][m] for s in STATES]).reshape(-1) for m in self.values["h"]}
 
 
-def measures(grids: np.ndarray, labels: np.ndarray | None, blank: int) -> dict[str, np.ndarray]:
-    """All measures but the margin: decodes (N, U, S) -> (N, U) float32 each."""
+def measures(grids: np.ndarray, margin: np.ndarray, labels: np.ndarray | None, blank: int) -> dict[str, np.ndarray]:
+    """All measures of decodes (N, U, S) with their margin (N, U): (N, U) float32 each."""
     before = np.concatenate([grids[:, :1], grids[:, :-1]], 1)  # at update 0 nothing comes before
-    shares = {"blank": grids == blank, "pad": grids == PAD, "changed": grids != before}
-    out = {name: cells.mean(-1, dtype=np.float32) for name, cells in shares.items()}
+    out = {}
     if labels is not None:
         counted = (labels > 0)[:, None]
         right = (grids == labels[:, None]) & counted
         out["accuracy"] = right.sum(-1, dtype=np.float32) / np.maximum(counted.sum(-1), 1).astype(np.float32)
         out["exact"] = (right | ~counted).all(-1).astype(np.float32)
-    return out
+    share = partial(np.mean, axis=-1, dtype=np.float32)
+    out |= {"blank": share(grids == blank), "pad": share(grids == PAD), "margin": margin}
+    return out | {"changed": share(grids != before)}
 
 
 def rollout_study(study: Study, keep: int = 4) -> RolloutResult:
     """Measure the roll-outs of all puzzles and keep the decodes of the first `keep`."""
+    per_step = len(study.config.schedule)
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
-        per_step, shape = len(part.config.schedule), (len(part), len(part.updates))
-        margins = {state: torch.zeros(shape, device=part.device) for state in STATES}
+        margins = Filled(len(part), len(part.updates))
 
         def measure(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
             at = int(update.steps[0]) * per_step + update.index  # all puzzles of a batch are at one step
             for state, z in (("h", z_h), ("l", z_l)):
                 top = part.model.decode_state(z).float().topk(2, dim=-1).values
-                margins[state][update.rows, at] = (top[..., 0] - top[..., 1]).mean(-1)
+                margins.put(state, (top[..., 0] - top[..., 1]).mean(-1), update.rows, at)
 
         rollout, out = run_with(part, hook=measure).rollout, {}
         labels = None if part.labels is None else part.labels.numpy()
         for state in STATES:
             grids = getattr(rollout, f"z_{state}").cpu().numpy()
-            values = {**measures(grids, labels, part.task.blank_token), "margin": margins[state].cpu().numpy()}
-            out |= {f"{state}|{name}": values[name] for name in MEASURES if name in values}
-            out[f"{state}|tokens"] = grids[: max(0, keep - first)]
+            found = measures(grids, margins.arrays()[state], labels, part.task.blank_token)
+            out |= {f"values|{state}|{name}": values for name, values in found.items()}
+            out[f"tokens|{state}"] = grids[: max(0, keep - first)]
         return out
 
-    parts = list(in_chunks(study, "rollout", compute, keep=keep))
-    names = [name for name in MEASURES if f"h|{name}" in parts[0]]
-    merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    values = {s: {name: merged[f"{s}|{name}"] for name in names} for s in STATES}
-    tokens = {s: merged[f"{s}|tokens"] for s in STATES}
-    return RolloutResult(values, tokens, study.updates, len(study.config.schedule))
+    found = over_puzzles(study, "rollout", compute, keep=keep)
+    return RolloutResult(**found, updates=study.updates, per_step=per_step)

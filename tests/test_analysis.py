@@ -347,7 +347,7 @@ def test_neighbourhood_weights_cover_edges_and_centres():
 
 def test_a_model_of_another_task_than_the_data_is_refused():
     with pytest.raises(ValueError, match="give data of the model's task"):
-        Study(tiny_model(), np.ones((2, 36), int), task=make_task("sudoku", 6))
+        Study(tiny_model(), np.ones((2, 36), int))
 
 
 def test_steps_beyond_the_model_no_attention_and_missing_labels_are_said():
