@@ -2,7 +2,6 @@
 
     result = attention_study(Study(model, inputs, labels))      # all layers and heads, one pass
     result.tables("pooled")                                      # {"0": {"control": ...}, ...} as in analysis.json
-    result.tables("per_puzzle")                                  # best head per query, then a mean per puzzle
     maps = attention_maps(study, row=3, layer=0, head=1)         # the maps behind one example
 
 At some ACT steps, the first L-update and the first H-update are compared, per query cell, layer and head:
@@ -65,35 +64,24 @@ class Geometry:
 def checked_steps(model: AirModel, steps: Sequence[int] | None) -> tuple[int, ...]:
     """ACT steps to look at, counted from 0; by default those of the paper that the model has.
 
-    Raises:
-        ValueError: a step that the model does not take, none at all, or a model without attention.
+    Raises ValueError for a model without attention, and for steps that it does not take.
     """
-    config = model.config
-    if config.token_mixer != "attention":
+    if model.config.token_mixer != "attention":
         raise ValueError(
             "This model mixes positions by a SwiGLU (token_mixer='mlp'): it has no attention to analyse. rollout, "
             "freeze and geometry work for it."
         )
-    last = config.halt_max_steps - 1
+    last = model.config.halt_max_steps - 1
     if steps is None:
         return tuple(s for s in PUBLISHED_STEPS if s <= last) or (last,)
-    steps = tuple(sorted({int(s) for s in steps}))
-    if not steps:
-        raise ValueError("No ACT step was given: name at least one, counted from 0.")
     if beyond := [s for s in steps if not 0 <= s <= last]:
-        raise ValueError(
-            f"ACT steps {beyond} are beyond the model's: it takes {last + 1}, counted from 0 to {last}. Leave "
-            "them out."
-        )
-    return steps
+        raise ValueError(f"ACT steps {beyond} are beyond the model's {last + 1}: give some of 0 to {last}.")
+    return tuple(sorted(set(steps)))
 
 
 def num_paired_layers(model: AirModel) -> int:
     """Layers that an L- and an H-update both have (two stacks may differ in depth)."""
-    config = model.config
-    if config.shared_block:
-        return config.num_hidden_layers
-    return min(config.l_layers or config.num_hidden_layers, config.h_layers or config.num_hidden_layers)
+    return min(len(stack.layers) for stack in model.stacks)
 
 
 def watch_pairs(study: Study, steps: Sequence[int], on_pair: Callable[..., None]) -> None:
@@ -152,15 +140,11 @@ def attention_rows(
     return probs, empty.squeeze(-1)
 
 
-def row_metrics(probs: Tensor, near: Tensor, weights: Tensor, faults: Tensor, near_faults: Tensor | None) -> Tensor:
-    """Masses, entropy and violation mass of attention rows.
+def _row_metrics(probs: Tensor, near: Tensor, weights: Tensor, faults: Tensor, near_faults: Tensor | None) -> Tensor:
+    """(B, H, Q, K + 2) of rows (B, H, Q, S): K neighbourhood masses (not divided), entropy / log S, violation mass.
 
-    Args:
-        probs: (B, H, Q, S), rows sum to 1. near: (B, Q, J) neighbour cells. weights: (B, Q, J, K).
-        faults: (B, S) 0 or 1. near_faults: (B, Q, J), 1 where a neighbour's fault counts; None where all faults do.
-
-    Returns:
-        (B, H, Q, K + 2): the K neighbourhood masses (not divided), entropy / log S, violation mass.
+    near: (B, Q, J) cells; weights: (B, Q, J, K); faults: (B, S), 0 or 1; near_faults: (B, Q, J), 1 where a neighbour's
+    fault counts, or None where all faults do.
     """
     beside = probs.gather(-1, near[:, None].expand(-1, probs.shape[1], -1, -1))  # (B, H, Q, J)
     masses = torch.einsum("bhqj,bqjk->bhqk", beside, weights)
@@ -189,7 +173,7 @@ class _Accumulator:
         self.divisors = torch.tensor([*geometry.divisors, 1.0, 1.0], dtype=torch.float64, device=part.device)
         self.kept = Filled(len(part), len(steps), self.layers)
 
-    def __call__(self, rows: Tensor, at: int, z_h: Tensor, l: dict, h: dict) -> None:  # noqa: E741
+    def __call__(self, rows: Tensor, at: int, z_h: Tensor, l: dict, h: dict) -> None:
         tokens = self.study.model.decode_state(z_h).argmax(-1).cpu().numpy()
         wrong = self.task.conflicts(tokens, None if self.labels is None else self.labels[rows.cpu().numpy()])
         faults = torch.from_numpy(wrong).to(z_h.device).double()  # (B, S), V
@@ -207,7 +191,7 @@ class _Accumulator:
                 for q, k, scaling in (l[layer], h[layer]):
                     probs, nothing = attention_rows(q[some], k[some], scaling, queries, cells, seen)
                     empty.append((nothing & self.valid[r][:, None]).sum((1, 2)))
-                    values.append(row_metrics(probs, near, weights, faults[some], near_faults))
+                    values.append(_row_metrics(probs, near, weights, faults[some], near_faults))
                     del probs
                 self._store((r, at, layer), adjacent[some], *values)
                 self.kept.put("empty_rows", torch.stack(empty, -1), r, at, layer)
@@ -266,13 +250,11 @@ class AttentionResult:
     def tables(self, aggregation: str = "pooled", steps: Sequence[int] | None = None) -> dict[str, Any]:
         """{layer: {class: {"n_queries", "n_puzzles", "metrics": {name: {"mean", "ci95"}}}}}.
 
-        Args:
-            aggregation: "pooled" (heads averaged, all rows pooled: the public script and the golden numbers) or
-                "per_puzzle" (best head of each row by the example score, mean per puzzle, interval across puzzles: the
-                published Sudoku figures), or "per_puzzle_mean_heads".
-            steps: only these ACT steps.
-
         A class without rows has n = 0 and None for its numbers.
+
+        Args:
+            aggregation: of AGGREGATIONS: "pooled" is the public script's and the golden numbers', "per_puzzle" (best
+                head by the example score) the published Sudoku figures'. steps: only these ACT steps.
         """
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}.")
@@ -378,7 +360,7 @@ def _chunk(part: Study, first: int, steps: tuple[int, ...], geometry: Geometry) 
 class AttentionMaps:
     """Maps of one head for one puzzle: l, h (steps, S, S), rows sum to 1; decoded (steps, S): z_H after the update."""
 
-    l: np.ndarray  # noqa: E741
+    l: np.ndarray
     h: np.ndarray
     decoded: np.ndarray
     steps: tuple[int, ...]
@@ -387,22 +369,19 @@ class AttentionMaps:
 def attention_maps(study: Study, row: int, layer: int, head: int, steps: Sequence[int] | None = None) -> AttentionMaps:
     """The maps behind one example, over some ACT steps (default those of the paper)."""
     steps = checked_steps(study.model, steps)
-    if not 0 <= row < len(study):
-        raise ValueError(f"There is no puzzle {row}: the study has {len(study)}, counted from 0.")
-    for what, value, count in (
-        ("layer", layer, num_paired_layers(study.model)),
-        ("head", head, study.config.num_attention_heads),
-    ):
+    counts = len(study), num_paired_layers(study.model), study.config.num_attention_heads
+    for what, value, count in zip(("puzzle", "layer", "head"), (row, layer, head), counts):
         if not 0 <= value < count:
-            raise ValueError(f"There is no {what} {value}: the model has {count}, counted from 0.")
-    size, seen, one = study.task.seq_len, study.model.seen_by_heads, slice(head, head + 1)
+            raise ValueError(f"There is no {what} {value}: there are {count}, counted from 0.")
+    seen, one = study.model.seen_by_heads, slice(head, head + 1)
     seen = None if seen is None else seen[:, one]
     kept = Filled(1, len(steps))
 
     def keep(rows: Tensor, at: int, z_h: Tensor, **calls: dict) -> None:
         kept.put("decoded", study.model.decode_state(z_h).argmax(-1), rows, at)
-        for side, (q, k, scaling) in ((side, layers[layer]) for side, layers in calls.items()):
-            probs, _ = attention_rows(q[:, one], k[:, one], scaling, None, size, seen)
+        for side, layers in calls.items():
+            q, k, scaling = layers[layer]
+            probs, _ = attention_rows(q[:, one], k[:, one], scaling, None, study.task.seq_len, seen)
             kept.put(side, probs[:, 0], rows, at)
 
     watch_pairs(study.part(slice(row, row + 1)), steps, keep)

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from air_model.analysis import attention, figures, findings, freeze, geometry, plots, report, rollout
-from air_model.analysis.common import Study, markdown_table, number, plus_minus, variant_name, write_parquet
+from air_model.analysis.common import Study, markdown_table, number, plus_minus, variant_name
 from air_model.analysis.interventions import parse_intervention
 from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import in_size, load_model
 from air_model.processing_air import GridTask, make_task
-from air_model.records import write_json, write_text
+from air_model.records import read_json, whole, write_json, write_text
 from air_model.solving_air import AirRollout
 
 Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is the model's own folder
@@ -72,7 +72,10 @@ def deliver(study: Study, options: Options, name: str, result: Any, sections: li
     }
     write_json(path, {**(kept if kept.get("study") == key else {}), **head, **entries})
     if options.parquet:
-        write_parquet(options.output_dir / f"{name}.parquet", result.columns())
+        import pyarrow.parquet
+
+        with whole(options.output_dir / f"{name}.parquet") as partial:
+            pyarrow.parquet.write_table(pyarrow.table(result.columns()), partial)
     write_text(options.output_dir / f"{name}.md", "\n".join(sections))
     return sections
 
@@ -136,9 +139,10 @@ def draw_rollouts(study: Study, result: rollout.RolloutResult, folder: Path) -> 
         stale.unlink()
     named = [(m, "decoded free, %" if m == "blank" and study.task.name == "maze" else t, f) for m, t, f in CURVES]
     plots.state_curves(result.curves(), named, folder / "rollout_curves.png", result.per_step)
-    for i in range(len(result.tokens["h"])):
+    rolled = AirRollout(result.tokens["h"], result.tokens["l"], result.updates)
+    for i in range(len(rolled.z_h)):
         which = {"label": study.labels[i].numpy(), "row": i, "per_step": result.per_step}
-        given = (result.rollout, study.inputs[i].numpy(), study.task)
+        given = (rolled, study.inputs[i].numpy(), study.task)
         figures.draw_rollout(*given, folder / f"rollout_{i}.png", **which)
         figures.draw_film_strip(*given, folder / f"rollout_{i}_strip.png", **which)
         figures.animate_rollout(*given, folder / f"rollout_{i}.gif", **which)
@@ -223,17 +227,13 @@ def attention_table(table: dict[str, Any]) -> str:
 
 def attention_sentence(table: dict[str, Any], metric: str) -> str:
     """Whether L-updates look closer than H-updates, per layer, as measured."""
-    found: dict[bool, list[str]] = {True: [], False: []}
+    nearer, others = [], []
     for layer, classes in table.items():
         pairs = [(e["n_queries"], e["metrics"][metric]["mean"]) for e in classes.values() if e["n_queries"]]
         if pairs:
-            found[sum(n * mean for n, mean in pairs) > 0].append(layer)
-    ends = {True: "L-updates look nearer than H-updates", False: "they do not"}
-    parts = [
-        f"in layer{'s' * (len(layers) > 1)} {', '.join(layers)} {ends[near]}"
-        for near, layers in found.items()
-        if layers
-    ]
+            (nearer if sum(n * mean for n, mean in pairs) > 0 else others).append(layer)
+    ends = ((nearer, "L-updates look nearer than H-updates"), (others, "they do not"))
+    parts = [f"in layer{'s' * (len(at) > 1)} {', '.join(at)} {what}" for at, what in ends if at]
     return f"Averaged over all rows, {' and '.join(parts) or 'there is nothing to compare'} ({metric}).\n"
 
 
@@ -271,15 +271,8 @@ def run_geometry(study: Study, options: Options) -> list[str]:
         plots.failures_figure(found["failures"], folder / "failures.png")
         if probed["auc"]:
             plots.probes_figure(probed, folder / "probes.png")
-    parts = {
-        "Geometry of the states": geometry.say_geometry(found["curves"]),
-        "Convergence": geometry.say_convergence(found["convergence"]),
-        "Trajectories": geometry.say_trajectories(paths),
-        "Halting": geometry.say_halting(found["halting"]),
-        "Failures": geometry.say_failures(found["failures"]),
-        "Probes": geometry.say_probes(probed),
-    }
-    sections = [f"## {title}\n\n{sentence}\n" for title, sentence in parts.items()]
+    said = geometry.sentences(found, paths, probed)
+    sections = [f"## {title}\n\n{sentence}\n" for title, sentence in said.items()]
     explained = {name: paths[name]["explained"] for name in ("z_H", "z_L")}
     entry = {**found, "explained_variance": explained, "probes": probed}
     return deliver(study, options, "geometry", result, sections, geometry=entry)
@@ -312,8 +305,8 @@ def analyze(command: str, options: Options) -> Path:
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
             about = findings.describe(study.config, Path(model).name, study.model.num_parameters())
-            whole = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
-            write_text(out / "summary.json", json.dumps(findings.summarize(whole, about)) + "\n")
+            found = findings.summarize(read_json(out / "analysis.json"), about)
+            write_text(out / "summary.json", json.dumps(found) + "\n")
     overall = together(options, names, study.task) if several and command in ("freeze", "report") else ""
     if command == "report":
         report.write(options.output_dir, entries, overall)
@@ -394,17 +387,16 @@ def _redraw_attention(maps: dict[str, np.ndarray], where: dict[str, Any], task: 
 
 def together(options: Options, names: Sequence[str], task: GridTask) -> str:
     """Freeze tables of several checkpoints as mean ± std over them, in Markdown; also written."""
-    results = [json.loads((options.output_dir / name / "analysis.json").read_text()) for name in names]
+    results = [read_json(options.output_dir / name / "analysis.json") for name in names]
     if len({result["task"] for result in results}) > 1:
         raise ValueError("The models solve different tasks: their results have no common mean.")
     table = freeze.across_runs([result["freeze_summary"] for result in results])
-    runs = {"task": results[0]["task"], "models": list(names), "runs": table}
-    write_json(options.output_dir / "freeze_runs.json", runs)
+    write_json(options.output_dir / "freeze_runs.json", {"task": task.name, "models": names, "runs": table})
     if options.figures:
         note = f"mean ± std over {len(names)} checkpoints"
         plots.freeze_bars(table, options.output_dir / "figures" / "freeze_runs.png", title=note)
-    lead = f"## Freeze\n\nMean ± std over {len(names)} checkpoints; published: over five.\n\n"
-    text = lead + freeze.freeze_table(table, freeze.published(task))
+    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints; published: over five.\n\n"
+    text += freeze.freeze_table(table, freeze.published(task))
     write_text(options.output_dir / "freeze_runs.md", text)
     print(text)
     return text

@@ -208,16 +208,7 @@ def variant_name(config: AirConfig, rule: Sequence[str] = (*INJECTION, "q_contin
     return next((name for name, row in rows if all(getattr(row, f) == getattr(config, f) for f in rule)), None)
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def write_parquet(path: str | Path, columns: dict[str, Any]) -> Path:
-    """Write equally long columns as one parquet table, atomically."""
-    import pyarrow.parquet
-
-    with whole(path) as partial:
-        pyarrow.parquet.write_table(pyarrow.table(columns), partial)
-    return Path(path)
+# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 def long_table(axes: dict[str, Sequence[Any]], **values: Any) -> dict[str, np.ndarray]:

@@ -24,7 +24,6 @@ from air_model.analysis.interventions import Intervention, run_with
 from air_model.processing_air import GridTask
 
 STATES = {"h": "z_H", "l": "z_L"}
-COUNTS = ("mask_flips", "content_changes")
 
 
 def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[Any, Any]:
@@ -95,9 +94,10 @@ class FreezeResult:
 
     def series(self) -> dict[str, dict[str, Any]]:
         """{run.state: {"mask_flips", "content_changes": {"mean", "sem"} per comparison}}."""
+        keys = ("mean", "sem")
         return {
-            key: {name: mean_std_sem(values, ("mean", "sem")) for name, values in zip(COUNTS, counts)}
-            for key, *counts, _ in self._counts()
+            key: {"mask_flips": mean_std_sem(flips, keys), "content_changes": mean_std_sem(changes, keys)}
+            for key, flips, changes, _ in self._counts()
         }
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ and what a linear probe reads off each state.
     result.halting(), result.failures(), result.trajectories()
     probes(study)                    # does z_L hold pencil marks?
 
-Every part comes with `say_…`, one sentence made of its own numbers.
+`sentences` says each part in one, made of its own numbers.
 """
 
 from __future__ import annotations
@@ -60,36 +60,33 @@ class GeometryResult:
         return len(self.cosine)
 
     @property
-    def solved(self) -> np.ndarray | None:
-        """(N, K) bool: z_H wholly right after each ACT step."""
-        return None if self.right is None else self.right >= 1
+    def solved(self) -> np.ndarray:
+        """(N, K) bool, with labels: z_H wholly right after each ACT step."""
+        return self.right >= 1
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{"z_H": {"norm", "step": {"n", "mean" (U,), "sem"}}, "z_L": ..., "both": {"cosine": ...}}."""
-        both = (("norm", self.norm), ("step", self.step))
-        out = {name: {key: mean_std_sem(of[state]) for key, of in both} for state, name in STATES.items()}
-        return {**out, "both": {"cosine": mean_std_sem(self.cosine)}}
+        out = {name: {"norm": mean_std_sem(self.norm[state]), "step": mean_std_sem(self.step[state])}
+               for state, name in STATES.items()}  # fmt: skip
+        return out | {"both": {"cosine": mean_std_sem(self.cosine)}}
 
     def columns(self) -> dict[str, np.ndarray]:
         """One line per puzzle and update, for parquet."""
-        values = {"cosine": self.cosine}
-        for state, name in STATES.items():
-            values |= {f"norm_{name}": self.norm[state], f"step_{name}": self.step[state]}
+        values = {f"{key}_{name}": of[state] for state, name in STATES.items()
+                  for key, of in (("norm", self.norm), ("step", self.step))}  # fmt: skip
         n, updates = self.cosine.shape
-        return long_table({"puzzle": np.arange(n), "update": np.arange(updates)}, **values)
+        return long_table({"puzzle": range(n), "update": range(updates)}, cosine=self.cosine, **values)
 
     def convergence(self) -> dict[str, Any]:
         """Per state: relative change over each ACT step, and the share of puzzles whose decode no longer moves."""
         out = {}
         for state, name in STATES.items():
-            changed = self.decode_changed[state]
-            # A decode is final from step k on if no later step changes it.
-            later = np.flip(np.maximum.accumulate(np.flip(changed > 0, 1), 1), 1)
-            settled = np.concatenate([~later[:, 1:], np.ones((len(changed), 1), bool)], 1)
+            moves = self.decode_changed[state] > 0
+            final_from = moves.shape[1] - 1 - np.argmax(moves[:, ::-1], 1)  # the first step counts as a move
             out[name] = {
                 "relative_change": mean_std_sem(self.settle[state]),
-                "decode_final": mean_std_sem(settled),
-                "final_from": mean_std_sem(np.argmax(settled, 1)),
+                "decode_final": mean_std_sem(np.arange(moves.shape[1]) >= final_from[:, None]),
+                "final_from": mean_std_sem(final_from),
                 "fixed_point": float((self.settle[state][:, -1] < STILL).mean()),
             }
         return out
@@ -98,24 +95,20 @@ class GeometryResult:
         """Calibration of sigmoid(q_halt) over all ACT steps, and when the model would stop; None without labels."""
         if self.right is None:
             return None
-        solved = self.solved
-        probability = 1 / (1 + np.exp(-self.halt))
+        solved, ever, steps = self.solved, self.solved.any(1), self.halt.shape[1]
         stops = self.halt > (self.proceed if self.q_continue else 0)
-        last = stops.shape[1] - 1
-        stop_at = np.where(stops.any(1), np.argmax(stops, 1), last)
-        first_right = np.where(solved.any(1), np.argmax(solved, 1), -1)
-        rows = np.arange(len(stops))
-        ever = first_right >= 0
+        stop_at = np.where(stops.any(1), np.argmax(stops, 1), steps - 1)
+        first_right, at_stop = np.argmax(solved, 1), solved[np.arange(len(stops)), stop_at]
         return {
-            "calibration": calibration(probability.reshape(-1), solved.reshape(-1)),
+            "calibration": calibration((1 / (1 + np.exp(-self.halt))).reshape(-1), solved.reshape(-1)),
             "steps_used": mean_std_sem(stop_at + 1),
-            "never_stops": float((~stops.any(1)).mean()),
-            "accuracy_when_stopped": float(solved[rows, stop_at].mean()),
-            "accuracy_after_all_steps": float(solved[:, -1].mean()),
+            "never_stops": (~stops.any(1)).mean(),
+            "accuracy_when_stopped": at_stop.mean(),
+            "accuracy_after_all_steps": solved[:, -1].mean(),
             "delay": mean_std_sem((stop_at - first_right)[ever]),
-            "stopped_too_early": float((solved[:, -1] & ~solved[rows, stop_at]).mean()),
-            "first_solved_at": np.bincount(first_right[ever], minlength=last + 1).tolist(),
-            "stops_at": np.bincount(stop_at, minlength=last + 1).tolist(),
+            "stopped_too_early": (solved[:, -1] & ~at_stop).mean(),
+            "first_solved_at": np.bincount(first_right[ever], minlength=steps),
+            "stops_at": np.bincount(stop_at, minlength=steps),
         }
 
     def failures(self) -> dict[str, Any] | None:
@@ -123,12 +116,11 @@ class GeometryResult:
         if self.right is None:
             return None
         failed = ~self.solved[:, -1]
-        best = np.argmax(self.right, 1)
         return {
             "n_failed": int(failed.sum()),
             "n": len(self),
             "solved_once_then_lost": int((failed & self.solved.any(1)).sum()),
-            "best_step": mean_std_sem(best[failed]),
+            "best_step": mean_std_sem(np.argmax(self.right, 1)[failed]),
             "best_right": mean_std_sem(self.right.max(1)[failed]),
             "final_right": mean_std_sem(self.right[failed, -1]),
             "never_right": mean_std_sem(self.never_right[failed]),
@@ -150,13 +142,9 @@ class GeometryResult:
             flat = z.reshape(-1, z.shape[-1])
             flat = flat - flat.mean(0)
             values, axes = np.linalg.eigh(flat.T @ flat)
-            axes = axes[:, ::-1][:, :2]
-            axes = axes * np.sign(axes[np.argmax(np.abs(axes), 0), np.arange(axes.shape[1])])  # a fixed orientation
-            total = values.sum()
-            out[name] = {
-                "points": (flat @ axes).reshape(*z.shape[:2], -1),
-                "explained": values[::-1][:2] / total if total > 0 else np.zeros(2),
-            }
+            axes, explained = axes[:, :-3:-1], values[:-3:-1] / (values.sum() or 1)
+            axes = axes * np.sign(axes[np.argmax(np.abs(axes), 0), np.arange(2)])  # a fixed orientation
+            out[name] = {"points": (flat @ axes).reshape(*z.shape[:2], 2), "explained": explained}
         return out
 
 
@@ -211,9 +199,8 @@ def _failure_arrays(ends: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarra
     wrong = ~right[:, -1] & counted
     total = np.maximum(wrong.sum(-1), 1)
     was_right = right.any(1)
-    same = ends == ends[:, -1:]
-    held = np.flip(np.logical_and.accumulate(np.flip(same, 1), 1), 1)  # final token from here to the end
-    since = np.argmax(held, 1)
+    same = (ends == ends[:, -1:])[:, ::-1]  # as in the end, backwards
+    since = ends.shape[1] - np.logical_and.accumulate(same, 1).sum(1)
     return {
         "right": right.sum(-1) / np.maximum(counted.sum(-1), 1)[:, None],
         "never_right": (wrong & ~was_right).sum(-1) / total,
@@ -238,14 +225,11 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None)
         seen = np.einsum("st,ntc->nsc", task.peers.astype(np.float32), given) > 0
         return ~seen, inputs == task.blank_token, "candidates left by the clues"
     if task.name == "maze":
-        tokens = inputs.astype(np.uint8)
-        to_goal = task.distances(tokens)
-        swapped = tokens.copy()
-        swapped[tokens == task.START], swapped[tokens == task.GOAL] = task.GOAL, task.START
-        from_start = task.distances(swapped)
-        length = np.take_along_axis(to_goal, np.argmax(tokens == task.START, -1)[:, None], 1)
-        on_path = (to_goal >= 0) & (from_start >= 0) & (to_goal + from_start == length)
-        return on_path[:, :, None], tokens == task.SPACE, "cells on some shortest path"
+        start, goal = inputs == task.START, inputs == task.GOAL
+        swapped = np.where(start, task.GOAL, np.where(goal, task.START, inputs))
+        to_goal, from_start = (task.distances(grids.astype(np.uint8)) for grids in (inputs, swapped))
+        on_path = (to_goal >= 0) & (from_start >= 0) & (to_goal + from_start == to_goal[start][:, None])
+        return on_path[:, :, None], inputs == task.SPACE, "cells on some shortest path"
     if labels is None:
         raise ValueError("Probes of a plain grid read its answers, but these puzzles come without labels.")
     targets = labels[:, :, None] == np.arange(1, task.vocab_size)
@@ -326,67 +310,58 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[index]
 
 
-# ---- one sentence each, out of the numbers -------------------------------------------------------------------------
+# ---- sentences -----------------------------------------------------------------------------------------------------
 
 
-def say_geometry(curves: dict[str, Any]) -> str:
-    steps = {s: np.asarray(curves[s]["step"]["mean"]) for s in ("z_H", "z_L")}
-    moved = {s: v[v > 0][-8:].mean() if (v > 0).any() else 0.0 for s, v in steps.items()}
+def sentences(found: dict[str, Any], paths: dict[str, Any], probed: dict[str, Any]) -> dict[str, str]:
+    """{title: a sentence made of its own numbers}.
+
+    Args:
+        found: {name: what the method of this name returns}: curves, convergence, halting, failures.
+        paths: of `trajectories`. probed: of `probes`.
+    """
+    curves, halting, failures = found["curves"], found["halting"], found["failures"]
+    moves = {s: curves[s]["step"]["mean"] for s in STATES.values()}
+    moved = {s: v[v > 0][-8:].mean() if (v > 0).any() else 0.0 for s, v in moves.items()}
     more, less = ("z_H", "z_L") if moved["z_H"] >= moved["z_L"] else ("z_L", "z_H")
-    cosine = np.asarray(curves["both"]["cosine"]["mean"])
-    return (
-        f"At the end {more} moves {moved[more]:.3g} per update and {less} {moved[less]:.3g} "
-        f"(mean distance of a cell's state); the cosine between the states goes from {cosine[0]:.2f} to "
-        f"{cosine[-1]:.2f}."
-    )
-
-
-def say_convergence(convergence: dict[str, Any]) -> str:
-    parts = [
-        f"{name}: the decode of {100 * float(entry['decode_final']['mean'][0]):.0f} % of the puzzles is final after "
+    cosine = curves["both"]["cosine"]["mean"]
+    settled = [
+        f"{name}: the decode of {100 * entry['decode_final']['mean'][0]:.0f} % of the puzzles is final after "
         f"the first ACT step, on average after {entry['final_from']['mean'] + 1:.1f}, and "
         f"{100 * entry['fixed_point']:.0f} % of the states move less than {100 * STILL:.0f} % over the last one"
-        for name, entry in convergence.items()
+        for name, entry in found["convergence"].items()
     ]
-    return "; ".join(parts) + "."
-
-
-def say_halting(halting: dict[str, Any]) -> str:
-    error = halting["calibration"]["expected_calibration_error"]
-    return (
-        f"The halting probability is off by {100 * error:.1f} points on average; "
+    z_h, z_l = (100 * paths[s]["explained"].sum() for s in STATES.values())
+    failed = f"None of the {failures['n']} puzzles failed."
+    if failures["n_failed"]:
+        failed = (
+            f"{failures['n_failed']} of {failures['n']} puzzles failed, {failures['solved_once_then_lost']} of them "
+            f"after having been solved; {100 * failures['never_right']['mean']:.0f} % of their wrong cells were never "
+            "right, and those cells hold their last token since ACT step "
+            f"{failures['decided_at']['mean']:.1f} (counted from 0)."
+        )
+    probe = "There are too few puzzles for a probe."
+    if probed["auc"]:
+        last = {name: values[-1] for name, values in probed["auc"].items()}
+        end = f"{max(STATES.values(), key=last.get)} holds them more openly"
+        if abs(last["z_H"] - last["z_L"]) <= 0.01:
+            end = "the two states do not differ by more than 0.01"
+        probe = (
+            f"A linear probe reads {probed['what']} off z_L with an AUC of {last['z_L']:.3f} and off z_H with "
+            f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): {end}."
+        )
+    return {
+        "Geometry of the states": f"At the end {more} moves {moved[more]:.3g} per update and {less} {moved[less]:.3g} "
+        "(mean distance of a cell's state); the cosine between the states goes from "
+        f"{cosine[0]:.2f} to {cosine[-1]:.2f}.",
+        "Convergence": "; ".join(settled) + ".",
+        "Trajectories": f"Two principal axes hold {z_h:.0f} % of the variance of the puzzles' mean z_H over the ACT "
+        f"steps, and {z_l:.0f} % of that of z_L.",
+        "Halting": "The halting probability is off by "
+        f"{100 * halting['calibration']['expected_calibration_error']:.1f} points on average; "
         f"stopping where the model wants to takes {halting['steps_used']['mean']:.1f} ACT steps and solves "
         f"{100 * halting['accuracy_when_stopped']:.1f} %, all steps solve "
-        f"{100 * halting['accuracy_after_all_steps']:.1f} %."
-    )
-
-
-def say_failures(failures: dict[str, Any]) -> str:
-    if not failures["n_failed"]:
-        return f"None of the {failures['n']} puzzles failed."
-    return (
-        f"{failures['n_failed']} of {failures['n']} puzzles failed, {failures['solved_once_then_lost']} of them after "
-        f"having been solved; {100 * failures['never_right']['mean']:.0f} % of their wrong cells were never right, "
-        f"and those cells hold their last token since ACT step {failures['decided_at']['mean']:.1f} (counted from 0)."
-    )
-
-
-def say_trajectories(trajectories: dict[str, Any]) -> str:
-    share = {s: 100 * float(np.sum(trajectories[s]["explained"])) for s in ("z_H", "z_L")}
-    return (
-        f"Two principal axes hold {share['z_H']:.0f} % of the variance of the puzzles' mean z_H over the ACT steps, "
-        f"and {share['z_L']:.0f} % of that of z_L."
-    )
-
-
-def say_probes(result: dict[str, Any]) -> str:
-    if not result["auc"]:
-        return "There are too few puzzles for a probe."
-    last = {name: values[-1] for name, values in result["auc"].items()}
-    end = f"{max(('z_H', 'z_L'), key=last.get)} holds them more openly"
-    if abs(last["z_H"] - last["z_L"]) <= 0.01:
-        end = "the two states do not differ by more than 0.01"
-    return (
-        f"A linear probe reads {result['what']} off z_L with an AUC of {last['z_L']:.3f} and off z_H with "
-        f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): {end}."
-    )
+        f"{100 * halting['accuracy_after_all_steps']:.1f} %.",
+        "Failures": failed,
+        "Probes": probe,
+    }

@@ -24,11 +24,14 @@ from air_model.solving_air import AirRollout, AirSolution, AirUpdate, Hook, Reco
 
 States = tuple[Tensor, Tensor]  # z_h, z_l
 
-FORMS = [
-    f"(?P<kind>{form}".replace("STATE", "(?P<state>z_[hl])").replace("WINDOW", r"(?P<start>\d*)-(?P<stop>\d*)")
-    for form in (r"freeze):STATE(:WINDOW)?", r"reset):STATE:(?P<start>\d+)", r"swap):(?P<start>\d+)",
-                 r"perturb):STATE:(?P<scale>[\d.]+(e-?\d+)?)(:WINDOW)?", r"through):STATE")
-]  # fmt: skip
+STATE, WINDOW = "(?P<state>z_[hl])", r"(?P<start>\d*)-(?P<stop>\d*)"
+FORMS = (
+    f"(?P<kind>freeze):{STATE}(:{WINDOW})?",
+    rf"(?P<kind>reset):{STATE}:(?P<start>\d+)",
+    r"(?P<kind>swap):(?P<start>\d+)",
+    rf"(?P<kind>perturb):{STATE}:(?P<scale>[\d.]+(e-?\d+)?)(:{WINDOW})?",
+    f"(?P<kind>through):{STATE}",
+)
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,26 @@ class Intervention:
                 f"{max_act_steps - 1}."
             )
 
-    def hook(self, model: AirModel, first: int = 0) -> Hook | None:
+    def hook(self, model: AirModel, first: int = 0) -> Hook:
         """What it does after every update; `first` is the number of the call's first puzzle in the data."""
-        if self.kind in ("nothing", "through") or (self.kind == "perturb" and self.scale == 0):
-            return None
-        last, held = len(model.config.schedule) - 1, {}
+        last, before = len(model.config.schedule) - 1, {}
 
         def act(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> States | None:
             step, z = int(update.steps[0]), z_h if self.state == "z_h" else z_l
             beginning = getattr(model.initial_carry(1, dtype=z.dtype), self.state).expand_as(z)
-            if self.kind in ("swap", "reset"):
-                if (step, update.index) != (self.start, last):
-                    return None
-                return (z_l, z_h) if self.kind == "swap" else self._put(beginning, z_h, z_l)
-            if (step, update.index) == (self.start - 1, last):
-                held["z"] = z
-            if step < self.start or (self.stop is not None and step >= self.stop):
-                return None
-            if self.kind == "freeze":
-                return self._put(held["z"] if self.start else beginning, z_h, z_l)
-            return self._put(self._noisy(z, update, first), z_h, z_l) if update.level == self.state[-1] else None
+            at_end = (step, update.index) == (self.start, last)
+            inside = self.start <= step and (self.stop is None or step < self.stop)
+            if step < self.start:
+                before["z"] = z
+            if self.kind == "swap" and at_end:
+                return z_l, z_h
+            if self.kind == "reset" and at_end:
+                return self._put(beginning, z_h, z_l)
+            if self.kind == "freeze" and inside:
+                return self._put(before.get("z", beginning), z_h, z_l)
+            if self.kind == "perturb" and inside and update.level == self.state[-1]:
+                return self._put(self._noisy(z, update, first), z_h, z_l)
+            return None
 
         return act
 
@@ -138,13 +141,11 @@ def parse_intervention(text: str) -> Intervention:
 @contextlib.contextmanager
 def skipped_updates(model: AirModel, level: str | None) -> Iterator[None]:
     """Inside, updates of this level return the state as it is: for states that are held all the time anyway."""
-    if level is None:
-        yield
-        return
     update = model.update
 
     def keep(which: str, z_h: Tensor, z_l: Tensor, x: Tensor) -> Tensor:
-        return update(which, z_h, z_l, x) if which != level else z_h if level == "h" else z_l
+        held = z_h if which == "h" else z_l
+        return held if which == level else update(which, z_h, z_l, x)
 
     model.update = keep
     try:
@@ -163,9 +164,9 @@ def run_with(
         first: number of the study's first puzzle in the data (seeds of noise).
         hook: an observer of the states as the intervention leaves them.
     """
-    intervention, steps = intervention or Intervention(), study.config.halt_max_steps
-    intervention.check(steps)
-    recorder = Recorder(study.model, len(study), steps)
+    intervention = intervention or Intervention()
+    intervention.check(study.config.halt_max_steps)
+    recorder = Recorder(study.model, len(study), study.config.halt_max_steps)
 
     def record(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         recorder(update, *intervention.view(z_h, z_l))

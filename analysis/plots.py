@@ -44,6 +44,7 @@ METRICS = {  # label and colour
 }
 CLASS_LABELS = {"violation-adjacent": "Viol.-adj.", "error-adjacent": "Error-adj.", "control": "Control"}
 COLOURS = {"z_H": STATE_COLOURS["h"], "z_L": STATE_COLOURS["l"], "both": INK, "input": HELD}
+ERROR = {"zorder": 3, "error_kw": {"ecolor": INK, "capsize": 3, "lw": 1.2, "zorder": 4}}  # of bars
 NAMES = {"z_H": "$z_H$", "z_L": "$z_L$", "both": "both", "input": "puzzle's cell alone"}
 
 
@@ -61,12 +62,6 @@ def _band(
     mean, error = (factor * np.asarray(stats[key], float) for key in ("mean", spread))
     ax.plot(x, mean, style, color=colour, label=label, **{"lw": 1.5, **line})
     ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-
-
-def _bar(ax: Axes, x: float, mean: float, spread: float, width: float, line: float, **style: Any) -> None:
-    """A bar with an error bar of so thick a line."""
-    ax.bar(x, mean, width, zorder=3, **style)
-    ax.errorbar(x, mean, yerr=spread, color=INK, capsize=3, lw=line, zorder=4)
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -111,11 +106,10 @@ def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str = "")
 def _contrast_bars(ax: Axes, table: dict[str, Any], names: Sequence[str]) -> None:
     width = 0.78 / len(names)
     for i, metric in enumerate(names):
-        for x, entry in enumerate(one["metrics"][metric] for one in table.values()):
-            if entry["mean"] is not None:
-                at = x + (i - (len(names) - 1) / 2) * width
-                style = {"color": METRICS[metric][1], "edgecolor": INK, "lw": 0.6}
-                _bar(ax, at, entry["mean"], entry["ci95"], width * 0.9, 1.2, **style)
+        entries = [one["metrics"][metric] for one in table.values()]
+        mean, ci95 = (np.array([entry[key] for entry in entries], float) for key in ("mean", "ci95"))  # None: NaN
+        at = np.arange(len(entries)) + (i - (len(names) - 1) / 2) * width
+        ax.bar(at, mean, width * 0.9, yerr=ci95, color=METRICS[metric][1], edgecolor=INK, lw=0.6, **ERROR)
     ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
     labels = [f"{CLASS_LABELS.get(name, name)}\n($n$ = {one['n_puzzles']})" for name, one in table.items()]
     ax.set_xticks(range(len(labels)), labels, fontsize=9)
@@ -308,8 +302,9 @@ def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str = "") -> 
         ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
         for x, (run, state) in enumerate(bars):
             if entry := table[f"{run}.{state}"].get(measure):
-                style = {"color": COLOURS[state] if run == "normal" else tint(COLOURS[state], 0.35), "lw": 1.2}
-                _bar(ax, x, scale * entry["mean"], scale * entry["std"], 0.72, 1.1, edgecolor=COLOURS[state], **style)
+                colour, mean, std = COLOURS[state], scale * entry["mean"], scale * entry["std"]
+                fill = colour if run == "normal" else tint(colour, 0.35)
+                ax.bar(x, mean, 0.72, yerr=std, color=fill, edgecolor=colour, lw=1.2, **ERROR)
                 for i, value in enumerate(entry.get("runs", [])):
                     ax.plot(x + 0.05 * (i - 2), scale * value, "o", ms=3, mfc="white", mec=INK, mew=0.8, zorder=5)
         ax.set_xticks(range(4), [f"{NAMES[state]}\n{RUN_LABELS[run]}" for run, state in bars], fontsize=9)
@@ -342,8 +337,8 @@ def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path
     """Exact accuracy of z_H (share, standard error) under each intervention."""
     figure, ((ax,),) = _panels(7.5, 0.9 + 0.36 * len(rows))
     for y, (_, mean, error) in enumerate(rows):
-        ax.barh(y, 100 * mean, 0.65, color=COLOURS["z_H"] if y == 0 else tint(COLOURS["z_H"], 0.45), zorder=3)
-        ax.errorbar(100 * mean, y, xerr=100 * error, color=INK, capsize=3, lw=1, zorder=4)
+        colour = COLOURS["z_H"] if y == 0 else tint(COLOURS["z_H"], 0.45)
+        ax.barh(y, 100 * mean, 0.65, xerr=100 * error, color=colour, **ERROR)
     ax.set_yticks(range(len(rows)), [row[0] for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel("exact accuracy of $z_H$, %", fontsize=10, color=MUTED)

@@ -66,29 +66,21 @@ def figures_of(folder: Path, study: str) -> dict[Path, str]:
 def write(output_dir: Path, entries: list[Entry], overall: str = "") -> tuple[Path, Path]:
     """Write report.md and report.html (one file, figures inside); returns their paths."""
     title, to_html = "What the two states do", MarkdownIt("commonmark", {"html": False}).enable("table").render
-    markdown, body = [], []
-
-    def add(text: str) -> None:
-        markdown.append(text)
-        body.append(to_html(text))
-
-    add(f"# {title}\n")
-    add(overall)
+    parts = [(text, to_html(text)) for text in (f"# {title}\n", overall)]  # each as Markdown and as HTML
     for entry in entries:
-        add(f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description)
+        head = f"# {entry.name}\n\n{entry.description}" if len(entries) > 1 else entry.description
+        parts.append((head, to_html(head)))
         for study, sections in entry.sections.items():
-            add("\n".join(sections))
+            text = "\n".join(sections)
+            parts.append((text, to_html(text)))
             for path, caption in figures_of(entry.folder, study).items():
-                markdown.append(f"![{caption}]({path.relative_to(output_dir).as_posix()})\n")
-                body.append(_figure(path, caption))
-    page = _PAGE.format(title=html.escape(title), body="\n".join(body))
-    return write_text(output_dir / "report.md", "\n".join(markdown)), write_text(output_dir / "report.html", page)
-
-
-def _figure(path: Path, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    kind, text = path.suffix[1:], html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+                data, alt = base64.b64encode(path.read_bytes()).decode(), html.escape(caption)
+                image = f'<img alt="{alt}" src="data:image/{path.suffix[1:]};base64,{data}">'
+                link = f"![{caption}]({path.relative_to(output_dir).as_posix()})\n"
+                parts.append((link, f"<figure>{image}<figcaption>{alt}</figcaption></figure>"))
+    markdown, body = ("\n".join(texts) for texts in zip(*parts))
+    page = _PAGE.format(title=html.escape(title), body=body)
+    return write_text(output_dir / "report.md", markdown), write_text(output_dir / "report.html", page)
 
 
 _PAGE = """<!doctype html>

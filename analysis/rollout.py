@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,6 @@ class RolloutResult:
 
     def __len__(self) -> int:
         return len(self.values["h"]["blank"])
-
-    @property
-    def rollout(self) -> SimpleNamespace:
-        """What the drawing functions take."""
-        return SimpleNamespace(z_h=self.tokens["h"], z_l=self.tokens["l"], updates=self.updates)
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{"z_H": {measure: {"n", "mean" (U,), "sem" (U,)}}}."""

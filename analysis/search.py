@@ -6,6 +6,8 @@ draw_search(task, tree, path)               # one tree of `Answers.trees`
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 from pathlib import Path
 
@@ -27,15 +29,12 @@ def study_searches(model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLik
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
     if answers.trees is None:
         raise ValueError(f"A search by pins is for Sudokus; these puzzles are of {puzzles.task}.")
-    found = []
-    for i, puzzle in enumerate(puzzles.inputs):
-        one = describe(puzzles.task, puzzle, answers, i)
-        one.pop("rollout")
-        found.append({"puzzle": puzzles.task.decode(puzzle), **one})
-    written = [write_json(Path(folder) / "search.json", found)]
-    for i, tree in enumerate(answers.trees[:pictures]):
-        written.append(draw_search(puzzles.task, tree, Path(folder) / "figures" / f"search_{i}.png"))
-    return written
+    answers.rollout = None  # it is not told
+    found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
+             for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip
+    pictured = enumerate(answers.trees[:pictures])
+    drawn = [draw_search(puzzles.task, tree, Path(folder) / f"figures/search_{i}.png") for i, tree in pictured]
+    return [write_json(Path(folder) / "search.json", found), *drawn]
 
 
 def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Path:
@@ -68,20 +67,17 @@ def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Pa
 
 def _places(tree: list[Node]) -> tuple[list[float], list[int]]:
     """Column and depth of each node: leaves side by side, parents in the middle of their children."""
-    children: list[list[int]] = [[] for _ in tree]
-    depth = [0] * len(tree)
-    for k, node in enumerate(tree):
-        if node.parent >= 0:
-            children[node.parent].append(k)
-            depth[k] = depth[node.parent] + 1
-    roots = [k for k, node in enumerate(tree) if node.parent < 0]
-    x, leaves, stack = [0.0] * len(tree), 0, [(k, False) for k in reversed(roots)]
-    while stack:
-        k, seen = stack.pop()
-        if not children[k]:
-            x[k], leaves = float(leaves), leaves + 1
-        elif seen:
-            x[k] = sum(x[c] for c in children[k]) / len(children[k])
-        else:
-            stack += [(k, True), *((c, False) for c in reversed(children[k]))]
+    depth, x, columns = [0] * len(tree), [0.0] * len(tree), itertools.count()
+    below: dict[int, list[int]] = collections.defaultdict(list)  # children of each node; of -1 the roots
+    for k, node in enumerate(tree):  # parents come before their children
+        below[node.parent].append(k)
+        depth[k] = depth[node.parent] + 1 if node.parent >= 0 else 0
+
+    def place(k: int) -> float:
+        children = [place(child) for child in below[k]]
+        x[k] = sum(children) / len(children) if children else float(next(columns))
+        return x[k]
+
+    for root in below[-1]:
+        place(root)
     return x, depth
