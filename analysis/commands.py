@@ -32,11 +32,7 @@ Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is
 
 
 def load_study(model: str, options: Options) -> Study:
-    """The model and its puzzles.
-
-    Raises:
-        FileNotFoundError, ValueError: no such model or data, or data of another task than the model's.
-    """
+    """The model and its puzzles; FileNotFoundError or ValueError where they are not there, or of different tasks."""
     air = load_model(model, options.device)
     puzzles = load_for_models([air], options.data, options.split, options.limit)
     return Study(
@@ -59,9 +55,8 @@ def deliver(study: Study, options: Options, name: str, result: Any, sections: li
     """
     path, key = options.output_dir / "analysis.json", study.fingerprint()
     kept: dict[str, Any] = {}
-    if path.exists():
-        with contextlib.suppress(ValueError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        kept = read_json(path)
     head = {
         "task": study.task.name,
         "variant": variant_name(study.config),

@@ -27,14 +27,7 @@ STATES = {"h": "z_H", "l": "z_L"}
 
 
 def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[Any, Any]:
-    """Mask flips and content changes between consecutive decodes.
-
-    Args:
-        grids: (..., U, S) decoded tokens.
-
-    Returns:
-        Two integer arrays or tensors (..., U - 1).
-    """
+    """Mask flips and content changes between consecutive decodes (..., U, S): two integer arrays (..., U - 1)."""
     before, after = grids[..., :-1, :], grids[..., 1:, :]
     flip = (before == mask_token) != (after == mask_token)
     change = (before != after) & ~flip
@@ -200,8 +193,7 @@ def published(task: GridTask) -> dict[str, dict[str, Any]]:
 def freeze_table(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]] | None = None) -> str:
     """Markdown: mask flips, content changes and exact accuracy per run and state; the published numbers beside ours.
 
-    Args:
-        ours: of `across_runs` (± std over checkpoints) or `FreezeResult.summary` (± std over puzzles).
+    ours: of `across_runs` (± std over checkpoints) or `FreezeResult.summary` (± std over puzzles).
     """
 
     def cell(source: dict[str, Any], measure: str, scale: float = 1, digits: int = 1) -> str:

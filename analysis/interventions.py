@@ -25,13 +25,13 @@ from air_model.solving_air import AirRollout, AirSolution, AirUpdate, Hook, Reco
 States = tuple[Tensor, Tensor]  # z_h, z_l
 
 STATE, WINDOW = "(?P<state>z_[hl])", r"(?P<start>\d*)-(?P<stop>\d*)"
-FORMS = (
-    f"(?P<kind>freeze):{STATE}(:{WINDOW})?",
-    rf"(?P<kind>reset):{STATE}:(?P<start>\d+)",
-    r"(?P<kind>swap):(?P<start>\d+)",
-    rf"(?P<kind>perturb):{STATE}:(?P<scale>[\d.]+(e-?\d+)?)(:{WINDOW})?",
-    f"(?P<kind>through):{STATE}",
-)
+FORMS = {  # kind: how what follows it is read, and how it is written
+    "freeze": (f"{STATE}(:{WINDOW})?", "{state}:{window}"),
+    "reset": (rf"{STATE}:(?P<start>\d+)", "{state}:{start}"),
+    "swap": (r"(?P<start>\d+)", "{start}"),
+    "perturb": (rf"{STATE}:(?P<scale>[\d.]+(e-?\d+)?)(:{WINDOW})?", "{state}:{scale:g}:{window}"),
+    "through": (STATE, "{state}"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,9 @@ class Intervention:
     def name(self) -> str:
         """As `parse_intervention` reads it."""
         window = f"{self.start}-{'' if self.stop is None else self.stop}"
-        fields = {
-            "freeze": [self.state] if self.skips else [self.state, window],
-            "reset": [self.state, self.start],
-            "swap": [self.start],
-            "perturb": [self.state, f"{self.scale:g}", window],
-            "through": [self.state],
-        }.get(self.kind, [])
-        return ":".join(map(str, (self.kind, *fields)))
+        _, written = FORMS.get(self.kind, ("", ""))
+        text = f"{self.kind}:{written.format(**vars(self), window=window)}"
+        return text.removesuffix(":0-" if self.skips else ":")
 
     @property
     def skips(self) -> str | None:
@@ -128,14 +123,15 @@ def parse_intervention(text: str) -> Intervention:
     freeze:STATE[:WINDOW]   reset:STATE:STEP   swap:STEP   perturb:STATE:SCALE[:WINDOW]   through:STATE
     STATE is z_h or z_l; STEP counts from 0; WINDOW is FROM-TO (TO excluded) or FROM-.
     """
-    found = next((match for form in FORMS if (match := re.fullmatch(form, text.lower()))), None)
+    kind, _, rest = text.lower().partition(":")
+    found = re.fullmatch(FORMS[kind][0], rest) if kind in FORMS else None
     if found is None:
         raise ValueError(
             f"Cannot read the intervention {text!r}. Known: freeze:z_l:4-8, reset:z_h:5, swap:3, perturb:z_l:0.1:0-4, "
             "through:z_l."
         )
-    read = {"kind": str, "state": str, "start": int, "stop": int, "scale": float}
-    return Intervention(**{key: read[key](value) for key, value in found.groupdict().items() if value})
+    read = {"state": str, "start": int, "stop": int, "scale": float}
+    return Intervention(kind, **{key: read[key](value) for key, value in found.groupdict().items() if value})
 
 
 @contextlib.contextmanager
@@ -160,8 +156,7 @@ def run_with(
     """Solve all puzzles of the study under an intervention; the solution's rollout shows both states at every update.
 
     Args:
-        intervention: None for the normal run.
-        first: number of the study's first puzzle in the data (seeds of noise).
+        intervention: None for the normal run. first: number of the study's first puzzle in the data (seeds of noise).
         hook: an observer of the states as the intervention leaves them.
     """
     intervention = intervention or Intervention()

@@ -55,12 +55,12 @@ def _panels(width: float, height: float, rows: int = 1, columns: int = 1, **how:
 
 
 def _band(
-    ax: Axes, x: Any, stats: dict[str, Any], colour: str, label: str, factor: float = 1, style: str = "-",
-    spread: str = "sem", **line: Any,
-) -> None:  # fmt: skip
-    """Mean ± spread as a line with a band."""
-    mean, error = (factor * np.asarray(stats[key], float) for key in ("mean", spread))
-    ax.plot(x, mean, style, color=colour, label=label, **{"lw": 1.5, **line})
+    ax: Axes, stats: dict[str, Any], colour: str, label: str, factor: float = 1, x: Any = None, **line: Any
+) -> None:
+    """Mean ± "sem" as a line with a band, against x or 0, 1, ...; None is a gap."""
+    mean, error = (factor * np.asarray(stats[key], float) for key in ("mean", "sem"))
+    x = range(len(mean)) if x is None else x
+    ax.plot(x, mean, color=colour, label=label, **{"lw": 1.5, **line})
     ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
 
 
@@ -82,8 +82,7 @@ def attention_from_published(file: dict[str, Any], task: str) -> dict[str, Any]:
 def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str = "") -> Path:
     """One panel per layer, bars per class: contrasts with 95 % intervals. Maze densities have their own scale (above).
 
-    Args:
-        tables: {layer: {class: {"n_puzzles", "metrics": {name: {"mean", "ci95"}}}}}.
+    tables: {layer: {class: {"n_puzzles", "metrics": {name: {"mean", "ci95"}}}}}.
     """
     metrics = list(next(iter(next(iter(tables.values())).values()))["metrics"])
     dense = [m for m in metrics if m in ("nbr4", "nbr8", "window5")]
@@ -216,7 +215,7 @@ def attention_evolution(
 ) -> Path:  # fmt: skip
     """The example over ACT steps: L above H, a column per step.
 
-    Args: as `attention_example`, with a leading axis of ACT steps on l_maps, h_maps and decoded.
+    Arguments as of `attention_example`, with a leading axis of ACT steps on l_maps, h_maps and decoded.
     """
     figure, axes = _panels(0.8 + 1.75 * len(steps), 4.7, 2, len(steps))
     for column, *maps, grid, step in zip(axes.T, l_maps, h_maps, decoded, steps):
@@ -244,8 +243,8 @@ def attention_by_step(by_step: dict[str, Any], path: str | Path) -> Path:
     for (r, c), ax in np.ndenumerate(axes):
         for name, colour in zip(classes, (PALETTE[6], PALETTE[2])):
             cells = [table[layers[c]][name]["metrics"][metrics[r]] for table in tables]
-            stats = {key: [cell[key] for cell in cells] for key in ("mean", "ci95")}  # None becomes NaN
-            _band(ax, x, stats, colour, CLASS_LABELS.get(name, name), style="-o", spread="ci95", ms=3)
+            stats = {"mean": [cell["mean"] for cell in cells], "sem": [cell["ci95"] for cell in cells]}
+            _band(ax, stats, colour, CLASS_LABELS.get(name, name), x=x, marker="o", ms=3)
         ax.axhline(0, color=INK, lw=0.7)
         ax.set_xticks(x)
         styled(ax, x="ACT step" if r == len(metrics) - 1 else "")
@@ -291,14 +290,13 @@ STUDIED = {"z_L": ("normal", "freeze_z_H"), "z_H": ("normal", "freeze_z_L")}  # 
 def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str = "") -> Path:
     """Mask flips, content changes and exact accuracy of each state, normal and with the other state frozen.
 
-    Args:
-        table: {run.state: {measure: {"mean", "std"}}} of `across_runs`, of `from_published`, or of a summary.
+    table: {run.state: {measure: {"mean", "std"}}} of `across_runs`, of `from_published`, or of a summary.
     """
     bars = [(run, state) for state, runs in STUDIED.items() for run in runs]
     figure, (axes,) = _panels(10.5, 3.7, columns=3)
-    names = ("mask_flips", "content_changes", "exact_accuracy")
-    labels = ("mask flips per puzzle", "content changes per puzzle", "exact accuracy, %")
-    for ax, measure, label, scale in zip(axes, names, labels, (1, 1, 100)):
+    labels = {"mask_flips": "mask flips per puzzle", "content_changes": "content changes per puzzle",
+              "exact_accuracy": "exact accuracy, %"}  # fmt: skip
+    for ax, (measure, label), scale in zip(axes, labels.items(), (1, 1, 100)):
         ax.grid(axis="y", color=GRID, lw=0.8, zorder=0)
         for x, (run, state) in enumerate(bars):
             if entry := table[f"{run}.{state}"].get(measure):
@@ -323,8 +321,8 @@ def freeze_series(series: dict[str, Any], path: str | Path) -> Path:
         for ax, measure in zip(column, ("mask_flips", "content_changes")):
             for run, style in zip(runs, ("-", "--")):
                 entry = series[f"{run}.{state}"][measure]
-                x = np.arange(1, len(entry["mean"]) + 1)
-                _band(ax, x, entry, COLOURS[state], RUN_LABELS[run], style=style)
+                x = range(1, len(entry["mean"]) + 1)
+                _band(ax, entry, COLOURS[state], RUN_LABELS[run], x=x, ls=style)
             ax.set_ylim(bottom=0)
             styled(ax, y=measure.replace("_", " "), size=9)
         column[0].set_title(NAMES[state], fontsize=13, color=COLOURS[state])
@@ -368,7 +366,7 @@ def state_curves(
         for state, by in curves.items():
             if name in by:
                 x = (np.arange(len(by[name]["mean"])) + 1) / per_step
-                _band(ax, x, by[name], COLOURS[state], NAMES[state], factor)
+                _band(ax, by[name], COLOURS[state], NAMES[state], factor, x)
         if factor == 100 and ax.get_ylim()[1] < 5:
             ax.set_ylim(min(0.0, ax.get_ylim()[0]), 5)  # no drama out of shares near 0
         styled(ax, label, "ACT step")
@@ -384,7 +382,7 @@ def convergence_curves(convergence: dict[str, Any], path: str | Path) -> Path:
     figure, ((left, right),) = _panels(9.0, 3.2, columns=2)
     for state, entry in convergence.items():
         for ax, key, factor in ((left, "relative_change", 1), (right, "decode_final", 100)):
-            _band(ax, range(len(entry[key]["mean"])), entry[key], COLOURS[state], NAMES[state], factor, lw=1.6)
+            _band(ax, entry[key], COLOURS[state], NAMES[state], factor, lw=1.6)
     left.set_yscale("log")
     styled(left, "relative change of the state over the ACT step", "ACT step")
     styled(right, "puzzles whose decode is final, %", "after ACT step")
@@ -416,8 +414,7 @@ def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
     ends = (("right_solved", PALETTE[2], "solved in the end"), ("right_failed", PALETTE[6], "failed"))
     for key, colour, label in ends:
         if n := failures[key]["n"]:
-            x = range(len(failures[key]["mean"]))
-            _band(left, x, failures[key], colour, f"{label} ($n$ = {n})", 100, lw=1.6)
+            _band(left, failures[key], colour, f"{label} ($n$ = {n})", 100, lw=1.6)
     styled(left, "cells of $z_H$ that are right, %", "after ACT step")
     left.legend(frameon=False, fontsize=9)
     values = [100 * (failures[name]["mean"] or 0) for name in ("never_right", "lost")]
