@@ -43,7 +43,9 @@ class Study:
     source: str = ""
 
     def __post_init__(self) -> None:
-        self.task = task_from_config(self.model.config)
+        self.config: AirConfig = self.model.config
+        self.task = task_from_config(self.config)
+        self.updates = list(self.config.schedule) * self.config.halt_max_steps  # "l" or "h" for each, all ACT steps
         for name in ("inputs", "labels", "puzzle_ids"):
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, torch.as_tensor(values).cpu().long())
@@ -59,17 +61,8 @@ class Study:
         return len(self.inputs)
 
     @property
-    def config(self) -> AirConfig:
-        return self.model.config
-
-    @property
     def device(self) -> torch.device:
         return self.model.lm_head.weight.device
-
-    @property
-    def updates(self) -> list[str]:
-        """The letters of all updates of a run with all ACT steps."""
-        return list(self.config.schedule) * self.config.halt_max_steps
 
     def slots(self) -> int:
         """Puzzles computed at once."""
@@ -183,9 +176,11 @@ def mean_std_sem(values: Any, keys: Sequence[str] = ("n", "mean", "std", "sem"))
 
 def interval(values: np.ndarray, share_positive: bool = False) -> dict[str, float | None]:
     """{"mean", "ci95"} of a sample (N,): 1.96 standard errors; None where it is empty."""
-    stats = mean_std_sem(values)
-    out = {"mean": stats["mean"], "ci95": 1.96 * stats["sem"] if stats["n"] else None}
-    return out | ({"share_positive": np.mean(values > 0) if stats["n"] else None} if share_positive else {})
+    n, mean, _, sem = mean_std_sem(values).values()
+    out = {"mean": mean, "ci95": 1.96 * sem if n else None}
+    if share_positive:
+        out["share_positive"] = np.mean(values > 0) if n else None
+    return out
 
 
 def summary(values: Sequence[float]) -> str:

@@ -239,10 +239,7 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None)
 def probes(study: Study, most: int = 200) -> dict[str, Any]:
     """Ridge regression from single cells' states to what `probe_targets` names, fitted on half of the puzzles.
 
-    Args:
-        most: puzzles used.
-
-    Returns:
+    Returns, from the first `most` puzzles:
         {"what", "n_train", "n_test", "base_rate", "steps", "auc": {"z_H": [...], "z_L": [...], "input": [...]}}: area
         under the ROC curve on the other half (0.5 = nothing, 1 = all) after the first, third and last ACT step.
         "input" is the same probe on the one-hot puzzle cell alone: what no context can beat is not read off the state.
@@ -256,11 +253,9 @@ def probes(study: Study, most: int = 200) -> dict[str, Any]:
     y = {half: targets[train == half][mask[train == half]] for half in (True, False)}
     out: dict[str, Any] = {"what": what, "n_train": len(y[True]), "n_test": len(y[False]), "base_rate": None}
     out |= {"steps": steps, "auc": {}}
-    if not out["n_test"]:
+    if not out["n_train"] or not out["n_test"]:
         return out
     out["base_rate"] = float(y[False].mean())
-    if not out["n_train"]:
-        return out
     skip, at_end = part.config.num_prefix_positions, len(part.config.schedule) - 1
     states = Filled(len(part), len(steps))
 
@@ -316,9 +311,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def sentences(found: dict[str, Any], paths: dict[str, Any], probed: dict[str, Any]) -> dict[str, str]:
     """{title: a sentence made of its own numbers}.
 
-    Args:
-        found: {name: what the method of this name returns}: curves, convergence, halting, failures.
-        paths: of `trajectories`. probed: of `probes`.
+    found: what the methods curves, convergence, halting and failures return, by name; paths, probed: what
+    `trajectories` and `probes` do.
     """
     curves, halting, failures = found["curves"], found["halting"], found["failures"]
     moves = {s: curves[s]["step"]["mean"] for s in STATES.values()}

@@ -57,9 +57,8 @@ def figures_of(folder: Path, study: str) -> dict[Path, str]:
     """The figures of one study in reading order, each with its caption."""
     found: dict[Path, str] = {}
     for pattern, caption in STUDIES[study].items():
-        for path in sorted((folder / "figures").glob(pattern if "." in pattern else f"{pattern}.*")):
-            if path.suffix in (".png", ".gif"):
-                found.setdefault(path, caption.format(path.stem.removeprefix("attention_heads_")))
+        for path in sorted((folder / "figures").glob(pattern if "." in pattern else f"{pattern}.png")):
+            found.setdefault(path, caption.format(path.stem.removeprefix("attention_heads_")))
     return found
 
 
