@@ -79,8 +79,8 @@ class Study:
 
     def solve(self, **kwargs: Any) -> Any:
         """`AirModel.solve` of all puzzles, with this study's batch size and precision."""
-        kwargs.setdefault("return_logits", False)
-        return self.model.solve(self.inputs, self.puzzle_ids, batch_size=self.slots(), dtype=self.dtype, **kwargs)
+        own = {"batch_size": self.slots(), "dtype": self.dtype, "return_logits": False}
+        return self.model.solve(self.inputs, self.puzzle_ids, **own, **kwargs)
 
     def fingerprint(self, **settings: Any) -> str:
         """Hash of weights, config, puzzles and settings: names a cache that may be reused."""

@@ -11,9 +11,7 @@ a batch are always at the same one; steps are counted from 0, windows are half o
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -134,22 +132,6 @@ def parse_intervention(text: str) -> Intervention:
     return Intervention(kind, **{key: read[key](value) for key, value in found.groupdict().items() if value})
 
 
-@contextlib.contextmanager
-def skipped_updates(model: AirModel, level: str | None) -> Iterator[None]:
-    """Inside, updates of this level return the state as it is: for states that are held all the time anyway."""
-    update = model.update
-
-    def keep(which: str, z_h: Tensor, z_l: Tensor, x: Tensor) -> Tensor:
-        held = z_h if which == "h" else z_l
-        return held if which == level else update(which, z_h, z_l, x)
-
-    model.update = keep
-    try:
-        yield
-    finally:
-        del model.update
-
-
 def run_with(
     study: Study, intervention: Intervention | None = None, *, first: int = 0, hook: Hook | None = None
 ) -> AirSolution:
@@ -159,14 +141,23 @@ def run_with(
         intervention: None for the normal run. first: number of the study's first puzzle in the data (seeds of noise).
         hook: an observer of the states as the intervention leaves them.
     """
+    model, max_act_steps = study.model, study.config.halt_max_steps
     intervention = intervention or Intervention()
-    intervention.check(study.config.halt_max_steps)
-    recorder = Recorder(study.model, len(study), study.config.halt_max_steps)
+    intervention.check(max_act_steps)
+    recorder, update_state = Recorder(model, len(study), max_act_steps), model.update
+
+    def update_unless_held(level: str, z_h: Tensor, z_l: Tensor, x: Tensor) -> Tensor:
+        if level == intervention.skips:
+            return z_h if level == "h" else z_l
+        return update_state(level, z_h, z_l, x)
 
     def record(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         recorder(update, *intervention.view(z_h, z_l))
 
-    with skipped_updates(study.model, intervention.skips):
-        solution = study.solve(hook=chain(intervention.hook(study.model, first), record, hook))
+    model.update = update_unless_held
+    try:
+        solution = study.solve(hook=chain(intervention.hook(model, first), record, hook))
+    finally:
+        del model.update
     solution.rollout = AirRollout(recorder.z_h, recorder.z_l, recorder.updates)
     return solution

@@ -259,3 +259,15 @@ def test_analyze_refuses_data_of_another_task(small, tmp_path, capsys):
     data.write_text('question,answer\n"S  # G","So # G"\n')
     assert analyze.main(["freeze", "--model", str(small[0]), "--data", str(data), "--output-dir", str(tmp_path)]) == 1
     assert "analyze: " in capsys.readouterr().err
+
+
+def test_analyze_takes_mazes_of_another_size_where_the_model_does(tmp_path):
+    model = lively(**MAZE, position_embedding="rope2d", halt_max_steps=1)
+    model.save_pretrained(tmp_path / "model")
+    data = tmp_path / "maze.csv"
+    task = make_task("maze", 3)
+    answer = task.decode(task.label(task.encode("S    #  G")[None])[0])
+    data.write_text(f'question,answer\n"S    #  G","{answer}"\n')
+    given = ["--model", str(tmp_path / "model"), "--data", str(data), "--output-dir", str(tmp_path), "--quiet"]
+    assert analyze.main(["freeze", *given, "--no-figures"]) == 0
+    assert len(json.loads((tmp_path / "analysis.json").read_text())["puzzles"][0][0]) == 9
