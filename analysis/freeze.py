@@ -162,13 +162,13 @@ def from_published(file: dict[str, Any], task: str) -> dict[str, dict[str, Any]]
 # Five seeds of the default variant, 1,000 test puzzles each: (mean, std) of content changes per puzzle and of exact
 # accuracy. Source: the public repository's README (means) and its freeze results (spread).
 _PUBLISHED = {
-    "sudoku": {
+    ("sudoku", 9, 9): {
         "normal.z_L": ((1235, 271), (0.108, 0.241)),
         "freeze_z_H.z_L": ((323, 178), (0.002, None)),
         "normal.z_H": ((275, 28), (0.551, 0.019)),
         "freeze_z_L.z_H": ((551, 615), (0.0, None)),
     },
-    "maze": {
+    ("maze", 30, 30): {
         "normal.z_L": ((1289, 529), (0.0, None)),
         "freeze_z_H.z_L": ((2305, 734), (0.0, None)),
         "normal.z_H": ((825, 146), (0.710, 0.065)),
@@ -179,14 +179,12 @@ _PUBLISHED = {
 
 def published(task: GridTask) -> dict[str, dict[str, Any]]:
     """The paper's freeze table for its two tasks and sizes, in the shape of `across_runs`; {} for other grids."""
-    size = {"sudoku": (9, 9), "maze": (30, 30)}.get(task.name)
-    table = _PUBLISHED[task.name] if size == (task.height, task.width) else {}
     return {
         key: {
             measure: {"n_runs": 5, "mean": mean, "std": std, "runs": []}
             for measure, (mean, std) in zip(("content_changes", "exact_accuracy"), numbers)
         }
-        for key, numbers in table.items()
+        for key, numbers in _PUBLISHED.get((task.name, task.height, task.width), {}).items()
     }
 
 
