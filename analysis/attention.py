@@ -313,14 +313,9 @@ AGGREGATIONS = {
 
 
 def attention_study(study: Study, steps: Sequence[int] | None = None) -> AttentionResult:
-    """Contrasts of all layers and heads in one pass over the puzzles.
+    """Contrasts of all layers and heads in one pass over the puzzles, at some ACT steps (see `checked_steps`).
 
-    Args:
-        study: what to look at. Mazes and plain grids need labels: they define queries and faults.
-        steps: ACT steps, counted from 0; default those of the paper.
-
-    Raises:
-        ValueError: no attention in this model, steps beyond it, or labels missing.
+    Raises ValueError without labels, which define queries and faults of mazes and plain grids, and without attention.
     """
     steps = checked_steps(study.model, steps)
     geometry = Geometry.of(study.task)

@@ -291,11 +291,10 @@ def analyze(command: str, options: Options) -> Path:
         out = options.output_dir / name if several else options.output_dir
         own = argparse.Namespace(**{**vars(options), "output_dir": out})
         study = load_study(model, own)
-        commands = list(STUDIES) if command == "report" else [command]
-        if command == "report" and study.config.token_mixer != "attention":
-            commands.remove("attention")  # such a model has none; the report says so
+        attends = study.config.token_mixer == "attention"  # where a model has none, its report says so
+        every = [one for one in STUDIES if attends or one != "attention"]
         out.mkdir(parents=True, exist_ok=True)
-        sections = {one: STUDIES[one](study, own) for one in commands}
+        sections = {one: STUDIES[one](study, own) for one in (every if command == "report" else [command])}
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
@@ -371,8 +370,8 @@ def redraw_published(folder: Path, output_dir: Path) -> list[Path]:
 
 def _redraw_attention(maps: dict[str, np.ndarray], where: dict[str, Any], task: GridTask, path: Path) -> Path:
     decoded = next(grids for key, grids in maps.items() if key.startswith("decoded"))
-    stored = {"puzzle": maps.get("input_grid"), "label": maps.get("label_grid")}
-    given: dict[str, Any] = {name: None if grid is None else grid.ravel() for name, grid in stored.items()}
+    grids = {"puzzle": "input_grid", "label": "label_grid"}
+    given: dict[str, Any] = {name: maps[key].ravel() for name, key in grids.items() if key in maps}
     given["title"] = f"published: puzzle {where['puzzle']}, layer {where['layer']}, head {where['head']}"
     rest = (decoded, where["query_idx"], task, path)
     if "l_map" in maps:
