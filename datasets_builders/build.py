@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,16 +26,16 @@ from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.datasets_builders.generate_sudoku import BENCHMARK_BUCKETS, make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.loading import (
     META,
+    UNRATED,
     BadRows,
-    encode_pairs,
+    contradiction,
     hub_folder,
-    pair_faults,
     parse_ratings,
+    read_chunks,
     tables_in,
-    task_for,
+    task_of,
     task_to_meta,
 )
-from air_model.datasets_builders.maze_kernels import label
 from air_model.datasets_builders.sudoku_solver import solve
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
 from air_model.records import read_json, whole_folder
@@ -53,6 +53,7 @@ CONFIGS = {  # the published tables and a stand-in: name -> options
     "generated": {"source": "generate"},
 }
 ROWS_PER_SHARD = 500_000
+BATCH = 5000  # puzzles generated at once
 STREAMS = {"train": 0, "test": 1, "grids": 2}
 
 
@@ -92,34 +93,30 @@ class BuildConfig(Options):
     progress: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
-        if self.dataset not in TASKS:
-            raise ValueError(f"Unknown data set {self.dataset!r}. Known: {', '.join(TASKS)}.")
-        for what in ("num_train", "num_test", "num_aug", "num_proc"):
+        for what, least in (("num_train", 1), ("num_test", 0), ("num_aug", 0), ("num_proc", 1), ("seed", 0)):
             value = getattr(self, what)
-            least = 1 if what in ("num_train", "num_proc") else 0
             if value is not None and value < least:
                 raise ValueError(f"{what} is {value}: give a number of at least {least}.")
-        if self.hold_out not in ("grids", "puzzles"):
-            raise ValueError(f"hold_out is 'grids' or 'puzzles', got {self.hold_out!r}.")
-        if self.is_maze and (self.easier or self.box or self.difficulty or self.min_rating is not None and
-                             self.source == "generate"):  # fmt: skip
-            raise ValueError("Easier copies, boxes and difficulties belong to Sudokus; leave them out for mazes.")
-        if self.is_maze and self.num_aug > 7:
-            raise ValueError(
-                f"A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug={self.num_aug}."
-            )
-        if self.source == "generate" and self.min_rating is not None:
-            raise ValueError(
-                "--min-rating chooses among rows of a source; generated Sudokus have --difficulty instead."
-            )
-        if not self.is_maze and self.min_path is not None:
-            raise ValueError("A shortest path (--min-path) belongs to mazes; leave it out for Sudokus.")
-        if self.seed < 0:
-            raise ValueError(f"The seed must be 0 or more, got {self.seed}.")
+        generates = self.source == "generate"
+        wrong = {
+            f"Unknown data set {self.dataset!r}. Known: {', '.join(TASKS)}.": self.dataset not in TASKS,
+            f"hold_out is 'grids' or 'puzzles', got {self.hold_out!r}.": self.hold_out not in ("grids", "puzzles"),
+            "Easier copies, boxes and difficulties belong to Sudokus; leave them out for mazes.": self.is_maze
+            and (self.easier or self.box or self.difficulty),
+            "A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug="
+            f"{self.num_aug}.": self.is_maze and self.num_aug > 7,
+            "--min-rating chooses among rows of a source; generated Sudokus have --difficulty instead, mazes "
+            "--min-path.": generates and self.min_rating is not None,
+            "A shortest path (--min-path) belongs to mazes; leave it out for Sudokus.": not self.is_maze
+            and self.min_path is not None,
+        }
+        for sentence, holds in wrong.items():
+            if holds:
+                raise ValueError(sentence)
 
     @property
     def is_maze(self) -> bool:
-        return TASKS[self.dataset] == "maze"
+        return TASKS.get(self.dataset) == "maze"
 
     @property
     def config_name(self) -> str:
@@ -137,28 +134,30 @@ class BuildConfig(Options):
 
     def task(self) -> GridTask | None:
         """The task as far as the options say it; None leaves it to the first puzzle."""
-        if self.grid is None and self.source == "generate":
-            return make_task(TASKS[self.dataset], *((None, None) if self.is_maze else (9, 9, *(self.box or ()))))
-        if self.grid is None:
-            return make_task("sudoku", 9, 9, *self.box) if self.box else None
-        return make_task(TASKS[self.dataset], *self.grid, *(self.box or ()))
+        if self.source != "generate" and not self.grid and not self.box:
+            return None
+        return make_task(TASKS[self.dataset], *(self.grid or (None, None)), *(self.box or ()))
+
+    def hub(self) -> tuple[str, str]:
+        """Repository and revision of the published data set."""
+        repo, revision = HUB[self.dataset]
+        return repo, self.revision or revision
 
 
 @dataclass
 class Rows:
-    """A chunk of base puzzles on their way: arrays of equal length; `source` is a list of texts."""
+    """A chunk of base puzzles on their way: arrays (or lists) of equal length."""
 
     inputs: np.ndarray
     labels: np.ndarray
     rating: np.ndarray
-    source: list[str]
+    source: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def take(self, rows: np.ndarray) -> Rows:
-        at = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return Rows(self.inputs[at], self.labels[at], self.rating[at], [self.source[i] for i in at])
+    def take(self, rows: np.ndarray | slice) -> Rows:
+        return Rows(*(np.asarray(part)[rows] for part in (self.inputs, self.labels, self.rating, self.source)))
 
 
 # ---- sources
@@ -168,8 +167,8 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
     """The CSV of each split. A single CSV is the split train (part of it test, when num_test is given)."""
     path = Path(config.source)
     if config.source == "hub":
-        repo, revision = HUB[config.dataset]
-        path = hub_folder(repo, None, config.revision or revision)
+        repo, revision = config.hub()
+        path = hub_folder(repo, None, revision)
     if path.is_file():
         return {"train": path}
     if not path.is_dir():
@@ -194,39 +193,35 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
 def checked_rows(
     path: Path, task: GridTask, keep: np.ndarray | None, bad: list[tuple[int, int, str]], config: BuildConfig
 ) -> Iterator[Rows]:
-    """Chunks of good rows of a CSV. Everything wrong with a row is found: letters, length, contradictions, the number
-    of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
-    first_row = 1
-    for questions, answers, ratings, sources, first_row in read_rows(path, bad):
-        inputs, labels, faults = encode_pairs(questions, answers, task, config.values)
-        reached, rating = _ratings(path, ratings, config.min_rating, faults)
-        pairs = pair_faults(task, inputs, labels, faults)
-        good = np.ones(len(inputs), bool) if keep is None else keep[first_row - 1 : first_row - 1 + len(inputs)].copy()
+    """Chunks of good rows of a table. Everything wrong with a row is found: letters, length, contradictions, the
+    number of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
+    for part in read_chunks(path, task, config.values, bad):
+        good = _reached(path, part.rating, config.min_rating)
+        if keep is not None:
+            good &= keep[part.first_row - 1 :][: len(good)]
         # Rows that are not used are read, but their solutions are not counted.
-        skip = {int(i): "" for i in np.flatnonzero(~good)} | faults
-        for i, reason in rule_faults(task, inputs, labels, skip, config.num_proc).items():
-            # What is wrong with the puzzle itself comes first, then where the answer departs from it.
-            faults[i] = pairs.get(i, reason) if reason.startswith("the answer") else reason
-        faults = pairs | faults
-        bad += [(first_row + i, first_row + i + 1, reason) for i, reason in sorted(faults.items())]
-        good[list(faults)] = False
-        yield Rows(inputs, labels, rating, sources).take(good & reached)
+        rows = np.array([i for i in np.flatnonzero(good).tolist() if i not in part.faults], np.int64)
+        wrong = rule_faults(task, part.inputs, part.labels, rows, config.num_proc)
+        part.faults = part.contradictions(task) | wrong | part.faults
+        bad += part.fault_rows()
+        good[list(part.faults)] = False
+        rating = np.where(part.rating == UNRATED, 0, part.rating)
+        yield Rows(part.inputs, part.labels, rating, part.source).take(good)
 
 
-def _ratings(path: Path, texts: list[str], least: int | None, faults: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows reach the least rating, bool (N,), and their ratings, int32 (N,); 0 where there are none."""
-    rating = parse_ratings(texts, faults)
-    if rating is None and least is not None:
+def _reached(path: Path, rating: np.ndarray, least: int | None) -> np.ndarray:
+    """Which rows reach the least rating, bool (N,)."""
+    if least is None:
+        return np.ones(len(rating), bool)
+    if (rating == UNRATED).all():
         raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
-    rating = np.zeros(len(texts), np.int32) if rating is None else rating
-    return rating >= (np.iinfo(np.int32).min if least is None else least), rating
+    return np.where(rating == UNRATED, 0, rating) >= least
 
 
 def rule_faults(
-    task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: dict[int, str], threads: int | None
+    task: GridTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
 ) -> dict[int, str]:
-    """Rows that break the rules of the task, {index: reason}."""
-    rows = np.array([i for i in range(len(inputs)) if i not in skip], np.int64)
+    """Those of some rows that break the rules of the task, {index: reason}."""
     faults_of = {SudokuTask: _sudoku_faults, MazeTask: _maze_faults}.get(type(task))
     return faults_of(task, inputs, labels, rows, threads) if len(rows) and faults_of else {}
 
@@ -234,45 +229,47 @@ def rule_faults(
 def _sudoku_faults(
     task: SudokuTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
 ) -> dict[int, str]:
-    clash = task.conflicts(inputs[rows]).any(-1)
-    faults = {int(i): _fault_of(task.check_puzzle, inputs[i]) for i in rows[clash]}
-    rows = rows[~clash]
-    for i, count, answer in zip(rows.tolist(), *solve(inputs[rows], task, threads=threads)[::2]):
+    counts, _, answers = solve(inputs[rows], task, threads=threads)
+    wrong = (counts != 1) | (answers != labels[rows]).any(-1)
+    faults = {}
+    for i, count, solution in zip(rows[wrong].tolist(), counts[wrong], answers[wrong]):
         if count != 1:
-            faults[i] = "the puzzle has no solution" if count == 0 else "the puzzle has two or more solutions"
-        elif (answer != labels[i]).any():
-            cell = int(np.flatnonzero(answer != labels[i])[0])
-            right, wrong = (task.alphabet[tokens[cell]] for tokens in (answer, labels[i]))
-            faults[i] = f"the answer is not the solution: {task.cell(cell)} is {right}, not {wrong}"
+            several = "the puzzle has two or more solutions" if count else "the puzzle has no solution"
+            faults[i] = _refusal(task, inputs[i]) or several
+        else:
+            cell = np.flatnonzero(solution != labels[i])[0]
+            right, found = (task.alphabet[tokens[cell]] for tokens in (solution, labels[i]))
+            departs = f"the answer is not the solution: {task.cell(cell)} is {right}, not {found}"
+            faults[i] = contradiction(task, inputs[i], labels[i]) or departs
     return faults
 
 
 def _maze_faults(
     task: MazeTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
 ) -> dict[int, str]:
-    ends = [(inputs[rows] == token).sum(-1) == 1 for token in (task.START, task.GOAL)]
-    sound = ends[0] & ends[1] & ~(inputs[rows] == task.PATH).any(-1)
-    faults = {int(i): _fault_of(task.check_puzzle, inputs[i]) for i in rows[~sound]}
-    rows = rows[sound]
-    stuck = (task.distances(inputs[rows])[inputs[rows] == task.START] < 0) if len(rows) else np.zeros(0, bool)
-    faults |= {int(i): _fault_of(task.check_solvable, inputs[i]) for i in rows[stuck]}
-    rows = rows[~stuck]
-    for i in rows[~task.verdicts(inputs[rows], labels[rows]).valid]:
-        faults[int(i)] = "the answer is not a shortest path: " + task.verdict(inputs[i], labels[i]).message
-    return faults
+    right = task.verdicts(inputs[rows], labels[rows]).valid  # of well-formed mazes, so:
+    for token, count in ((task.START, 1), (task.GOAL, 1), (task.PATH, 0)):
+        right &= (inputs[rows] == token).sum(-1) == count
+    return {
+        i: _refusal(task, inputs[i])
+        or contradiction(task, inputs[i], labels[i])
+        or "the answer is not a shortest path: " + task.verdict(inputs[i], labels[i]).message
+        for i in rows[~right].tolist()
+    }
 
 
-def _fault_of(check: Callable, grid: np.ndarray) -> str:
+def _refusal(task: GridTask, puzzle: np.ndarray) -> str | None:
+    """What is wrong with a puzzle itself."""
     try:
-        check(grid)
+        task.check_solvable(puzzle)
     except ValueError as error:
         return str(error)
-    raise AssertionError("the vectorised rules and the check of one puzzle disagree")
+    return None
 
 
 def _eligible(path: Path, least: int | None) -> np.ndarray:
     """bool per row of a file: does it reach the rating?"""
-    parts = [_ratings(path, ratings, least, {})[0] for _, _, ratings, _, _ in read_rows(path, [])]
+    parts = [_reached(path, parse_ratings(ratings, {}), least) for _, _, ratings, _, _ in read_rows(path, [])]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
@@ -287,34 +284,24 @@ def _choose(eligible: np.ndarray, count: int, seed: list[int], where: str) -> np
 
 
 def csv_splits(config: BuildConfig, bad: dict[str, list]) -> tuple[GridTask, dict[str, Iterator[Rows]]]:
-    """Task and, per split, the stream of checked rows."""
+    """Task and, per split, the stream of checked rows; `bad` collects the others, by the split of their file."""
     files = source_files(config)
-    task = config.task()
-    if task is None:
-        for questions, *_ in read_rows(files["train"], []):
-            task = task_for(questions[0], None, str(files["train"]))
-            break
-        if task is None:
-            raise ValueError(f"{files['train']} holds no puzzles below its header.")
+    task = config.task() or task_of(files["train"])
     if task.name != TASKS[config.dataset]:
         raise ValueError(f"{files['train']} holds {task}, but {config.dataset} needs {TASKS[config.dataset]} puzzles.")
     out: dict[str, Iterator[Rows]] = {}
-
-    def use(split: str, path: Path, keep: np.ndarray | None) -> None:
-        bad[split] = []
-        out[split] = checked_rows(path, task, keep, bad[split], config)
-
     for split, path in files.items():
+        bad[split] = []
         wanted = {"train": config.num_train, "test": config.num_test}.get(split)
         cut = config.num_test if len(files) == 1 else None  # test rows out of the only file
         keep = _eligible(path, config.min_rating) if cut or wanted is not None else None
         if cut:
             test = _choose(keep, cut, [config.seed, STREAMS["test"]], str(path))
-            use("test", path, test)
+            out["test"] = checked_rows(path, task, test, bad[split], config)
             keep &= ~test
         if wanted is not None:
             keep = _choose(keep, wanted, [config.seed, STREAMS.get(split, 3)], str(path))
-        use(split, path, keep)
+        out[split] = checked_rows(path, task, keep, bad[split], config)
     return task, dict(sorted(out.items(), key=lambda item: item[0] != "train"))
 
 
@@ -328,7 +315,7 @@ def generated(config: BuildConfig) -> tuple[GridTask, dict[str, Iterator[Rows]]]
     task = config.task()
     counts = {"test": 1000 if config.num_test is None else config.num_test, "train": config.num_train or 1000}
     counts = {split: count for split, count in counts.items() if count}
-    make = (_maze_maker if isinstance(task, MazeTask) else _sudoku_maker)(config, task, set(counts))
+    make = _maze_maker(config, task) if isinstance(task, MazeTask) else _sudoku_maker(config, task, "test" in counts)
     seen: set[bytes] = set()  # of the test split up to symmetry, then of the training split as it comes
 
     def stream(split: str) -> Iterator[Rows]:
@@ -351,48 +338,43 @@ def generated(config: BuildConfig) -> tuple[GridTask, dict[str, Iterator[Rows]]]
 Maker = Callable[[str, int, int], tuple[Rows, np.ndarray, int]]
 
 
-def _maze_maker(config: BuildConfig, task: MazeTask, splits: set[str]) -> Maker:
+def _maze_maker(config: BuildConfig, task: MazeTask) -> Maker:
     def make(split: str, number: int, wanted: int) -> tuple[Rows, np.ndarray, int]:
-        count = min(CHUNK // 10, wanted)
-        seeds = seeds_for(config.seed, STREAMS[split], number, count)
+        seeds = seeds_for(config.seed, STREAMS[split], number, min(BATCH, wanted))
         bar = f"{split} mazes" if config.progress else None
         mazes, labels = make_mazes(task, seeds, config.min_path, config.num_proc, bar)
         moves = ((labels == task.PATH).sum(-1) + 1).astype(np.int32)
-        return Rows(mazes, labels, moves, ["generated"] * count), canonical_mazes(mazes, task), count
+        return Rows(mazes, labels, moves, ["generated"] * len(seeds)), canonical_mazes(mazes, task), len(seeds)
 
     return make
 
 
-def _sudoku_maker(config: BuildConfig, task: SudokuTask, splits: set[str]) -> Maker:
+def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Maker:
     standard = task.height == 9 and task.box_height == 3
     difficulty = config.difficulty or ("benchmark" if standard else "mixed")
     if difficulty == "benchmark" and not standard:
         raise ValueError("Benchmark ratings exist for 9x9 Sudokus only: choose --difficulty mixed or minimal.")
-    few = task.height <= 6  # so few grids that splits share them unless whole classes are held out
-    test_classes = _held_out_classes(config, task) if few and config.hold_out == "grids" and "test" in splits else None
-    grids_of_test: set[bytes] = set()
-
-    def kept(split: str, grids: np.ndarray) -> np.ndarray:
-        """Which solved grids the split may use, bool (N,)."""
-        classes = canonical(grids, task)
-        if test_classes is not None:
-            return np.array([(c.tobytes() in test_classes) == (split == "test") for c in classes], bool)
-        if classes is not None and split == "test":
-            grids_of_test.update(_digests(classes))
-        elif classes is not None and config.hold_out == "grids":
-            return np.array([digest not in grids_of_test for digest in _digests(classes)], bool)
-        return np.ones(len(grids), bool)
+    hold_out = has_test and config.hold_out == "grids"
+    few = hold_out and task.height <= 6  # so few grids that splits share them unless whole classes are held out
+    # Digests of the solved grids up to symmetry that belong to the test split: chosen here, or as they are made.
+    of_test = _held_out_classes(config, task) if few else set()
 
     def make(split: str, number: int, wanted: int) -> tuple[Rows, np.ndarray, int]:
-        count = min(5000, max(64, int(wanted * (1.3 if test_classes is None else 6))))
-        seeds = seeds_for(config.seed, STREAMS[split], number, count)
+        seeds = seeds_for(config.seed, STREAMS[split], number, min(BATCH, max(64, int(wanted * (6 if few else 1.3)))))
         grids = random_grids(task, seeds, config.num_proc)
-        at = np.flatnonzero(kept(split, grids))[: wanted + 64]
+        kept = np.ones(len(grids), bool)
+        classes = canonical(grids, task) if hold_out else None
+        if classes is not None:
+            digests = _digests(classes)
+            if split == "test" and not few:
+                of_test.update(digests)
+            kept = np.array([(digest in of_test) == (split == "test") for digest in digests])
+        at = np.flatnonzero(kept)[: wanted + 64]
         bar = f"{split} Sudokus" if config.progress else None
         batch = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
         forms = canonical(batch.grids, task, batch.puzzles)
         rows = Rows(batch.puzzles, batch.grids, batch.ratings, ["generated"] * len(at))
-        return rows, batch.puzzles if forms is None else forms, count
+        return rows, batch.puzzles if forms is None else forms, len(seeds)
 
     return make
 
@@ -402,7 +384,7 @@ def _held_out_classes(config: BuildConfig, task: SudokuTask) -> set[bytes]:
     grids = random_grids(task, seeds_for(config.seed, STREAMS["grids"], 0, 4000), config.num_proc)
     classes = np.unique(canonical(grids, task), axis=0)
     chosen = np.random.default_rng([config.seed, STREAMS["grids"]]).permutation(len(classes))
-    return {classes[i].tobytes() for i in chosen[: max(1, len(classes) // 5)]}
+    return set(_digests(classes[chosen[: max(1, len(classes) // 5)]]))
 
 
 def _digests(rows: np.ndarray) -> list[bytes]:
@@ -429,7 +411,7 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
     share = 2 if config.easier else 1
     per_step = max(1, CHUNK // (copies * share))
     for start in range(0, len(rows), per_step):
-        part = rows.take(np.arange(start, min(start + per_step, len(rows))))
+        part = rows.take(slice(start, start + per_step))
         at = np.repeat(np.arange(len(part)), copies)
         inputs, labels = part.inputs[at], part.labels[at]
         rng = np.random.default_rng([config.seed, 7, first_group + start])
@@ -439,7 +421,7 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
                 raise ValueError(f"{task} has {len(task.dihedral) - 1} symmetric copies: lower num_aug.")
             which = np.tile(np.arange(copies) % len(task.dihedral), len(part))
             inputs = np.take_along_axis(inputs, task.dihedral[which], axis=1)
-            labels[turned] = label(inputs[turned], task.height, task.width)
+            labels[turned] = task.label(inputs[turned])
         elif config.num_aug:
             symmetries = task.random_symmetries(rng, int(turned.sum()))
             inputs[turned], labels[turned] = symmetries.apply(inputs[turned]), symmetries.apply(labels[turned])
@@ -448,10 +430,7 @@ def expanded(rows: Rows, first_group: int, config: BuildConfig, task: GridTask) 
             at = np.repeat(at, 2)
             inputs = np.stack([inputs, easy], axis=1).reshape(-1, task.seq_len)
             labels = np.repeat(labels, 2, axis=0)
-        yield (
-            Rows(inputs, labels, part.rating[at], [part.source[i] for i in at]),
-            (first_group + start + at).astype(np.int32),
-        )
+        yield Rows(inputs, labels, part.rating[at], part.source[at]), (first_group + start + at).astype(np.int32)
 
 
 def easier(inputs: np.ndarray, labels: np.ndarray, task: GridTask, rng: np.random.Generator) -> np.ndarray:
@@ -467,67 +446,53 @@ def easier(inputs: np.ndarray, labels: np.ndarray, task: GridTask, rng: np.rando
 
 
 class _Writer:
-    """Parquet shards of one split, written in chunks; counts, statistics and a fingerprint of the content."""
+    """Parquet shards of one split, written in chunks; counts and a fingerprint of the content."""
 
     def __init__(self, folder: Path, split: str, task: GridTask):
         self.folder, self.split, self.task = folder, split, task
         self.schema = features(task.seq_len).arrow_schema
         self.count = self.groups = self.in_shard = 0
-        self.files: list[Path] = []
-        self.writer = None
+        self.shards: list[pq.ParquetWriter] = []
         self.digest = hashlib.sha256(repr(task._key()).encode())
 
     def write(self, rows: Rows, groups: np.ndarray) -> None:
         if not len(rows):
             return
-        if self.writer is None or self.in_shard >= ROWS_PER_SHARD:
-            self.close_shard()
-            self.files.append(self.folder / f"{self.split}-{len(self.files):05d}.part")
-            self.writer = pq.ParquetWriter(
-                self.files[-1], self.schema, compression="zstd", compression_level=1,
-                use_dictionary=["rating", "source", "puzzle_id", "group"], store_schema=True,
-            )  # fmt: skip
+        if not self.shards or self.in_shard >= ROWS_PER_SHARD:
+            for full in self.shards:
+                full.close()
             self.in_shard = 0
-        size = self.task.seq_len
-        cells = [
-            pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(part).reshape(-1)), size)
-            for part in (rows.inputs, rows.labels)
-        ]
+            part = self.folder / f"{self.split}-{len(self.shards):05d}.part"
+            few = ["rating", "source", "puzzle_id", "group"]  # columns of few values
+            options = {"compression": "zstd", "compression_level": 1, "use_dictionary": few, "store_schema": True}
+            self.shards.append(pq.ParquetWriter(part, self.schema, **options))
         ids = np.zeros(len(rows), np.int32)  # one puzzle id for all (SPEC): 0
-        columns = [*cells, *map(pa.array, (rows.rating, rows.source, ids, groups))]
-        self.writer.write_table(pa.table(columns, schema=self.schema))
-        for part in (rows.inputs, rows.labels, rows.rating, groups):
+        grids = [np.ascontiguousarray(part).reshape(-1) for part in (rows.inputs, rows.labels)]
+        columns = [pa.FixedSizeListArray.from_arrays(pa.array(grid), self.task.seq_len) for grid in grids]
+        columns += map(pa.array, (rows.rating, rows.source, ids, groups))
+        self.shards[-1].write_table(pa.table(columns, schema=self.schema))
+        for part in (*grids, rows.rating, groups):
             self.digest.update(np.ascontiguousarray(part).data)
         self.count += len(rows)
         self.in_shard += len(rows)
         self.groups = int(groups.max()) + 1
 
-    def close_shard(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
     def finish(self) -> dict:
-        self.close_shard()
-        for i, file in enumerate(self.files):
-            file.rename(self.folder / f"{self.split}-{i:05d}-of-{len(self.files):05d}.parquet")
-        size = sum(p.stat().st_size for p in self.folder.glob(f"{self.split}-*.parquet"))
-        return {
-            "rows": self.count,
-            "puzzles": self.groups,
-            "shards": len(self.files),
-            "bytes": size,
-            "fingerprint": self.digest.hexdigest()[:16],
-        }
+        size, total = 0, len(self.shards)
+        for i, shard in enumerate(self.shards):
+            shard.close()
+            name = self.folder / f"{self.split}-{i:05d}"
+            file = name.with_suffix(".part").rename(f"{name}-of-{total:05d}.parquet")
+            size += file.stat().st_size
+        fingerprint = self.digest.hexdigest()[:16]
+        return {"rows": self.count, "puzzles": self.groups, "shards": total, "bytes": size, "fingerprint": fingerprint}
 
 
 def code_hash() -> str:
     """Hash of the code that decides the bytes."""
     here = Path(__file__).parent
-    names = ["build", "loading", "files", "canonical", "sudoku_solver", "maze_kernels"]
-    names += ["generate_sudoku", "generate_maze", "cards"]
-    files = [here / f"{name}.py" for name in names]
-    files += [here / "data_card.md", *(here.parent / f"{name}_air.py" for name in ("processing", "reading", "search"))]
+    files = [*sorted(here.glob("*.py")), here / "data_card.md"]
+    files += [here.parent / f"{name}_air.py" for name in ("processing", "reading", "search")]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -594,18 +559,13 @@ def _write(config: BuildConfig, work: Path) -> dict:
             raise ValueError(f"The split {split!r} has no rows: nothing reaches the options given.")
         if writer.count:
             splits[split], statistics[split] = writer.finish(), _summary(task, values)
-    files = source_files(config) if bad else {}
-    if "test" in bad and len(files) == 1:  # one file, read once per split
-        bad["train"] = sorted({*bad["train"], *bad.pop("test")})
-    skipped = {split: rows for split, rows in bad.items() if rows}
+    skipped = {split: sorted(set(rows)) for split, rows in bad.items() if rows}
     if skipped and not config.skip_bad:
-        where = {str(files.get(split, files["train"])): rows for split, rows in skipped.items()}
+        files = source_files(config)
+        where = {str(files[split]): rows for split, rows in skipped.items()}
         raise BadRows(where, "; nothing was written. --skip-bad leaves them out.")
     order = sorted(splits, key=lambda name: (name != "train", name))
-    source = "generate" if config.source == "generate" else Path(config.source).name
-    if config.source == "hub":
-        repo, revision = HUB[config.dataset]
-        source = f"{repo}@{config.revision or revision}"
+    source = "@".join(config.hub()) if config.source == "hub" else Path(config.source).name
     return {
         "dataset": config.dataset,
         "task": task_to_meta(task),

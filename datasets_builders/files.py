@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from air_model.processing_air import GridTask
 from air_model.reading_air import ANSWER_KEYS, PUZZLE_KEYS, is_one_grid, puzzle_of, split_puzzles
 
 COLUMNS = {"question": PUZZLE_KEYS, "answer": ANSWER_KEYS, "rating": ("rating",), "source": ("source",)}
+NEEDED = ("question", "answer")
 CHUNK = 50_000
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error)
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".zip")
@@ -39,13 +42,10 @@ class Table:
 def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[str, BinaryIO]]:
     """A file, or those packed in it; each with a name for messages."""
     file = file if hasattr(file, "peek") else io.BufferedReader(file)
-    try:
-        head = file.peek(4)[:4]
-    except DAMAGED as error:
-        raise ValueError(f"{name} is not a complete gzip file ({error}): download or write it again.") from None
+    head = _head(file, name, 4)
     if head[:2] == b"\x1f\x8b":
         yield from unpacked(gzip.GzipFile(fileobj=file), name)
-    elif head == b"PK\x03\x04":
+    elif head[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(file) as archive:
             paths = [PurePosixPath(path) for path in archive.namelist() if not path.endswith("/")]
             if PurePosixPath("[Content_Types].xml") in paths:
@@ -58,12 +58,16 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[str, BinaryIO]]:
         yield name, file
 
 
-def contents(file: BinaryIO, name: str) -> Table | str | list:
-    """What an unpacked file holds: a table, text, or JSON that is neither (grids as lists)."""
+def _head(file: BinaryIO, name: str, count: int) -> bytes:
     try:
-        head = file.peek(1 << 16)
+        return file.peek(count)
     except DAMAGED as error:
         raise ValueError(f"{name} is not a complete gzip file ({error}): download or write it again.") from None
+
+
+def contents(file: BinaryIO, name: str) -> Table | str | list:
+    """What an unpacked file holds: a table, text, or JSON that is neither (grids as lists)."""
+    head = _head(file, name, 1 << 16)
     if head[:4] == b"PAR1":
         return _parquet(file)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
@@ -164,56 +168,47 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
 
 
 def read_rows(
-    path: Path, bad: list[tuple[int, int, str]]
+    path: Path, bad: list[tuple[int, int, str]], limit: int | None = None
 ) -> Iterator[tuple[list[Any], list[Any], list[str], list[str], int]]:
     """Chunks of (questions, answers, ratings, sources, first row number) of a file with both puzzles and answers.
 
     Columns are found by name, in any order and case. A file that ends early or is no text yields what it holds and
     adds the fault to `bad`.
     """
-    row = 0
+    row = 1
     with open(path, "rb") as packed:
         for name, file in unpacked(packed, str(path)):
             table = contents(file, name)
-            at = _columns(table, name)
-            out: tuple[list[Any], ...] = ([], [], [], [])
-            first = row + 1
-            records = table.records if isinstance(table, Table) else iter(())
-            while True:
-                try:
-                    record = next(records)
-                except StopIteration:
-                    break
-                except DAMAGED as error:
-                    bad.append((row + 1, row + 2, f"the file is damaged or ends early ({error})"))
-                    break
-                row += 1
-                for values, column in zip(out, COLUMNS):
-                    i = at[column]
-                    value = record[i] if i is not None and i < len(record) else None
-                    values.append("" if value is None else str(value) if column in ("rating", "source") else value)
-                if len(out[0]) == CHUNK:
-                    yield *out, first
-                    out, first = ([], [], [], []), row + 1
-            if out[0]:
-                yield *out, first
+            places = _columns(table, name)
+            records = _undamaged(table.records, bad, row) if isinstance(table, Table) else iter(())
+            records = itertools.islice(records, limit if limit is None else limit - row + 1)
+            while chunk := list(itertools.islice(records, CHUNK)):
+                columns = [[record[i] if i < len(record) else None for record in chunk] for i in places]
+                columns[:2] = [["" if value is None else value for value in column] for column in columns[:2]]
+                columns[2:] = [["" if value is None else str(value) for value in column] for column in columns[2:]]
+                yield *columns, row
+                row += len(chunk)
 
 
-def _columns(table: Table | str | list, name: str) -> dict[str, int | None]:
-    """Where the columns of puzzles, answers, ratings and sources are."""
+def _undamaged(records: Iterator[list[Any]], bad: list[tuple[int, int, str]], row: int) -> Iterator[list[Any]]:
+    try:
+        for record in records:
+            yield record
+            row += 1
+    except DAMAGED as error:
+        bad.append((row, row + 1, f"the file is damaged or ends early ({error})"))
+
+
+def _columns(table: Table | str | list, name: str) -> list[int]:
+    """Where the columns of puzzles, answers, ratings and sources are; beyond the last one where there is none."""
+    names = table.names if isinstance(table, Table) else []
     if isinstance(table, str):
-        names = next(csv.reader(table.splitlines()[:1]), [])
-        names = [name.strip().lower() for name in names]
-    else:
-        names = table.names if isinstance(table, Table) else []
-    at = {}
-    for column, known in COLUMNS.items():
-        found = [names.index(key) for key in known if key in names]
-        if not found and column in ("question", "answer"):
-            header = ", ".join(names)[:200] or "empty"
-            raise ValueError(
-                f"{name} has no column of {column}s ({', '.join(known)}): its header is {header}. A table of puzzles "
-                "needs for example question and answer, or puzzle and solution; rating and source are optional."
-            )
-        at[column] = found[0] if found else None
-    return at
+        names = [name.strip().lower() for name in next(csv.reader(table.splitlines()[:1]), [])]
+    found = {column: [names.index(key) for key in keys if key in names] for column, keys in COLUMNS.items()}
+    if missing := next((column for column in NEEDED if not found[column]), None):
+        raise ValueError(
+            f"{name} has no column of {missing}s ({', '.join(COLUMNS[missing])}): its header is"
+            f" {', '.join(names)[:200] or 'empty'}. A table of puzzles needs for example question and answer, or"
+            " puzzle and solution; rating and source are optional."
+        )
+    return [places[0] if places else sys.maxsize for places in found.values()]

@@ -16,10 +16,10 @@ import numba as nb
 import numpy as np
 
 from air_model.datasets_builders.generate_sudoku import _random
-from air_model.datasets_builders.maze_kernels import GOAL, SPACE, START, WALL, _flood, label
 from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import MazeTask
 
+WALL, SPACE, START, GOAL, PATH = MazeTask.WALL, MazeTask.SPACE, MazeTask.START, MazeTask.GOAL, MazeTask.PATH
 FEWEST_WALLS, MOST_WALLS = 240 / 900, 420 / 900
 BENCHMARK_LENGTH = 109
 MANY_FAR = 64 / 900  # of the cells; few layouts with far cells have more
@@ -35,23 +35,42 @@ def default_min_path(height: int, width: int) -> int:
     return max(1, math.floor(BENCHMARK_LENGTH * (height * width / 900) ** 0.69))
 
 
+@nb.njit(cache=True)
+def _flood(open_: np.ndarray, source: int, width: int, distance: np.ndarray, queue: np.ndarray) -> int:
+    """Breadth-first distances on a rimmed flat grid; fills `distance`, returns the number of cells reached."""
+    distance[:] = -1
+    distance[source] = 0
+    queue[0] = source
+    head, tail = 0, 1
+    while head < tail:
+        here = queue[head]
+        head += 1
+        far = distance[here] + 1
+        for step in (width, -1, 1, -width):
+            near = here + step
+            if open_[near] and distance[near] < 0:
+                distance[near] = far
+                queue[tail] = near
+                tail += 1
+    return tail
+
+
 @nb.njit(cache=True, nogil=True)
 def _make_mazes(
-    seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, many: int, max_tries: int,
-    out: np.ndarray, tries: np.ndarray,
+    seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, many: int, mazes: np.ndarray,
+    labels: np.ndarray, found: np.ndarray,
 ) -> None:  # fmt: skip
     wide, size = width + 2, height * width
     open_ = np.zeros((height + 2) * wide, np.bool_)
     distance = np.empty((height + 2) * wide, np.int32)
     queue = np.empty(size, np.int32)
-    cells = np.empty(size, np.int64)
+    inner = np.array([(i // width + 1) * wide + i % width + 1 for i in range(size)])  # cells of the rimmed grid
+    cells = inner.copy()
+    grid = np.empty((height + 2) * wide, np.uint8)
     state = np.empty(1, np.uint64)
-    for i in range(size):
-        cells[i] = (i // width + 1) * wide + i % width + 1
     for m in range(len(seeds)):
         state[0] = seeds[m]
-        tries[m] = -1
-        for attempt in range(max_tries):
+        for _ in range(MAX_TRIES):
             walls = fewest + _random(state, most - fewest + 1)
             # the first `walls` cells of a partial shuffle are walls, the next one is S: uniform, without rejection
             for i in range(walls + 1):
@@ -68,12 +87,19 @@ def _make_mazes(
             if first == reached or reached - first < many and _random(state, many) >= reached - first:
                 continue
             goal = queue[first + _random(state, reached - first)]
-            for i in range(size):
-                at = (i // width + 1) * wide + i % width + 1
-                out[m, i] = SPACE if open_[at] else WALL
-            out[m, (start // wide - 1) * width + start % wide - 1] = START
-            out[m, (goal // wide - 1) * width + goal % wide - 1] = GOAL
-            tries[m] = attempt + 1
+            grid[:] = np.where(open_, SPACE, WALL)
+            grid[start], grid[goal] = START, GOAL
+            mazes[m] = grid[inner]
+            here = start
+            _flood(open_, goal, wide, distance, queue)
+            while distance[here] > 1:
+                for step in (wide, -1, 1, -wide):  # down, left, right, up
+                    if distance[here + step] == distance[here] - 1:
+                        here += step
+                        break
+                grid[here] = PATH
+            labels[m] = grid[inner]
+            found[m] = True
             break
 
 
@@ -94,18 +120,14 @@ def make_mazes(
     if not 1 <= min_path < size:
         raise ValueError(f"The shortest path must take from 1 to {size - 1} moves in {task}, got {min_path}.")
     fewest, most = round(FEWEST_WALLS * size), min(round(MOST_WALLS * size), size - 2)
-    kind = (task.height, task.width, min(fewest, most), most, min_path, max(1, round(MANY_FAR * size)), MAX_TRIES)
-    mazes, tries = np.zeros((len(seeds), size), np.uint8), np.zeros(len(seeds), np.int64)
-    in_threads(
-        lambda rows: _make_mazes(seeds[rows], *kind, mazes[rows], tries[rows]),
-        len(seeds),
-        threads,
-        block=8,
-        progress=progress,
-    )
-    if (tries < 0).any():
+    kind = (task.height, task.width, min(fewest, most), most, min_path, max(1, round(MANY_FAR * size)))
+    mazes, labels = np.zeros((2, len(seeds), size), np.uint8)
+    found = np.zeros(len(seeds), bool)
+    kernel = lambda at: _make_mazes(seeds[at], *kind, mazes[at], labels[at], found[at])  # noqa: E731
+    in_threads(kernel, len(seeds), threads, block=8, progress=progress)
+    if not found.all():
         raise ValueError(
             f"No {task.height}x{task.width} maze with a shortest path of {min_path} moves or more in {MAX_TRIES:,}"
             " layouts: ask for a shorter one (--min-path)."
         )
-    return mazes, label(mazes, task.height, task.width)
+    return mazes, labels

@@ -12,13 +12,14 @@ import numpy as np
 
 from air_model.datasets_builders.sudoku_solver import (
     NOT,
+    Search,
     _bits,
     _free,
-    _place,
+    _guess,
     _settle,
     _write_tokens,
-    boards_for,
     count_solutions,
+    search_for,
     solve,
 )
 from air_model.datasets_builders.threads import in_threads
@@ -54,54 +55,45 @@ def _shuffle(values: np.ndarray, count: int, state: np.ndarray) -> None:
 
 
 @nb.njit(cache=True)
-def _random_grid(
-    units: np.ndarray, units_of: np.ndarray, cells: np.ndarray, used: np.ndarray, state: np.ndarray, out: np.ndarray
-) -> None:
+def _random_grid(search: Search, state: np.ndarray, out: np.ndarray) -> None:
     """A random solved grid, as tokens: search with random digits at a random cell of fewest candidates."""
-    n = units.shape[1]
-    size, full = n * n, (1 << n) - 1
-    todo = np.zeros(size + 1, np.int64)
+    units, units_of, cells, used = search
+    full = (1 << units.shape[1]) - 1
+    todo = np.zeros(len(cells), np.int64)
     while True:
         cells[0, :] = 0
         used[0, :] = 0
-        depth, status, tries = 0, 0, 0
-        while status == 0 and tries < 50 * size:  # a hopeless start is left for a new one
-            best, at, ties = 99, -1, 0
-            for i in range(size):
-                if cells[depth, i] == 0:
-                    free = _free(used[depth], units_of, i, full)
-                    count = _bits(free)
-                    if count < best:
-                        best, ties = count, 0
-                    if count == best:
-                        ties += 1
-                        if _random(state, ties) == 0:
-                            at, todo[depth] = i, free
-            cells[depth, size] = at
-            while True:
-                tries += 1
-                at, free = cells[depth, size], todo[depth]
-                for _ in range(_random(state, _bits(free))):
-                    free &= free - 1
-                bit = free & -free
-                todo[depth] &= ~bit
-                cells[depth + 1] = cells[depth]
-                used[depth + 1] = used[depth]
-                depth += 1
-                _place(cells[depth], used[depth], units_of, at, bit)
-                status = _settle(cells[depth], used[depth], units, units_of, full)
-                if status >= 0:
-                    break
+        depth, status = 0, 0
+        for _ in range(50 * len(out)):  # a hopeless start is left for a new one
+            if status == 0:
+                best, ties = 99, 0
+                for i in range(len(out)):
+                    if cells[depth, i] == 0:
+                        free = _free(used[depth], units_of, i, full)
+                        count = _bits(free)
+                        if count < best:
+                            best, ties = count, 0
+                        if count == best:
+                            ties += 1
+                            if _random(state, ties) == 0:
+                                cells[depth, -1], todo[depth] = i, free
+            else:
                 depth -= 1
                 while depth >= 0 and todo[depth] == 0:
                     depth -= 1
-                if depth < 0 or tries >= 50 * size:
+                if depth < 0:
                     break
-            if depth < 0:
-                break
-        if status == 1:
-            _write_tokens(cells[depth], out)
-            return
+            free = todo[depth]
+            for _ in range(_random(state, _bits(free))):
+                free &= free - 1
+            bit = free & -free
+            todo[depth] &= ~bit
+            _guess(search, depth, bit)
+            depth += 1
+            status = _settle(search, depth, full)
+            if status == 1:
+                _write_tokens(cells[depth], out)
+                return
 
 
 @nb.njit(cache=True)
@@ -126,9 +118,8 @@ def _remember(others: np.ndarray, grid: np.ndarray, other: np.ndarray) -> None:
 
 @nb.njit(cache=True)
 def _dig(
-    puzzle: np.ndarray, grid: np.ndarray, state: np.ndarray, order: np.ndarray, units: np.ndarray,
-    units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray, used: np.ndarray,
-    scratch: np.ndarray,
+    search: Search, boards: np.ndarray | None, others: np.ndarray, state: np.ndarray, puzzle: np.ndarray,
+    grid: np.ndarray, order: np.ndarray, scratch: np.ndarray,
 ) -> None:  # fmt: skip
     """Take clues away in random order while one solution remains: a minimal puzzle."""
     low = high = 0  # the clues, as bits: cells 0 to 53, cells 54 to 80
@@ -143,16 +134,14 @@ def _dig(
             continue
         if boards is None:
             puzzle[i] = 1
-            needed = count_solutions(puzzle, 2, DIG_BUDGET, boards, units, units_of, cells, used, scratch)[0] != 1
+            needed = count_solutions(puzzle, 2, DIG_BUDGET, search, boards, scratch)[0] != 1
         else:
             rest = (low & ~(1 << i), high) if i < 54 else (low, high & ~(1 << i - 54))
             # A walk digs in the same grid thousands of times, so most answers are known.
             needed = _known(others, rest[0], rest[1])
             if not needed:  # is there a solution with another digit here? Asked so, the search is shorter.
                 puzzle[i] = kept + NOT
-                found, _, guesses = count_solutions(
-                    puzzle, 1, DIG_BUDGET, boards, units, units_of, cells, used, scratch
-                )
+                found, _, guesses = count_solutions(puzzle, 1, DIG_BUDGET, search, boards, scratch)
                 needed = found == 1
                 if needed and guesses < DIG_BUDGET:
                     _remember(others, grid, scratch)
@@ -176,8 +165,8 @@ def _add_clues(puzzle: np.ndarray, grid: np.ndarray, count: int, state: np.ndarr
 
 @nb.njit(cache=True)
 def _make(
-    lowest: int, highest: int, extra: int, state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray, units: np.ndarray,
-    units_of: np.ndarray, boards: np.ndarray | None, others: np.ndarray, cells: np.ndarray, used: np.ndarray,
+    search: Search, boards: np.ndarray | None, others: np.ndarray, lowest: int, highest: int, extra: int,
+    state: np.ndarray, puzzle: np.ndarray, grid: np.ndarray,
 ) -> int:  # fmt: skip
     """One puzzle with a rating from `lowest` to `highest` in `puzzle`, its solution in `grid`; returns the rating.
 
@@ -207,10 +196,10 @@ def _make(
         if not start:
             _add_clues(trial, grid, 1 if too_hard else 1 + _random(state, 3), state, order)
         if not too_hard:
-            _dig(trial, grid, state, order, units, units_of, boards, others, cells, used, scratch)
+            _dig(search, boards, others, state, trial, grid, order, scratch)
         if start:
             _add_clues(trial, grid, extra, state, order)
-        _, score, guesses = count_solutions(trial, 2, DIG_BUDGET, boards, units, units_of, cells, used, scratch)
+        _, score, guesses = count_solutions(trial, 2, DIG_BUDGET, search, boards, scratch)
         chance = _random(state, 1 << 20)
         if start or (score >= lowest if too_hard else chance * (proof + 1) ** 3 < (guesses + 1) ** 3 << 20):
             puzzle[:] = trial
@@ -223,27 +212,19 @@ def _make(
 
 @nb.njit(cache=True, nogil=True)
 def _make_many(
-    seeds: np.ndarray, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray, boards: np.ndarray | None,
-    units: np.ndarray, units_of: np.ndarray, grids: np.ndarray, puzzles: np.ndarray, ratings: np.ndarray,
+    search: Search, boards: np.ndarray | None, lowest: np.ndarray, highest: np.ndarray, extra: np.ndarray,
+    seeds: np.ndarray, puzzles: np.ndarray, grids: np.ndarray, ratings: np.ndarray,
 ) -> None:  # fmt: skip
-    size = puzzles.shape[1]
-    cells = np.zeros((size + 2, size + 1), np.int64)
-    used = np.zeros((size + 2, len(units)), np.int64)
     others = np.zeros((OTHERS + 1, 2), np.int64)
     for i in range(len(seeds)):
-        ratings[i] = _make(
-            lowest[i], highest[i], extra[i], seeds[i : i + 1].copy(), puzzles[i], grids[i], units, units_of, boards,
-            others, cells, used,
-        )  # fmt: skip
+        state = seeds[i : i + 1].copy()
+        ratings[i] = _make(search, boards, others, lowest[i], highest[i], extra[i], state, puzzles[i], grids[i])
 
 
 @nb.njit(cache=True, nogil=True)
-def _random_grids(seeds: np.ndarray, units: np.ndarray, units_of: np.ndarray, grids: np.ndarray) -> None:
-    size = grids.shape[1]
-    cells = np.zeros((size + 2, size + 1), np.int64)
-    used = np.zeros((size + 2, len(units)), np.int64)
+def _random_grids(search: Search, seeds: np.ndarray, grids: np.ndarray) -> None:
     for i in range(len(seeds)):
-        _random_grid(units, units_of, cells, used, seeds[i : i + 1].copy(), grids[i])
+        _random_grid(search, seeds[i : i + 1].copy(), grids[i])
 
 
 @dataclass
@@ -258,9 +239,8 @@ class Batch:
 def random_grids(task: SudokuTask, seeds: np.ndarray, threads: int | None = None) -> np.ndarray:
     """Solved grids uint8 (N, S), one per seed (N,) uint64."""
     grids = np.zeros((len(seeds), task.seq_len), np.uint8)
-    in_threads(
-        lambda rows: _random_grids(seeds[rows], task.units, task.units_of, grids[rows]), len(seeds), threads, block=16
-    )
+    kernel = lambda at: _random_grids(search_for(task)[0], seeds[at], grids[at])  # noqa: E731
+    in_threads(kernel, len(seeds), threads, block=16)
     return grids
 
 
@@ -310,16 +290,9 @@ def make_puzzles(
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
     batch = Batch(np.zeros((count, task.seq_len), np.uint8), np.array(grids, np.uint8), np.zeros(count, np.int32))
-    in_threads(
-        lambda rows: _make_many(
-            seeds[rows], lowest[rows], highest[rows], extra[rows], boards_for(task), task.units, task.units_of,
-            batch.grids[rows], batch.puzzles[rows], batch.ratings[rows],
-        ),
-        count,
-        threads,
-        block=16,
-        progress=progress,
-    )  # fmt: skip
+    arrays = (lowest, highest, extra, seeds, batch.puzzles, batch.grids, batch.ratings)
+    kernel = lambda rows: _make_many(*search_for(task), *(array[rows] for array in arrays))  # noqa: E731
+    in_threads(kernel, count, threads, block=16, progress=progress)
     # The rating is the guesses until the solution, so it depends on where the search begins: what the walk left too
     # easy is turned into the symmetric copy that fits, if one of COPIES does, else into the one rated highest.
     for i in np.flatnonzero(batch.ratings < lowest):

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def load_puzzles(
     if path.is_file():
         files = [path]
     elif meta is None and not any(path.rglob("*.parquet")):
-        files = [find_csv(path, split)]
+        files = [find_csv(tables_in(path), split, path)]
     else:
         config = config or (meta["default_config"] if meta else None)
         files = _parquet_files(path, split, config)
@@ -165,20 +166,16 @@ def tables_in(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if p.name.endswith(ENDINGS) and p.name != META)
 
 
-def find_csv(folder: Path, split: str) -> Path:
-    """The table of a split in a folder; FileNotFoundError naming what is there."""
-    files = tables_in(folder)
+def find_csv(files: list[Path], split: str, folder: Path) -> Path:
+    """The one table of a split among a folder's; FileNotFoundError naming what is there."""
     found = [p for p in files if p.name.startswith(split)]
+    have = ", ".join(p.name for p in found or files) or "no table at all"
     if not found:
-        have = ", ".join(p.name for p in files) or "no table at all"
         raise FileNotFoundError(
             f"{folder} has no split {split!r} (a file named {split}*.csv, .csv.gz, .jsonl, ...); it has: {have}."
         )
     if len(found) > 1:
-        raise ValueError(
-            f"{folder} has several files for the split {split!r}: {', '.join(p.name for p in found)}."
-            " Name one of them."
-        )
+        raise ValueError(f"{folder} has several files for the split {split!r}: {have}. Name one of them.")
     return found[0]
 
 
@@ -219,13 +216,11 @@ def full_revision(repo_id: str, revision: str | None) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     snapshots = Path(HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}" / "snapshots"
-    cached = [p.name for p in snapshots.glob(f"{revision}*")] if snapshots.is_dir() else []
+    cached = [p.name for p in snapshots.glob(f"{revision}*")]
     if len(cached) == 1:
         return cached[0]
-    for commit in HfApi().list_repo_commits(repo_id, repo_type="dataset"):
-        if commit.commit_id.startswith(revision):
-            return commit.commit_id
-    return revision
+    commits = (commit.commit_id for commit in HfApi().list_repo_commits(repo_id, repo_type="dataset"))
+    return next((commit for commit in commits if commit.startswith(revision)), revision)
 
 
 # ---- CSV
@@ -274,80 +269,84 @@ def encode_many(puzzles: list[Any], task: GridTask, values: str | None = None) -
     return out, faults
 
 
-def encode_pairs(
-    questions: list[Any], answers: list[Any], task: GridTask, values: str | None
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Puzzles and answers as tokens, (N, S) each, and the faults {index: reason} of either."""
-    inputs, faults = encode_many(questions, task, values)
-    labels, more = encode_many(answers, task, values)
-    return inputs, labels, {i: f"answer: {reason}" for i, reason in more.items()} | faults
+@dataclass
+class Chunk:
+    """Rows of a table as tokens: inputs, labels (N, S); rating int32 (N,); what is wrong with a row, by its index."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    rating: np.ndarray
+    source: list[str]
+    first_row: int
+    faults: dict[int, str]
+
+    def contradictions(self, task: GridTask) -> dict[int, str]:
+        """The rows whose answer departs from what the puzzle gives."""
+        bad = np.flatnonzero(~task._kept(self.inputs, self.labels).all(-1)).tolist()
+        return {i: contradiction(task, self.inputs[i], self.labels[i]) for i in bad}
+
+    def fault_rows(self) -> list[tuple[int, int, str]]:
+        """(row, line, reason) of the faults."""
+        return [(self.first_row + i, self.first_row + i + 1, reason) for i, reason in sorted(self.faults.items())]
 
 
-def parse_ratings(texts: list[str], faults: dict[int, str], missing: int = 0) -> np.ndarray | None:
-    """Ratings int32 (N,), `missing` where a field is empty; None if the column is missing or empty throughout."""
-    if not any(texts):
-        return None
-    out = np.zeros(len(texts), np.int32)
+def read_chunks(
+    path: Path, task: GridTask, values: str | None, bad: list[tuple[int, int, str]], limit: int | None = None
+) -> Iterator[Chunk]:
+    """A table with puzzles and answers in chunks of tokens; where the file is damaged, that goes to `bad`."""
+    for questions, answers, ratings, sources, first_row in read_rows(path, bad, limit):
+        inputs, faults = encode_many(questions, task, values)
+        labels, more = encode_many(answers, task, values)
+        faults = {i: f"answer: {reason}" for i, reason in more.items()} | faults
+        yield Chunk(inputs, labels, parse_ratings(ratings, faults), sources, first_row, faults)
+
+
+def parse_ratings(texts: list[str], faults: dict[int, str]) -> np.ndarray:
+    """Ratings int32 (N,), UNRATED where a field is empty."""
+    out = np.full(len(texts), UNRATED, np.int32)
     for i, text in enumerate(texts):
         try:
-            out[i] = int(float(text)) if text else missing
+            out[i] = int(float(text)) if text else UNRATED
         except (ValueError, OverflowError):
             faults.setdefault(i, f"the rating {text!r} is not a number")
     return out
 
 
-def pair_faults(task: GridTask, inputs: np.ndarray, labels: np.ndarray, skip: dict[int, str]) -> dict[int, str]:
-    """Rows whose answer contradicts the puzzle, {index: reason}; rows in `skip` are left out."""
-    given = inputs != task.blank_token
-    kept = (inputs == labels) | ~given
-    if task.name == "maze":
-        kept = (inputs == labels) | ((inputs == task.blank_token) & (labels == 5))
-    faults = {}
-    for i in np.flatnonzero(~kept.all(-1)):
-        if i not in skip:
-            cell = int(np.flatnonzero(~kept[i])[0])
-            a, b = task.alphabet[inputs[i, cell]], task.alphabet[labels[i, cell]]
-            faults[int(i)] = f"the answer contradicts the puzzle at {task.cell(cell)}: {a!r} was given, {b!r} answered"
-    return faults
+def contradiction(task: GridTask, puzzle: np.ndarray, answer: np.ndarray) -> str | None:
+    """Where an answer departs from what its puzzle gives, in words; None where it does not."""
+    wrong = np.flatnonzero(~task._kept(puzzle, answer))
+    if not len(wrong):
+        return None
+    given, found = (task.alphabet[tokens[wrong[0]]] for tokens in (puzzle, answer))
+    return f"the answer contradicts the puzzle at {task.cell(wrong[0])}: {given!r} was given, {found!r} answered"
 
 
 def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
+    task = task if isinstance(task, GridTask) else task_of(paths[0], task)
     bad: list[tuple[int, int, str]] = []
-    inputs, labels, ratings = [], [], []
-    count = 0
-    path = paths[0]
-    for questions, answers, rating, _, first in (part for path in paths for part in read_rows(path, bad)):
-        if limit is not None:
-            room = limit - count
-            questions, answers, rating = questions[:room], answers[:room], rating[:room]
-        if task is None or isinstance(task, str):
-            task = task_for(questions[0], task, str(path))
-        x, y, faults = encode_pairs(questions, answers, task, values)
-        faults |= pair_faults(task, x, y, faults)
-        inputs.append(x)
-        labels.append(y)
-        ratings.append(parse_ratings(rating, faults, missing=UNRATED))
-        bad += [(first + i, first + i + 1, reason) for i, reason in sorted(faults.items())]
-        count += len(x)
-        if limit is not None and count >= limit:
-            bad = [b for b in bad if b[0] <= limit]
-            break
+    parts: list[Chunk] = []
+    for path in paths:
+        left = None if limit is None else limit - sum(len(part.inputs) for part in parts)
+        for part in read_chunks(path, task, values, bad, left):
+            part.faults = part.contradictions(task) | part.faults
+            bad += part.fault_rows()
+            parts.append(part)
     if bad:
-        advice = f" in {path}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out)."
-        raise BadRows({str(path): bad}, advice)
-    if not count:
-        raise ValueError(f"{path} holds no puzzles below its header.")
-    rating = None
-    if any(r is not None for r in ratings):  # parts of a file without any count as unrated where others have one
-        parts = [np.full(len(x), UNRATED, np.int32) if r is None else r for x, r in zip(inputs, ratings)]
-        rating = np.concatenate(parts)
-    return PuzzleSet(np.concatenate(inputs), np.concatenate(labels), task, rating, source=path.name)
+        advice = f" in {paths[0]}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out)."
+        raise BadRows({str(paths[0]): bad}, advice)
+    if not parts:
+        raise ValueError(f"{paths[0]} holds no puzzles below its header.")
+    inputs, labels, rating = (np.concatenate([getattr(p, n) for p in parts]) for n in ("inputs", "labels", "rating"))
+    return PuzzleSet(inputs, labels, task, rating if (rating != UNRATED).any() else None, source=paths[0].name)
 
 
-def task_for(question: Any, name: str | None, where: str) -> GridTask:
-    """The task of a name, shaped after the first puzzle; the shape is guessed as a square."""
-    guess = guess_task(question, where)
-    return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
+def task_of(path: Path, name: str | None = None) -> GridTask:
+    """The task of a name (or a guess), shaped after the first puzzle of a table; the shape is guessed as a square."""
+    bad: list[tuple[int, int, str]] = []
+    for questions, *_ in read_rows(path, bad, 1):
+        guess = guess_task(questions[0], str(path))
+        return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
+    raise ValueError(f"{path} holds no puzzles below its header{''.join(f' ({why})' for *_, why in bad)}.")
 
 
 # ---- tokens in parquet files

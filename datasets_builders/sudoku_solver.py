@@ -15,6 +15,8 @@ Puzzles here are tokens: blank 1, digits 2 ... n + 1.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba as nb
 import numpy as np
 
@@ -283,6 +285,26 @@ def _count_9x9(
         _restrict(boards[depth], k, d, UNION[bit])
 
 
+class Search(NamedTuple):
+    """What a search of any size works with: the geometry of SudokuTask, and scratch that no two threads share.
+
+    cells (S + 2, S + 1) and used (S + 2, 3n) int64: for every depth the digit (bit) of each cell, or 0, with the cell
+    guessed at in the last column, and the digits of each unit.
+    """
+
+    units: np.ndarray
+    units_of: np.ndarray
+    cells: np.ndarray
+    used: np.ndarray
+
+
+def search_for(task: SudokuTask) -> tuple[Search, np.ndarray | None]:
+    """A search, and the boards of the fast one, for 9x9 with 3x3 boxes; None where the plain one has to do."""
+    cells, used = (np.zeros((task.seq_len + 2, count), np.int64) for count in (task.seq_len + 1, len(task.units)))
+    boards = np.empty((MAX_DEPTH, WORDS), np.int64) if task.height == 9 and task.box_height == 3 else None
+    return Search(task.units, task.units_of, cells, used), boards
+
+
 # ---- any size
 
 
@@ -309,14 +331,24 @@ def _place(cells: np.ndarray, used: np.ndarray, units_of: np.ndarray, i: int, bi
 
 
 @nb.njit(cache=True)
+def _guess(search: Search, depth: int, bit: int) -> None:
+    """Put a digit (bit) into the cell guessed at, one level deeper."""
+    _, units_of, cells, used = search
+    cells[depth + 1] = cells[depth]
+    used[depth + 1] = used[depth]
+    _place(cells[depth + 1], used[depth + 1], units_of, cells[depth, -1], bit)
+
+
+@nb.njit(cache=True)
 def _write_tokens(cells: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(out)):
         out[i] = 2 + _bits(cells[i] - 1)
 
 
 @nb.njit(cache=True)
-def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np.ndarray, full: int) -> int:
-    """Naked and hidden singles until none is left. cells: digit bit or 0; used: digits per unit. As `_propagate`."""
+def _settle(search: Search, depth: int, full: int) -> int:
+    """Naked and hidden singles until none is left. Returns as `_propagate`."""
+    units, units_of, cells, used = search.units, search.units_of, search.cells[depth], search.used[depth]
     n = units.shape[1]
     while True:
         progress, open_ = False, False
@@ -345,26 +377,25 @@ def _settle(cells: np.ndarray, used: np.ndarray, units: np.ndarray, units_of: np
             if one | used[u] != full:
                 return -1
             single = one & ~two
-            if single:
-                for k in range(n):
-                    i = units[u, k]
-                    if cells[i] == 0:
-                        hit = _free(used, units_of, i, single)
-                        if hit & (hit - 1):
-                            return -1
-                        if hit:
-                            _place(cells, used, units_of, i, hit)
-                            progress = True
+            if single == 0:
+                continue
+            for k in range(n):
+                i = units[u, k]
+                if cells[i] == 0:
+                    hit = _free(used, units_of, i, single)
+                    if hit & (hit - 1):
+                        return -1
+                    if hit:
+                        _place(cells, used, units_of, i, hit)
+                        progress = True
         if not progress:
             return 0
 
 
 @nb.njit(cache=True)
-def _count_any(
-    tokens: np.ndarray, limit: int, budget: int, units: np.ndarray, units_of: np.ndarray, cells: np.ndarray,
-    used: np.ndarray, first: np.ndarray,
-) -> tuple[int, int, int]:  # fmt: skip
-    """As `_count_9x9`; cells (depth, S + 1) and used (depth, 3n) int64 are scratch."""
+def _count_any(tokens: np.ndarray, limit: int, budget: int, search: Search, first: np.ndarray) -> tuple[int, int, int]:
+    """As `_count_9x9`."""
+    units, units_of, cells, used = search
     n = units.shape[1]
     full = (1 << n) - 1
     cells[0, :] = 0
@@ -375,11 +406,10 @@ def _count_any(
             if not _free(used[0], units_of, i, bit):
                 return 0, 0, 0
             _place(cells[0], used[0], units_of, i, bit)
-    # A frame holds a settled grid, the cell guessed at (last column) and, in `todo`, the digits not tried yet.
-    todo = np.zeros(len(cells), np.int64)
+    todo = np.zeros(len(cells), np.int64)  # of every depth: the digits not tried yet
     depth, found, guesses, rating = 0, 0, 0, 0
     while True:
-        state = _settle(cells[depth], used[depth], units, units_of, full)
+        state = _settle(search, depth, full)
         if state == 1:
             if found == 0:
                 rating = guesses
@@ -397,7 +427,7 @@ def _count_any(
                         best, at, todo[depth] = count, i, free
                         if count == 2:
                             break
-            cells[depth, n * n] = at
+            cells[depth, -1] = at
         else:
             depth -= 1
             while depth >= 0 and todo[depth] == 0:
@@ -410,11 +440,8 @@ def _count_any(
             guesses += 1
             if guesses > budget:
                 return limit, budget, budget
-        at = cells[depth, n * n]
-        cells[depth + 1] = cells[depth]
-        used[depth + 1] = used[depth]
+        _guess(search, depth, bit)
         depth += 1
-        _place(cells[depth], used[depth], units_of, at, bit)
 
 
 # ---- many puzzles
@@ -422,33 +449,22 @@ def _count_any(
 
 @nb.njit(cache=True)
 def count_solutions(
-    puzzle: np.ndarray, limit: int, budget: int, boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray,
-    cells: np.ndarray, used: np.ndarray, first: np.ndarray,
-) -> tuple[int, int, int]:  # fmt: skip
+    puzzle: np.ndarray, limit: int, budget: int, search: Search, boards: np.ndarray | None, first: np.ndarray
+) -> tuple[int, int, int]:
     """`_count_9x9` with boards, `_count_any` without them."""
     # numba leaves the other branch, and its compilation, out
     if boards is None:
-        return _count_any(puzzle, limit, budget, units, units_of, cells, used, first)
+        return _count_any(puzzle, limit, budget, search, first)
     return _count_9x9(puzzle, limit, budget, boards, first)
-
-
-def boards_for(task: SudokuTask) -> np.ndarray | None:
-    """Scratch of the fast search, for 9x9 with 3x3 boxes; None where the plain one has to do."""
-    return np.empty((MAX_DEPTH, WORDS), np.int64) if task.height == 9 and task.box_height == 3 else None
 
 
 @nb.njit(cache=True, nogil=True)
 def _solve(
-    puzzles: np.ndarray, limit: int, boards: np.ndarray | None, units: np.ndarray, units_of: np.ndarray,
-    counts: np.ndarray, guesses: np.ndarray, answers: np.ndarray,
+    search: Search, boards: np.ndarray | None, limit: int, puzzles: np.ndarray, counts: np.ndarray,
+    guesses: np.ndarray, answers: np.ndarray,
 ) -> None:  # fmt: skip
-    size = puzzles.shape[1]
-    cells = np.zeros((size + 1, size + 1), np.int64)
-    used = np.zeros((size + 1, len(units)), np.int64)
     for i in range(len(puzzles)):
-        counts[i], guesses[i], _ = count_solutions(
-            puzzles[i], limit, NO_BUDGET, boards, units, units_of, cells, used, answers[i]
-        )
+        counts[i], guesses[i], _ = count_solutions(puzzles[i], limit, NO_BUDGET, search, boards, answers[i])
 
 
 def solve(
@@ -468,12 +484,6 @@ def solve(
     puzzles = np.ascontiguousarray(puzzles, np.uint8)
     counts, guesses = np.zeros((2, len(puzzles)), np.int32)
     answers = np.zeros_like(puzzles)
-    in_threads(
-        lambda rows: _solve(
-            puzzles[rows], limit, boards_for(task), task.units, task.units_of, counts[rows], guesses[rows],
-            answers[rows],
-        ),
-        len(puzzles),
-        threads,
-    )  # fmt: skip
+    kernel = lambda at: _solve(*search_for(task), limit, puzzles[at], counts[at], guesses[at], answers[at])  # noqa: E731
+    in_threads(kernel, len(puzzles), threads)
     return counts, guesses, answers

@@ -70,7 +70,7 @@ def read_split(folder: Path, config: str, split: str, task: GridTask, num_proc: 
     """Check all rows of a split, chunk by chunk."""
     found, last_group, parts = Found(), -1, []
     for inputs, labels, rating, group in _batches(folder, config, split):
-        faults = rule_faults(task, inputs, labels, {}, num_proc)
+        faults = rule_faults(task, inputs, labels, np.arange(len(inputs)), num_proc)
         found.faults += [(found.rows + i + 1, reason) for i, reason in sorted(faults.items())]
         sound = np.ones(len(inputs), bool)
         sound[list(faults)] = False
