@@ -26,6 +26,7 @@ from air_model.datasets_builders.build import CONFIGS, BuildConfig, Options, bui
 from air_model.datasets_builders.cards import features
 
 VERSION = datasets.Version("1.0.0")
+OPTIONS = [field.name for field in dataclasses.fields(Options)]
 
 
 @dataclasses.dataclass
@@ -35,8 +36,7 @@ class PuzzleConfig(Options, datasets.BuilderConfig):
     source: str = "hub"
 
     def build_config(self, dataset: str, **more: Any) -> BuildConfig:
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
-        return BuildConfig(**{**options, **more}, dataset=dataset)
+        return BuildConfig(**{name: getattr(self, name) for name in OPTIONS} | more, dataset=dataset)
 
 
 class _PuzzleBuilder(datasets.ArrowBasedBuilder):
@@ -49,9 +49,8 @@ class _PuzzleBuilder(datasets.ArrowBasedBuilder):
     def __init__(self, *args: Any, **kwargs: Any):
         # Direct builders have no hash of their own, so a changed source or code would be served from the cache.
         if "hash" not in kwargs:
-            names = {f.name for f in dataclasses.fields(Options)}
-            preset = PuzzleConfig(**CONFIGS.get(kwargs.get("config_name") or self.DEFAULT_CONFIG_NAME, {}))
-            config = dataclasses.replace(preset, **{k: v for k, v in kwargs.items() if k in names})
+            preset = CONFIGS.get(kwargs.get("config_name") or self.DEFAULT_CONFIG_NAME, {})
+            config = PuzzleConfig(**preset | {name: value for name, value in kwargs.items() if name in OPTIONS})
             kwargs["hash"] = content_hash(config.build_config(self.DATASET))
         super().__init__(*args, **kwargs)
 
@@ -61,23 +60,19 @@ class _PuzzleBuilder(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         folder = Path(self._cache_dir_root) / "air_builds" / f"{self.DATASET}-{self.hash}"
-        config = self.config.build_config(self.DATASET, name=self.config.name.split("-seed")[0])
-        meta = build(config, folder)
-        table = folder / meta["default_config"]
+        meta = build(self.config.build_config(self.DATASET, name=self.config.name.split("-seed")[0]), folder)
+        table = meta["default_config"]
         self.info.features = features(meta["task"]["height"] * meta["task"]["width"])
-        out = []
-        for split in meta["configs"][meta["default_config"]]["splits"]:
-            shards = [
-                (str(file), group)
-                for file in sorted(table.glob(f"{split}-*.parquet"))
-                for group in range(pq.ParquetFile(file).num_row_groups)
-            ]
-            out.append(datasets.SplitGenerator(name=split, gen_kwargs={"shards": shards}))
-        return out
+        files = {
+            split: sorted((folder / table).glob(f"{split}-*.parquet")) for split in meta["configs"][table]["splits"]
+        }
+        return [datasets.SplitGenerator(split, {"files": [*map(str, shards)]}) for split, shards in files.items()]
 
-    def _generate_tables(self, shards: list[tuple[str, int]]) -> Iterator[tuple[Key, pa.Table]]:
-        for number, (file, group) in enumerate(shards):
-            yield Key(number, 0), pq.ParquetFile(file).read_row_group(group)
+    def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        for number, file in enumerate(files):
+            shard = pq.ParquetFile(file)
+            for group in range(shard.num_row_groups):
+                yield Key(number, group), shard.read_row_group(group)
 
 
 class SudokuExtreme(_PuzzleBuilder):

@@ -390,10 +390,23 @@ def _holds_tokens(file: Path) -> bool:
 def _from_tokens(
     files: list[Path], name: str, task: str | GridTask | None, limit: int | None, fingerprint: str
 ) -> PuzzleSet:
-    table = read_parquet(files, limit)
-    inputs, labels = (table.get(column, np.zeros(0)) for column in ("inputs", "labels"))
-    if inputs.ndim != 2 or labels.shape != inputs.shape:
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    data = pyarrow.dataset.dataset(files)
+    wanted = ("inputs", "labels", "rating", "puzzle_id", "group")
+    wanted = [column for column in wanted if column in data.schema.names]
+    table = data.to_table(wanted) if limit is None else data.head(limit, columns=wanted)
+    if not len(table):
+        raise ValueError(f"{files[0].parent} holds no rows.")
+    columns = {column: table[column].combine_chunks() for column in wanted}
+    if not all(pa.types.is_nested(columns[column].type) for column in ("inputs", "labels")):
         raise ValueError(f"{name}: the columns inputs and labels hold no lists of tokens.")
+    inputs, labels = (
+        columns.pop(column).flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        for column in ("inputs", "labels")
+    )
+    numbers = {column: part.to_numpy() for column, part in columns.items() if pa.types.is_integer(part.type)}
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
@@ -404,25 +417,6 @@ def _from_tokens(
     inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)
     if inputs.shape[1:] != (task.seq_len,) or (inputs == PAD).any() or inputs.max() >= task.vocab_size:
         raise ValueError(f"{name}: the inputs are not puzzles of {task}; build the folder again.")
-    rest = (table.get(column) for column in ("rating", "puzzle_id", "group"))
-    return PuzzleSet(inputs, labels, task, *rest, name, fingerprint)
-
-
-def read_parquet(files: list[Path], limit: int | None = None) -> dict[str, np.ndarray]:
-    """Columns of parquet files as arrays, lists as matrices; texts are left out."""
-    import pyarrow as pa
-    import pyarrow.dataset
-
-    data = pyarrow.dataset.dataset(files)
-    names = [field.name for field in data.schema if not pa.types.is_string(field.type)]
-    table = data.to_table(columns=names) if limit is None else data.head(limit, columns=names)
-    if not len(table):
-        raise ValueError(f"{files[0].parent} holds no rows.")
-    columns = {}
-    for name, column in zip(table.column_names, table.columns):
-        array = column.combine_chunks()
-        if pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
-            columns[name] = array.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-        elif pa.types.is_integer(array.type):
-            columns[name] = array.to_numpy(zero_copy_only=False)
-    return columns
+    return PuzzleSet(
+        inputs, labels, task, *map(numbers.get, ("rating", "puzzle_id", "group")), source=name, fingerprint=fingerprint
+    )
