@@ -97,20 +97,20 @@ class BuildConfig(Options):
             value = getattr(self, what)
             if value is not None and value < least:
                 raise ValueError(f"{what} is {value}: give a number of at least {least}.")
-        generates = self.source == "generate"
-        wrong = {
-            f"Unknown data set {self.dataset!r}. Known: {', '.join(TASKS)}.": self.dataset not in TASKS,
-            f"hold_out is 'grids' or 'puzzles', got {self.hold_out!r}.": self.hold_out not in ("grids", "puzzles"),
-            "Easier copies, boxes and difficulties belong to Sudokus; leave them out for mazes.": self.is_maze
-            and (self.easier or self.box or self.difficulty),
-            "A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug="
-            f"{self.num_aug}.": self.is_maze and self.num_aug > 7,
-            "--min-rating chooses among rows of a source; generated Sudokus have --difficulty instead, mazes "
-            "--min-path.": generates and self.min_rating is not None,
-            "A shortest path (--min-path) belongs to mazes; leave it out for Sudokus.": not self.is_maze
-            and self.min_path is not None,
-        }
-        for sentence, holds in wrong.items():
+        maze, hold_out, rated = self.is_maze, self.hold_out, self.min_rating is not None
+        of_sudokus = "Easier copies, boxes and difficulties belong to Sudokus; leave them out for mazes."
+        of_sources = "--min-rating chooses among rows of a source; what is generated has --difficulty or --min-path."
+        of_squares = f"A maze has 7 symmetric copies beside itself (3 in a rectangle), got num_aug={self.num_aug}."
+        of_mazes = "A shortest path (--min-path) belongs to mazes; leave it out for Sudokus."
+        refused = (
+            (self.dataset not in TASKS, f"Unknown data set {self.dataset!r}. Known: {', '.join(TASKS)}."),
+            (hold_out not in ("grids", "puzzles"), f"hold_out is 'grids' or 'puzzles', got {hold_out!r}."),
+            (maze and (self.easier or self.box or self.difficulty), of_sudokus),
+            (maze and self.num_aug > 7, of_squares),
+            (rated and self.source == "generate", of_sources),
+            (self.min_path is not None and not maze, of_mazes),
+        )
+        for holds, sentence in refused:
             if holds:
                 raise ValueError(sentence)
 
@@ -157,7 +157,7 @@ class Rows:
         return len(self.inputs)
 
     def take(self, rows: np.ndarray | slice) -> Rows:
-        return Rows(*(np.asarray(part)[rows] for part in (self.inputs, self.labels, self.rating, self.source)))
+        return Rows(self.inputs[rows], self.labels[rows], self.rating[rows], np.asarray(self.source, object)[rows])
 
 
 # ---- sources
@@ -196,9 +196,8 @@ def checked_rows(
     """Chunks of good rows of a table. Everything wrong with a row is found: letters, length, contradictions, the
     number of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
     for part in read_chunks(path, task, config.values, bad):
-        good = _reached(path, part.rating, config.min_rating)
-        if keep is not None:
-            good &= keep[part.first_row - 1 :][: len(good)]
+        reached = _reached(path, part.rating, config.min_rating)
+        good = np.ones_like(reached) if keep is None else keep[part.first_row - 1 :][: len(reached)].copy()
         # Rows that are not used are read, but their solutions are not counted.
         rows = np.array([i for i in np.flatnonzero(good).tolist() if i not in part.faults], np.int64)
         wrong = rule_faults(task, part.inputs, part.labels, rows, config.num_proc)
@@ -206,7 +205,7 @@ def checked_rows(
         bad += part.fault_rows()
         good[list(part.faults)] = False
         rating = np.where(part.rating == UNRATED, 0, part.rating)
-        yield Rows(part.inputs, part.labels, rating, part.source).take(good)
+        yield Rows(part.inputs, part.labels, rating, part.source).take(good & reached)
 
 
 def _reached(path: Path, rating: np.ndarray, least: int | None) -> np.ndarray:
@@ -222,8 +221,9 @@ def rule_faults(
     task: GridTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
 ) -> dict[int, str]:
     """Those of some rows that break the rules of the task, {index: reason}."""
-    faults_of = {SudokuTask: _sudoku_faults, MazeTask: _maze_faults}.get(type(task))
-    return faults_of(task, inputs, labels, rows, threads) if len(rows) and faults_of else {}
+    if isinstance(task, MazeTask):
+        return _maze_faults(task, inputs, labels, rows)
+    return _sudoku_faults(task, inputs, labels, rows, threads)
 
 
 def _sudoku_faults(
@@ -244,9 +244,7 @@ def _sudoku_faults(
     return faults
 
 
-def _maze_faults(
-    task: MazeTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, threads: int | None
-) -> dict[int, str]:
+def _maze_faults(task: MazeTask, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> dict[int, str]:
     right = task.verdicts(inputs[rows], labels[rows]).valid  # of well-formed mazes, so:
     for token, count in ((task.START, 1), (task.GOAL, 1), (task.PATH, 0)):
         right &= (inputs[rows] == token).sum(-1) == count
@@ -524,8 +522,7 @@ def build(config: BuildConfig, output_dir: str | Path, *, force: bool = False) -
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and was not written by build_dataset.py: name an empty or a new folder.")
     with whole_folder(output) as work:
-        meta = _write(config, work)
-        meta["content_hash"] = key
+        meta = _write(config, work) | {"content_hash": key}
         (work / META).write_text(json.dumps(meta, indent=2) + "\n")
         (work / "README.md").write_text(card(meta))
     return meta

@@ -277,12 +277,11 @@ def make_puzzles(
     # The coin of each puzzle comes from its own seed, as everything else.
     coin = (seeds >> np.uint64(40)).astype(np.float64) / 2**24
     if difficulty == "benchmark":
-        shares = np.array([share for *_, share in BENCHMARK_BUCKETS])
+        lows, highs, shares = map(np.array, zip(*BENCHMARK_BUCKETS))
         more = shares[-1] * MISSED / (1 - MISSED)
         bounds = np.cumsum(shares + [0, 0, 0, -more, more])
         which = np.searchsorted(bounds / bounds[-1], coin, side="right").clip(0, len(BENCHMARK_BUCKETS) - 1)
-        lowest = np.array([low for low, *_ in BENCHMARK_BUCKETS])[which]
-        highest = np.array([high for _, high, _ in BENCHMARK_BUCKETS])[which]
+        lowest, highest = lows[which], highs[which]
     elif difficulty == "mixed":
         # about n * n * 0.6 blanks in a minimal puzzle; _add_clues stops at a full grid
         most = int(0.55 * task.seq_len)

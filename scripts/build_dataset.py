@@ -40,53 +40,35 @@ def shape(text: str) -> tuple[int, int]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=["sudoku-extreme", "maze-hard"])
-    parser.add_argument("--source", default="hub", help="hub, generate, or the path of a CSV or folder (default: hub)")
-    parser.add_argument("--output-dir", required=True, help="folder to write; replaced only when the build succeeds")
-    parser.add_argument(
-        "--config",
-        choices=["1k", "1k-aug-1000", "full", "generated"],
-        help="a published configuration; sets the numbers below",
-    )
-    parser.add_argument(
-        "--num-train",
-        "--subsample",
-        type=int,
-        metavar="N",
-        help="training puzzles: a random choice of the source (default all), or to generate (1,000)",
-    )
-    parser.add_argument("--num-test", type=int, metavar="N", help="test puzzles; of a single CSV they are split off")
-    parser.add_argument("--num-aug", type=int, metavar="N", help="symmetric copies per training puzzle (default 0)")
-    parser.add_argument("--easier", action="store_true", help="Sudoku: add an easier copy beside every training row")
-    parser.add_argument("--min-rating", type=int, metavar="R", help="only puzzles rated R or more")
-    parser.add_argument("--grid", type=shape, metavar="HxW", help="grid to generate or read (default 9x9, 30x30)")
-    parser.add_argument("--box", type=shape, metavar="HxW", help="Sudoku boxes (default the squarest: 6x6 has 2x3)")
-    parser.add_argument(
-        "--difficulty",
-        choices=["benchmark", "mixed", "minimal"],
-        help="generated Sudokus (default benchmark at 9x9, mixed elsewhere)",
-    )
-    parser.add_argument("--min-path", type=int, metavar="N", help="generated mazes: moves of a shortest path at least")
-    parser.add_argument(
-        "--hold-out",
-        choices=["grids", "puzzles"],
-        default="grids",
-        help="generated Sudokus: what the splits do not share, up to symmetry (default: solved grids)",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-proc", type=int, metavar="N", help="threads (default: all cores); same bytes for any")
-    parser.add_argument("--revision", help="commit of the Hub source (default: the pinned one)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad rows out (they are still listed)")
-    parser.add_argument(
-        "--values", choices=["digits", "tokens"], help="what numbers are, where a source has lists of them"
-    )
-    parser.add_argument("--force", action="store_true", help="build again although nothing changed")
-    parser.add_argument(
-        "--verify", action="store_true", help="check every row again; write verification.json and plots"
-    )
-    parser.add_argument("--reference", help="with --verify: a CSV, folder or Hub id to compare the statistics with")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args(argv)  # fmt: skip
+    add = parser.add_argument
+    add("dataset", choices=["sudoku-extreme", "maze-hard"])
+    add("--source", default="hub", help="hub, generate, or the path of a CSV or folder (default: hub)")
+    add("--output-dir", required=True, help="folder to write; replaced only when the build succeeds")
+    names = ["1k", "1k-aug-1000", "full", "generated"]
+    add("--config", choices=names, help="a published configuration; sets the numbers below")
+    chosen = "training puzzles: a random choice of the source (default all), or to generate (1,000)"
+    add("--num-train", "--subsample", type=int, metavar="N", help=chosen)
+    add("--num-test", type=int, metavar="N", help="test puzzles; of a single CSV they are split off")
+    add("--num-aug", type=int, metavar="N", help="symmetric copies per training puzzle (default 0)")
+    add("--easier", action="store_true", help="Sudoku: add an easier copy beside every training row")
+    add("--min-rating", type=int, metavar="R", help="only puzzles rated R or more")
+    add("--grid", type=shape, metavar="HxW", help="grid to generate or read (default 9x9, 30x30)")
+    add("--box", type=shape, metavar="HxW", help="Sudoku boxes (default the squarest: 6x6 has 2x3)")
+    kinds = ["benchmark", "mixed", "minimal"]
+    add("--difficulty", choices=kinds, help="generated Sudokus (default benchmark at 9x9, mixed elsewhere)")
+    add("--min-path", type=int, metavar="N", help="generated mazes: moves of a shortest path at least")
+    apart = "generated Sudokus: what the splits do not share, up to symmetry (default: solved grids)"
+    add("--hold-out", choices=["grids", "puzzles"], default="grids", help=apart)
+    add("--seed", type=int, default=0)
+    add("--num-proc", type=int, metavar="N", help="threads (default: all cores); same bytes for any")
+    add("--revision", help="commit of the Hub source (default: the pinned one)")
+    add("--skip-bad", action="store_true", help="leave bad rows out (they are still listed)")
+    add("--values", choices=["digits", "tokens"], help="what numbers are, where a source has lists of them")
+    add("--force", action="store_true", help="build again although nothing changed")
+    add("--verify", action="store_true", help="check every row again; write verification.json and plots")
+    add("--reference", help="with --verify: a CSV, folder or Hub id to compare the statistics with")
+    add("--quiet", action="store_true", help="no progress bars")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
