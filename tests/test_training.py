@@ -65,7 +65,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(folder: Path, data: Path, name: str, *arguments: str, **values) -> int:
+def train(folder: Path, data: Path, name: str, /, *arguments: str, **values) -> int:
     """Writes a recipe file; runs main on it and gives its exit status."""
     path = folder / "tiny.yaml"
     lines = {"data": str(data), **TINY, **values}
