@@ -136,6 +136,8 @@ def differences(recipe: str, overrides: Sequence[str], folder: Path) -> list[str
     found, wanted = {"variant": run.get("variant"), **(run.get("config") or {})}, wanted.flat()
     keys = ["variant", "task", "seed", "max_steps", "batch_size", "hidden_size", "num_hidden_layers", "optimizer"]
     keys += [word.split("=", 1)[0] for word in overrides]
+    if found.get("start_step") and "start_step" not in keys:  # it went on from weights that it had been brought
+        keys = [key for key in keys if key != "init_from"]
     return [
         f"{key}={found.get(key)!r} instead of {wanted[key]!r}"
         for key in dict.fromkeys(keys)
