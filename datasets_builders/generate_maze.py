@@ -101,6 +101,8 @@ def _make_mazes(
             labels[m] = grid[inner]
             found[m] = True
             break
+        if not found[m]:
+            return
 
 
 def make_mazes(
@@ -123,11 +125,14 @@ def make_mazes(
     kind = (task.height, task.width, min(fewest, most), most, min_path, max(1, round(MANY_FAR * size)))
     mazes, labels = np.zeros((2, len(seeds), size), np.uint8)
     found = np.zeros(len(seeds), bool)
-    kernel = lambda at: _make_mazes(seeds[at], *kind, mazes[at], labels[at], found[at])  # noqa: E731
+
+    def kernel(at: slice) -> None:
+        _make_mazes(seeds[at], *kind, mazes[at], labels[at], found[at])
+        if not found[at].all():  # now, not after a million layouts for each of the others
+            raise ValueError(
+                f"No {task.height}x{task.width} maze with a shortest path of {min_path} moves or more in "
+                f"{MAX_TRIES:,} layouts: ask for a shorter one (--min-path)."
+            )
+
     in_threads(kernel, len(seeds), threads, block=8, progress=progress)
-    if not found.all():
-        raise ValueError(
-            f"No {task.height}x{task.width} maze with a shortest path of {min_path} moves or more in {MAX_TRIES:,}"
-            " layouts: ask for a shorter one (--min-path)."
-        )
     return mazes, labels

@@ -29,6 +29,8 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401  (makes this checkout importable as air_model)
 
+from air_model.scripts.door import in_sentences
+
 
 def shape(text: str) -> tuple[int, int]:
     """'13x20' -> (13, 20)."""
@@ -71,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@in_sentences("build_dataset")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from air_model.datasets_builders.build import CONFIGS, BuildConfig, Options, build
@@ -86,22 +89,18 @@ def main(argv: list[str] | None = None) -> int:
     if (options["num_train"], options["num_aug"]) == (preset.get("num_train"), preset.get("num_aug", 0)):
         options["name"] = args.config
     output = Path(args.output_dir)
-    try:
-        config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
-        meta = build(config, output, force=args.force)
-        for split, rows in meta["skipped_rows"].items():
-            for row, line, reason in rows:
-                print(f"left out: {split} row {row} (line {line}): {reason}", file=sys.stderr)
-        for name, table in meta["configs"].items():
-            for split, info in table["splits"].items():
-                print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
-        if args.verify:
-            report = verify(output, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
-            print(report["summary"])
-            return 0 if report["ok"] else 1
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
+    meta = build(config, output, force=args.force)
+    for split, rows in meta["skipped_rows"].items():
+        for row, line, reason in rows:
+            print(f"left out: {split} row {row} (line {line}): {reason}", file=sys.stderr)
+    for name, table in meta["configs"].items():
+        for split, info in table["splits"].items():
+            print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
+    if args.verify:
+        report = verify(output, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
+        print(report["summary"])
+        return 0 if report["ok"] else 1
     return 0
 
 

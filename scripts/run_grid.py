@@ -25,6 +25,7 @@ from typing import Any
 if not __package__:
     import _checkout  # noqa: F401
 
+from air_model.scripts.door import in_sentences
 from air_model.training.sweep import (
     RECIPES,
     SMALL_SUITES,
@@ -40,6 +41,7 @@ from air_model.training.sweep import (
 )
 
 
+@in_sentences("run_grid")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -87,9 +89,6 @@ def main(argv: list[str] | None = None) -> int:
             states = run_grid(runs, launcher, retries=arguments.retries)
         finally:
             signal.signal(signal.SIGTERM, before)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         if arguments.curves:
             write_curves(runs, arguments.curves)

@@ -234,7 +234,7 @@ def test_a_grid_that_fails_leaves_no_run_behind(tmp_path, capsys):
     folder.mkdir()
     (folder / "L2x_H2x_add-seed0").write_text("in the way of the second run")
     assert main(words) == 1
-    assert "error: " in capsys.readouterr().err
+    assert "run_grid: " in capsys.readouterr().err
     assert not grid.is_taken(folder / "L2x_H2x-seed0")
 
 
