@@ -1,11 +1,12 @@
 """Several attempts at a puzzle: search by pins, symmetric views, noise, several models, and choosing.
 
-    answers = solve_puzzles(model, None, puzzles, attempts=256, halt="rules")         # N Sudokus: pins; arrays
+    answers = solve_puzzles(model, None, puzzles, attempts=256, halt="rules")         # N puzzles: pins; arrays
     answers = solve_puzzles(model, None, puzzles, attempts=8, retry="views")          # symmetric views
 
-A search by pins goes where a single pass was refused: it takes the open cell whose two best digits the model believes
-most evenly, and solves the puzzle again from fresh states with that cell filled in (a node of a tree), each digit in
-turn, the likeliest guesses first.
+A search by pins goes where a single pass was refused, and solves the puzzle again from fresh states with one more
+cell filled in (a node of a tree). Sudokus: the open cell whose two best digits the model believes most evenly, each
+digit in turn, the likeliest guesses first. Mazes: the marked cell that it believes least is walled up, so that it must
+look for another way, each time in another symmetric view.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
 loop is `AirModel.solve`: the attempts at all puzzles share its batch.
@@ -30,13 +31,13 @@ from transformers.utils import logging
 
 from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from .modeling_air import AirModel, stablemax_log_probs
-from .processing_air import AirProcessor, GridTask, Symmetry, Verdict, task_from_config
+from .processing_air import AirProcessor, GridTask, MazeTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
 from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, check_counts, normal_of, sum_of_stats
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
-NODES = 256  # attempts=None: Sudokus are searched so far
-VIEWS = 16  # and mazes looked at in all their views
+NODES, MAZE_NODES = 256, 64  # attempts=None: Sudokus and mazes are searched so far
+VIEWS = 16  # of a square maze
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
 STILL_VIEW = 3
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
@@ -47,6 +48,9 @@ STILL_NODE, SHARE = 1, 0.5
 # believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
 RESTART = 64
 LEAST_BELIEF = 1e-6
+# Of a maze: what every further view of it as given costs, and what a wall does. As much as gives two views first, then
+# walls below the first and further views in turn (results/LOG.md, "Mazes: search by walls").
+VIEW_COST, WALL_COST, STILL_WALL = 0.3, 0.7, 2
 BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
 
@@ -86,10 +90,11 @@ def solve_puzzles(
         puzzles: N texts or token grids, or an array (N, S).
         attempts: nodes of the search, or views, per model; without noise no more views than the task has symmetries
             (16 for a square maze: 8 turns, each from S to G and from G to S). 1 is the single pass; None goes on: up
-            to 256 nodes of a Sudoku, all views of a maze.
-        retry: "pins" (Sudokus: the default, unless noise, selection or symmetries ask for views) or "views". With
-            halt="rules" one of several attempts also ends when its answer stands still (a node after one step, a
-            view without noise after three), and a node that is not the first after half of the ACT steps.
+            to 256 nodes of a Sudoku, 64 of a maze.
+        retry: "pins" (the default where there are rules, unless noise, selection or symmetries ask for views) or
+            "views". With halt="rules" one of several attempts also ends when its answer stands still (a node after
+            one step, of a maze after two, a view without noise after three), and a node of a Sudoku that is not the
+            first after half of the ACT steps.
         max_act_steps, batch_size, dtype: as in `AirModel.solve`; a search takes bfloat16 by default on processors that
             multiply it in hardware.
         halt: "q" and "max" as there; "rules" stops at the first step whose answer the rules accept.
@@ -155,9 +160,7 @@ def _check_settings(task: GridTask, halt: str, noise: float, selection: str, see
 
 def default_attempts(task: GridTask) -> int:
     """How far `attempts=None` goes."""
-    if task.name == "sudoku":
-        return NODES
-    return len(symmetric_views(task, VIEWS).cells) if task.name == "maze" else 1
+    return {"sudoku": NODES, "maze": MAZE_NODES}.get(task.name, 1)
 
 
 def retry_of(
@@ -167,14 +170,14 @@ def retry_of(
     if retry not in (None, "pins", "views"):
         raise ValueError(f"retry must be 'pins' or 'views', got {retry!r}.")
     plain = not noise and selection == "auto" and symmetries
-    if retry == "pins" and task.name != "sudoku":
-        raise ValueError(f"retry='pins' fills in digits, so it is for Sudokus; a {task.name} takes retry='views'.")
+    if retry == "pins" and task.name == "grid":
+        raise ValueError("retry='pins' goes on until the rules accept an answer; a generic grid has none: 'views'.")
     if retry == "pins" and not plain:
         raise ValueError(
             "retry='pins' needs no noise, selection='auto' and symmetries=True: its attempts differ by their pins. "
             "Leave those out, or take retry='views'."
         )
-    return retry or ("pins" if task.name == "sudoku" and plain else "views")
+    return retry or ("pins" if task.name != "grid" and plain else "views")
 
 
 def _check_models(models: list[AirModel], task: GridTask, max_act_steps: int | None, return_rollout: bool) -> None:
@@ -431,6 +434,7 @@ class _Candidate(NamedTuple):
     parent: int
     cell: int
     token: int
+    view: int
 
 
 class _Tree:
@@ -440,8 +444,8 @@ class _Tree:
     a function of its puzzle alone, whatever else is in the batch.
     """
 
-    def __init__(self, puzzle: np.ndarray, most: int) -> None:
-        self.puzzle, self.most = puzzle, most
+    def __init__(self, puzzle: np.ndarray, most: int, views: int, restarts: bool) -> None:
+        self.puzzle, self.most, self.views, self.restarts = puzzle, most, views, restarts
         self.queue: list[_Candidate] = []
         self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
@@ -451,9 +455,11 @@ class _Tree:
         self.begin()
 
     def begin(self) -> None:
-        """Start from the puzzle as given, in the next view."""
-        self.queue = [_Candidate(0.0, self.made, -1, -1, 0)]
-        self.made, self.view = self.made + 1, self.view + 1
+        """Start from the puzzle as given: in the next view, or in all of them, one after another."""
+        self.view += 1
+        starts = [self.view] if self.restarts else range(self.views)
+        self.queue = [_Candidate(VIEW_COST * k, self.made + k, -1, -1, 0, view) for k, view in enumerate(starts)]
+        self.made += len(starts)
 
     def grid(self, node: _Candidate) -> np.ndarray:
         if node.parent < 0:
@@ -472,18 +478,20 @@ class _Tree:
         """Take what has been computed, in turn."""
         while not self.over and self.came.get(self.queue[0].order) is not None:
             node = heapq.heappop(self.queue)
-            # faults: cells that break a rule. cell (-1: none) and costs (n,): of the children.
             answer, accepted, steps, q, faults, cell, costs = self.came.pop(node.order)
             at = len(self.nodes)
             self.grids.append(self.grid(node))
-            self.nodes.append(Node(*node[2:], node.cost, accepted, steps, q, answer, self.view))
+            self.nodes.append(
+                Node(node.parent, node.cell, node.token, node.cost, accepted, steps, q, answer, node.view)
+            )
             mark = (not accepted, faults, -q, at)
             self.best = min(self.best or (mark, at), (mark, at))
-            for token, cost in enumerate(costs if cell >= 0 else (), start=2):
-                heapq.heappush(self.queue, _Candidate(node.cost + float(cost), self.made, at, cell, token))
+            for token, cost in costs.items():
+                view = self.view if self.restarts else self.made % self.views
+                heapq.heappush(self.queue, _Candidate(node.cost + cost, self.made, at, cell, token, view))
                 self.made += 1
             self.over = accepted or len(self.nodes) == self.most or not self.queue
-            if not self.over and len(self.nodes) % RESTART == 0:
+            if self.restarts and not self.over and len(self.nodes) % RESTART == 0:
                 self.begin()
 
 
@@ -494,7 +502,8 @@ class Search(Attempts):
     most: int
 
     def __post_init__(self) -> None:
-        self.begin(symmetric_views(self.task, math.ceil(self.most / RESTART)))
+        self.is_maze = self.task.name == "maze"
+        self.begin(symmetric_views(self.task, VIEWS if self.is_maze else math.ceil(self.most / RESTART)))
         n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
@@ -531,7 +540,7 @@ class Search(Attempts):
         self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
         self.ids = None if ids is None else torch.zeros_like(ids[:1]).repeat(slots).to(model.device)
         self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
-        self.last = np.zeros((slots, size), np.uint8)
+        self.held, self.last = np.zeros((2, slots, size), np.uint8)  # with its pins, and answered last
         self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
         self.free = list(range(slots))[::-1]
         plain = {"progress": False, "return_rollout": False}
@@ -566,19 +575,22 @@ class Search(Attempts):
             row, tree = self.free.pop(), self.trees[i]
             grid = tree.grid(node)
             tree.came[node.order] = None
-            turn = Symmetry(self.views.cells[tree.view], self.views.tokens[tree.view])
+            turn = Symmetry(self.views.cells[node.view], self.views.tokens[node.view])
             self.inputs[row] = torch.from_numpy(turn.apply(grid)).to(self.inputs.device)
             if self.ids is not None:
                 self.ids[row] = self.puzzle_ids[i]
-            self.owner[row], self.order[row], self.turned[row], self.last[row] = i, node.order, tree.view, 0
-            self.most_steps[row] = math.ceil((1 if node.parent < 0 else SHARE) * self.steps_of_root)
+            self.owner[row], self.order[row], self.turned[row] = i, node.order, node.view
+            self.held[row], self.last[row] = grid, 0
+            whole = self.is_maze or node.parent < 0
+            self.most_steps[row] = math.ceil((1 if whole else SHARE) * self.steps_of_root)
             self.still[row] = self.ran[row] = 0
             filled.append(row)
 
         while self.free and (self.ready or self.waiting):
             if not self.ready:
                 self.ready.append(self.waiting.popleft())
-                self.trees[self.ready[0]] = _Tree(self.puzzles[self.ready[0]], self.most)
+                tree = _Tree(self.puzzles[self.ready[0]], self.most, len(self.views.cells), not self.is_maze)
+                self.trees[self.ready[0]] = tree
             i = self.ready.popleft()
             for node in self.trees[i].wanted():
                 place(i, node)
@@ -589,29 +601,36 @@ class Search(Attempts):
                 place(i, node)
         return torch.tensor(filled, dtype=torch.long)
 
-    def _clamped(self, at: np.ndarray, grids: Tensor) -> np.ndarray:
-        """What slots `at` hold or answer (R, S), in the orientation of their puzzles."""
-        return self.home(grids, self.turned[at], self.owner[at])
+    def _answers(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
+        """What slots `at` answer (R, S), in the orientation of their puzzles; a wall of ours is none of the answer."""
+        answers, puzzles = self.home(predictions, self.turned[at], self.owner[at]), self.puzzles[self.owner[at]]
+        return np.where(self.held[at] != puzzles, puzzles, answers) if self.is_maze else answers
 
     def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
         """A node ends where the rules accept its answer, and where it will not change any more."""
         at = rows.cpu().numpy()
-        answers = self._clamped(at, predictions)
+        answers = self._answers(at, predictions)
         same = (answers == self.last[at]).all(-1)
         self.still[at] = np.where(same, self.still[at] + 1, 0)
         self.last[at], self.ran[at] = answers, self.ran[at] + 1
         spent = self.ran[at] >= self.most_steps[at]
         gone = np.array([i not in self.trees for i in self.owner[at]])
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
-        return torch.from_numpy(valid | gone | spent | (self.still[at] >= STILL_NODE))
+        still = self.still[at] >= (STILL_WALL if self.is_maze else STILL_NODE)
+        return torch.from_numpy(valid | gone | spent | still)
 
     def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
         at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
-        owner, answers = self.owner[at], self._clamped(at, predictions)
-        valid = self.task.verdicts(self.puzzles[owner], answers).valid
-        faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
-        cells, costs = _split(self.task, self._clamped(at, self.inputs[rows]), self._beliefs(at, logits))
-        plain = (part.tolist() for part in (valid, steps, q, faults, cells))
+        owner, answers = self.owner[at], self._answers(at, predictions)
+        rules, beliefs = self.task.verdicts(self.puzzles[owner], answers), self._beliefs(at, logits)
+        if self.is_maze:
+            joined = rules.complete & rules.consistent
+            faults = np.where(joined, (answers == self.task.PATH).sum(-1), self.task.seq_len)
+            cells, costs = _wall_up(self.task, self.held[at], answers, beliefs)
+        else:
+            faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
+            cells, costs = _split(self.task, self.held[at], beliefs)
+        plain = (part.tolist() for part in (rules.valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
                 self.trees[i].came[int(self.order[row])] = found
@@ -706,14 +725,36 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
     return beliefs / beliefs.sum(-1, keepdims=True)
 
 
-def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and -log belief (R, n) there.
+def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, list[dict[int, float]]]:
+    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and what each digit costs.
 
-    grids (R, S): the pinned puzzles; beliefs (R, S, n). The cell is -1 where none is open.
+    grids (R, S): the pinned puzzles; beliefs (R, S, n). Costs: R times {token: -log belief}, empty where no cell is
+    open.
     """
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
     even = two[..., 0] - (1 - two.sum(-1))
     open_cells = grids == task.blank_token
     cells = np.where(open_cells, even, -np.inf).argmax(-1)
     costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
-    return np.where(open_cells.any(-1), cells, -1), costs
+    some = open_cells.any(-1)
+    return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs.tolist(), some)]
+
+
+def _wall_up(
+    task: MazeTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
+) -> tuple[np.ndarray, list[dict[int, float]]]:
+    """The marked cell (R,) that is believed least of those that leave a way from S to G, and the cost of a wall there.
+
+    grids (R, S): the mazes with their walls so far; answers (R, S); beliefs (R, S, n). No costs where there is no such
+    cell.
+    """
+    cells, costs = np.zeros(len(grids), np.int64), [{} for _ in grids]
+    marked = (answers == task.PATH) & (grids == task.SPACE)
+    for row, (grid, marks) in enumerate(zip(grids, marked)):
+        for cell in sorted(np.flatnonzero(marks), key=beliefs[row, :, task.PATH - 2].__getitem__):
+            walled = grid.copy()
+            walled[cell] = task.WALL
+            if task.distances(walled[None])[0, (grid == task.START).argmax()] >= 0:
+                cells[row], costs[row] = cell, {task.WALL: WALL_COST}
+                break
+    return cells, costs

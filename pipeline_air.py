@@ -195,18 +195,18 @@ class PuzzleSolvingPipeline(Pipeline):
     Puzzles of mixed sizes are grouped by size and solved where the model can take them (see `takes_size`); one that it
     cannot take gets an entry whose `error` says so, while the others are solved. An ill-formed puzzle is a ValueError.
     Options, at construction or per call, are those of `solve_puzzles`. By default a puzzle is worked on until the
-    rules accept an answer (halt="rules", attempts=None: up to 256 nodes of a search for a Sudoku, all views of a
-    maze), with a bar on a terminal, and Ctrl-C returns the best answers so far; attempts=1 is the single pass.
+    rules accept an answer (halt="rules", attempts=None: a search of up to 256 nodes for a Sudoku, 64 for a maze), with
+    a bar on a terminal, and Ctrl-C returns the best answers so far; attempts=1 is the single pass.
     batch_size is the number of puzzles computed together and changes no answer; count_solutions=False spares the
     search for further solutions, milliseconds a puzzle.
 
     Each answer is a dict: solution (text), solved and valid (the rules accept it), complete, consistent (with the
     clues), message (a sentence, naming the first wrong cell), confidence (sigmoid of q_halt; 0 where no solution is
-    known to exist), solutions (of the puzzle: 0, 1, "several", or None where a short search did not tell; a maze's are
-    its shortest paths), act_steps (spent, over all attempts), attempts; after a search pins: the guesses that led to
-    the answer, in order, as {"row", "column", "digit"}. With return_rollout=True also rollout: {"updates": [...],
-    "z_h": [texts], "z_l": [texts]}, and after a search tree: its nodes in the order of judging (parent: place in the
-    list, pin, cost, accepted, act_steps, answer).
+    known to exist), solutions (of the puzzle: 0, 1, "several", or None where a short search did not tell; a maze's
+    are its shortest paths), act_steps (spent, over all attempts), attempts; after a search pins: the guesses that
+    led to the answer, in order, as {"row", "column", "digit"} (of a maze cells walled up: "letter" is "#"). With
+    return_rollout=True also rollout: {"updates": [...], "z_h": [texts], "z_l": [texts]}, and after a search tree:
+    its nodes in the order of judging (parent: place in the list, pin, cost, accepted, act_steps, answer).
     """
 
     _load_processor = None  # used where the folder has one; the model's config can stand in for it
@@ -383,7 +383,8 @@ def describe(
 
 
 def _pin(task: GridTask, cell: int, token: int) -> dict[str, Any]:
-    return {"row": cell // task.width + 1, "column": cell % task.width + 1, "digit": task.alphabet[token]}
+    name = "digit" if task.name == "sudoku" else "letter"
+    return {"row": cell // task.width + 1, "column": cell % task.width + 1, name: task.alphabet[token]}
 
 
 def refusal(sentence: str) -> dict[str, Any]:

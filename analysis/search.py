@@ -28,7 +28,7 @@ def study_searches(model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLik
     options = {"attempts": None, "halt": "rules", "check": False, "return_rollout": True, "progress": True}
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
     if answers.trees is None:
-        raise ValueError(f"A search by pins is for Sudokus; these puzzles are of {puzzles.task}.")
+        raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")
     answers.rollout = None  # it is not told
     found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
              for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip

@@ -28,7 +28,7 @@ def in_sentences(name: str) -> Callable[[Main], Main]:
 def add_solving_options(parser: argparse.ArgumentParser) -> None:
     """The options of `solve_puzzles` that mean the same wherever puzzles are solved."""
     add = parser.add_argument
-    add("--retry", choices=["pins", "views"], help="further attempts: search by pins (Sudokus' default), or views")
+    add("--retry", choices=["pins", "views"], help="further attempts: a search by pins (default), or symmetric views")
     add("--max-act-steps", type=int, help="default: the model's halt_max_steps; more is allowed")
     add("--noise", type=float, default=0.0, help="noise on the states from the second attempt on (their RMS is 1)")
     add("--seed", type=int, default=0, help="of views and noise")

@@ -9,9 +9,9 @@
     torchrun --nproc_per_node 8 scripts/evaluate.py --model DIR --data sapientinc/sudoku-extreme --output eval.json
 
 exact_accuracy is the published protocol with --halt max and one attempt (the defaults: a single pass), but that an
-answer's givens are the puzzle's own. --attempts K tries what is still unsolved again: Sudokus by a search of up to K
-nodes, else by symmetric views; the rules of the puzzle, never a label, decide which answer stands. Run a killed
-evaluation again with the same settings and --output: it goes on from the parts beside that file.
+answer's givens are the puzzle's own. --attempts K tries what is still unsolved again, by a search of up to K nodes or
+by symmetric views; the rules of the puzzle, never a label, decide which answer stands. Run a killed evaluation again
+with the same settings and --output: it goes on from the parts beside that file.
 """
 
 import argparse

@@ -6,11 +6,11 @@
     python scripts/solve.py --model DIR --attempts 1 --json puzzle.txt  # a single pass, nothing tried again
     python scripts/solve.py --model SIX NINE mixed.txt                  # puzzles of each size to the model made for it
 
-A puzzle is worked on until the rules accept an answer: a search of up to 256 nodes for a Sudoku, all symmetric views of
-a maze; Ctrl-C prints the best so far. Prints the puzzle beside its answer (what the model filled in is coloured on a terminal), the verdict of the rules, the
-confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles, and sizes that no model takes, are refused,
-naming the cell or size, the others solved, and the exit status is then 1; an answer that the rules do not accept is
-printed as such, with status 0.
+A puzzle is worked on until the rules accept an answer: a search of up to 256 nodes for a Sudoku, of 64 for a maze;
+Ctrl-C prints the best so far. Prints the puzzle beside its answer (what the model filled in is coloured on a terminal),
+the verdict of the rules, the confidence (sigmoid of q_halt) and the ACT steps spent. Ill-formed puzzles, and sizes that
+no model takes, are refused, naming the cell or size, the others solved, and the exit status is then 1; an answer that
+the rules do not accept is printed as such, with status 0.
 """  # noqa: E501
 
 import argparse
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("puzzles", nargs="*", metavar="PUZZLE", help="text, a file, or - for standard input")
     text = "folder or Hub id; several of a size are tried in turn"
     add("--model", nargs="+", action="append", required=True, help=text)
-    add("--attempts", type=int, help="at most; default: 256 nodes for a Sudoku, all views of a maze; 1: a single pass")
+    add("--attempts", type=int, help="at most; default: 256 nodes for a Sudoku, 64 for a maze; 1: a single pass")
     text = "rules (default): stop at the first answer that they accept; q: when the model says so; max: all steps"
     add("--halt", choices=["max", "q", "rules"], help=text)
     add_solving_options(parser)

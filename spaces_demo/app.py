@@ -268,9 +268,10 @@ async def what_if(puzzle: str, settings: dict[str, Any], request: gr.Request) ->
 
 
 async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[str, Any]:
-    """As /solve, but a Sudoku whose answer is refused is searched by pins, up to 256 nodes (less with `nodes`).
+    """As /solve, but where the answer is refused a search by pins goes on, up to 256 nodes (less with `nodes`).
 
-    Adds to the JSON: pins (row, column and digit of each guess that led to the answer); attempts counts the nodes.
+    Adds to the JSON: pins (row, column and digit of each guess that led to the answer; of a maze, the cells that were
+    walled up, with the letter #); attempts counts the nodes.
     """
     return await finished(puzzle, {"nodes": nodes}, request, frames=False)
 

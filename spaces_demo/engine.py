@@ -561,7 +561,10 @@ class Shift:
         task = self.task
         for at, node in enumerate(tree[self.nodes_told :], start=self.nodes_told):
             self.steps_told += node.act_steps
-            wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
+            if task.name == "sudoku":
+                wrong = int((task.conflicts(node.answer) | (node.answer <= task.blank_token)).sum())
+            else:
+                wrong = 0 if node.accepted else max(1, len(faults(task, node.answer)))  # a longer way breaks no rule
             pins = [[cell, task.alphabet[token]] for cell, token in pins_of(tree, at)]
             found = {"answer": task.decode(node.answer), "pins": pins, "wrong": wrong}
             place = {"n": at + 1, "parent": node.parent + 1}  # nodes count from 1; 0 is no parent

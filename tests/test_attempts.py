@@ -9,7 +9,7 @@ from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
-from air_model.attempts_air import RESTART, _split, beliefs_of, default_attempts
+from air_model.attempts_air import RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 
 
@@ -97,8 +97,9 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     logits = beliefs.log() if loss_type.startswith("softmax") else 1 - 1 / beliefs
     cells, costs = _split(TASK, grids.numpy(), beliefs_of(logits, loss_type))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
-    assert cells.tolist() == [3] and np.allclose(costs[0], -np.log(shares), atol=1e-3)
-    assert _split(TASK, np.full_like(grids, 2), beliefs_of(logits, loss_type))[0].tolist() == [-1]
+    assert cells.tolist() == [3] and list(costs[0]) == [2, 3, 4, 5]
+    assert np.allclose(list(costs[0].values()), -np.log(shares), atol=1e-3)
+    assert _split(TASK, np.full_like(grids, 2), beliefs_of(logits, loss_type))[1] == [{}]
 
 
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
@@ -212,10 +213,70 @@ def test_the_same_call_searches_sudokus_of_every_size(side):
     assert default_attempts(task) == 256
 
 
+RING = MazeTask(5)  # two ways from S to G: of 7 moves by the right, of 9 by the left
+ROUND = RING.encode(" S   " + " ### " * 3 + "    G")
+
+
+def takes_the_long_way(monkeypatch, model: AirModel, doubted: int | None = None) -> None:
+    """A forward that marks the longer of two ways as long as it is open; cell `doubted` it believes a little less."""
+    inner = model.forward
+
+    def forward(input_ids, *args, **kwargs):
+        out = inner(input_ids, *args, **kwargs)
+        logits = torch.full_like(out.logits, -9.0)
+        for row, maze in enumerate(input_ids.numpy().astype(np.uint8)):
+            other, short = maze.copy(), RING.label(maze)
+            other[np.flatnonzero(short == RING.PATH)[2]] = RING.WALL
+            marks = RING.label(other) == RING.PATH if RING.solutions(other) else short == RING.PATH
+            logits[row, torch.arange(25), torch.from_numpy(np.where(marks, RING.PATH, maze)).long()] = 9.0
+            if doubted is not None and (input_ids[row].numpy() == ROUND).all():
+                logits[row, doubted, RING.PATH] = 5.0
+        out.logits[:] = logits
+        out.q_halt_logits[:], out.q_continue_logits[:] = -1.0, 1.0
+        return out
+
+    monkeypatch.setattr(model, "forward", forward)
+
+
+def maze_model() -> AirModel:
+    return tiny_model(task="maze", grid_height=5, vocab_size=6, loss_type="softmax_cross_entropy")
+
+
+def test_a_wall_where_a_maze_s_path_is_believed_least_opens_the_shorter_way(monkeypatch):
+    model, doubted = maze_model(), 15
+    takes_the_long_way(monkeypatch, model, doubted)
+    assert not solve_puzzles(model, None, ROUND[None], attempts=16, retry="views", halt="rules").verdict.valid.any()
+    answers = solve_puzzles(model, None, ROUND[None], attempts=None, halt="rules", return_rollout=True)
+    assert answers.verdict.valid.all() and np.array_equal(answers.tokens[0], RING.label(ROUND))
+    assert answers.pins == [[(doubted, RING.WALL)]] and answers.tokens[0, doubted] == RING.SPACE
+    # As given and in two more views, then walled up below the first.
+    assert [node.parent for node in answers.trees[0]] == [-1, -1, -1, 0] and answers.attempts.tolist() == [4]
+    assert len({node.view for node in answers.trees[0][:3]}) == 3
+    assert np.array_equal(answers.rollout[0].shape, (1, model.config.halt_max_steps * 6, 25))
+
+
+def test_no_wall_closes_a_maze_and_a_corridor_is_looked_at_in_its_views_alone():
+    maze = RING.encode("S    " + "#### " * 3 + "####G")
+    marks = np.where(maze == RING.SPACE, RING.PATH, maze)
+    assert _wall_up(RING, maze[None], marks[None], np.ones((1, 25, 4)))[1] == [{}]
+    answers = solve_puzzles(maze_model(), None, maze[None], attempts=None, halt="max", max_act_steps=1)
+    assert answers.verdict.valid.any() or answers.attempts.tolist() == [len(symmetric_views(RING, 16).cells)]
+    assert default_attempts(RING) == 64
+
+
+def test_a_search_at_a_maze_does_not_depend_on_what_else_is_in_the_batch():
+    model, mazes = maze_model(), np.stack([ROUND, RING.encode("S" + " " * 23 + "G"), ROUND[::-1]])
+    options = {"attempts": 9, "halt": "rules", "dtype": "float32", "max_act_steps": 3}
+    together = solve_puzzles(model, None, mazes, batch_size=3, **options)
+    alone = [solve_puzzles(model, None, one[None], batch_size=1, **options) for one in mazes]
+    assert together.attempts.tolist() == [int(one.attempts[0]) for one in alone]
+    assert together.pins == [one.pins[0] for one in alone]
+
+
 def test_settings_that_do_not_go_together_end_in_a_sentence():
-    model, maze = tiny_model(), tiny_model(task="maze", grid_height=5, vocab_size=6)
-    with pytest.raises(ValueError, match="is for Sudokus; a maze takes"):
-        solve_puzzles(maze, None, ["S" + " " * 23 + "G"], retry="pins", attempts=4)
+    model, grid = tiny_model(), tiny_model(task="grid", grid_height=2, vocab_size=6)
+    with pytest.raises(ValueError, match="a generic grid has none"):
+        solve_puzzles(grid, None, np.ones((1, 4), np.uint8), retry="pins", attempts=4)
     with pytest.raises(ValueError, match="attempts differ by their pins"):
         solve_puzzles(model, None, puzzles_of(1), retry="pins", attempts=4, noise=0.1)
     with pytest.raises(ValueError, match="retry must be"):

@@ -404,7 +404,7 @@ def test_more_attempts_than_symmetries_are_cut_with_a_warning_unless_there_is_no
     model = tiny_model(task="maze", grid_height=4)
     maze = ["S  #" + "#  #" + "#   " + "  #G"]
     with pytest.warns(UserWarning, match="16 symmetric views"):
-        assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1).attempts[0] == 16
+        assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1, retry="views").attempts[0] == 16
     assert solve_puzzles(model, None, maze, attempts=20, max_act_steps=1, noise=0.3).attempts[0] == 20
 
 

@@ -588,7 +588,9 @@ window.AIR = window.AIR || (() => {
 
   // ---- thinking on: a search by pins ------------------------------------------------------------------------------------------
 
-  const canThinkOn = (run) => !run.end.solved && run.ck.task.kind === "sudoku" && run.end.solutions !== 0;
+  const guessed = (letter) => (letter === "#" ? "puts a wall" : `guesses ${letter}`);
+  const judged = (run, { wrong }) => (!wrong ? "the rules accept it" : run.ck.task.kind === "maze" ? "refused" : `refused, ${plural(wrong, "cell")} wrong or empty`);
+  const canThinkOn = (run) => !run.end.solved && ["sudoku", "maze"].includes(run.ck.task.kind) && run.end.solutions !== 0;
 
   function thinkOn(before) {
     if (running()) return;
@@ -615,7 +617,7 @@ window.AIR = window.AIR || (() => {
 
   function showSearch(run) {
     S.views.verdict.replaceChildren(h("div", {},
-      run.end ? verdictOf(run) : h("p", { class: "note", role: "status", "aria-live": "polite" }, "Thinking on: the model guesses a digit where it doubts most and solves again, the likeliest guesses first. The rules judge every answer."),
+      run.end ? verdictOf(run) : h("p", { class: "note", role: "status", "aria-live": "polite" }, `Thinking on: ${run.ck.task.kind === "maze" ? "the cell of its path that the model believes least is walled up, and it solves again, each time in another view" : "the model guesses a digit where it doubts most and solves again, the likeliest guesses first"}. The rules judge every answer.`),
       h("p", { class: "note", id: "air-nodes" }),
       h("div", { class: "tree", id: "air-tree", tabindex: 0, role: "group", "aria-label": "Search tree; the arrow keys go from node to node", onkeydown: (event) => {
         const node = run.nodes[(run.shown || run.nodes.at(-1)).n - 1 + ({ ArrowLeft: -1, ArrowRight: 1 }[event.key] || NaN)];
@@ -628,21 +630,21 @@ window.AIR = window.AIR || (() => {
   }
 
   /* An answer of a search on the board: its guesses ringed, what breaks a rule marked. */
-  function showAnswer(run, text, guesses) {
+  function showAnswer(run, text, guesses, refused) {
     const board = S.boards["a-h"], wrong = run.ck.task.kind === "sudoku" ? board.faults(text).bad : new Set();
     board.setPuzzle(run.puzzle);
     board.setText(text);
     board.mark(wrong, guesses);
-    stage.caption(board, plural(guesses.length, "guess", "guesses"), wrong.size ? `${plural(wrong.size, "cell")} break a rule` : "no rule broken");
+    stage.caption(board, plural(guesses.length, "guess", "guesses"), wrong.size ? `${plural(wrong.size, "cell")} break a rule` : refused ? "refused" : "no rule broken");
     stage.caption(S.boards["a-l"], "as the single pass left it");
   }
 
   function showNode(run, node) {
     run.shown = node;
-    showAnswer(run, node.answer, node.pins.map(([cell]) => cell));
+    showAnswer(run, node.answer, node.pins.map(([cell]) => cell), node.wrong > 0);
     note("air-nodes", `${plural(run.nodes.length, "node")} of up to ${run.wanted.nodes}, ${plural(run.nodes.at(-1).act_steps, "ACT step")}${node === run.nodes.at(-1) ? "" : ` · showing node ${node.n}`}`);
     const pin = node.pins.at(-1), { width } = run.ck.task;
-    $("stage-tell").replaceChildren(`Node ${node.n}${pin ? ` guesses ${pin[1]} in row ${Math.floor(pin[0] / width) + 1}, column ${(pin[0] % width) + 1}` : ", the puzzle as given"}: ${node.wrong ? `refused, ${plural(node.wrong, "cell")} wrong or empty.` : "the rules accept it."}`);
+    $("stage-tell").replaceChildren(`Node ${node.n}${pin ? ` ${guessed(pin[1])} in row ${Math.floor(pin[0] / width) + 1}, column ${(pin[0] % width) + 1}` : ", the puzzle as given"}: ${judged(run, node)}.`);
     stage.drawTree($("air-tree"), run, (picked) => showNode(run, picked));
   }
 
@@ -650,7 +652,7 @@ window.AIR = window.AIR || (() => {
     const { end } = run, width = run.ck.task.width;
     showSearch(run);
     if (run.nodes.length) showNode(run, run.nodes.at(-1));
-    showAnswer(run, end.solution, end.pins.map((pin) => (pin.row - 1) * width + pin.column - 1));
+    showAnswer(run, end.solution, end.pins.map((pin) => (pin.row - 1) * width + pin.column - 1), !end.solved);
     outdated();
   }
 
@@ -678,7 +680,7 @@ window.AIR = window.AIR || (() => {
       h("div", {},
         h("strong", {}, ok ? "Solved" : "Not solved"),
         h("p", {}, said + several),
-        pins ? h("p", {}, pins.length ? `Guesses: ${pins.map((pin) => `${pin.digit} in row ${pin.row}, column ${pin.column}`).join("; ")}.` : "No guess led to it.") : null),
+        pins ? h("p", {}, pins.length ? `Guesses: ${pins.map((pin) => `${pin.digit || "a wall"} in row ${pin.row}, column ${pin.column}`).join("; ")}.` : "No guess led to it.") : null),
       h("dl", {},
         pins ? null : h("div", {}, h("dt", {}, "Confidence"), h("dd", {}, percent(end.confidence)),
           h("meter", { min: 0, max: 1, value: end.confidence, "aria-label": `Confidence ${percent(end.confidence)}` })),

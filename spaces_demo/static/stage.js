@@ -452,11 +452,11 @@ window.AIRStage = window.AIRStage || (() => {
     if (!run.end && newest.n > 1 && newest.parent && newest.parent !== newest.n - 1) svg.append(line("back", newest.n - 1, newest.parent));
     for (const node of nodes) {
       const [x, y] = xy(node.n), pin = node.pins.at(-1), { width: w } = run.ck.task;
-      const guess = pin ? `${pin[1]} in row ${Math.floor(pin[0] / w) + 1}, column ${(pin[0] % w) + 1}` : "no guess";
+      const guess = pin ? `${pin[1] === "#" ? "a wall" : pin[1]} in row ${Math.floor(pin[0] / w) + 1}, column ${(pin[0] % w) + 1}` : "no guess";
       const kind = `${node.wrong === 0 ? "answer" : node === newest && !run.end ? "newest" : "refused"}${node === run.shown ? " shown" : ""}`;
       const mark = h("g", { class: `node ${kind}`, onclick: () => pick(node) }, h("circle", { cx: x, cy: y, r: across > 20 ? 9 : 5 }),
         across > 20 ? h("text", { x, y: y + 4, "text-anchor": "middle" }, node.wrong === 0 ? "✓" : pin ? pin[1] : "·") : null,
-        h("title", {}, `Node ${node.n}: ${guess}; ${node.wrong === 0 ? "the rules accept it" : `refused, ${plural(node.wrong, "cell")} wrong or empty`}`));
+        h("title", {}, `Node ${node.n}: ${guess}; ${node.wrong === 0 ? "the rules accept it" : run.ck.task.kind === "maze" ? "refused" : `refused, ${plural(node.wrong, "cell")} wrong or empty`}`));
       svg.append(mark);
     }
     place.replaceChildren(svg);
