@@ -448,9 +448,12 @@ def _named(name: str) -> Checkpoint:
 def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
     """What a single pass and a search by pins reach, by scripts/evaluate.py's files in the folder."""
     best: dict[str, dict[str, Any]] = {}
+    own = repr(task_from_config(config))
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
         for one in sorted(read_evaluations(folder).values(), key=lambda one: -one["exact_accuracy"]):
             steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
+            if setting(one, "task") not in (None, own):  # a model may be asked for other sizes than its own
+                continue
             if attempts == 1 and steps in (None, config.halt_max_steps):
                 best.setdefault("single", one)
             elif setting(one, "retry") == "pins":

@@ -283,6 +283,16 @@ def test_a_checkpoint_of_another_size_is_not_on_the_leaderboard(tmp_path):
     assert "air-x" not in leaderboard.leaderboard_table(systems, shipped(tmp_path, size=6, one=dict(ONE)))
 
 
+def test_a_maze_model_that_was_asked_for_the_benchmark_s_size_is_on_the_leaderboard_and_says_so(tmp_path):
+    (one,) = shipped(tmp_path, size=12, one={**PINS, "task": "MazeTask(30x30, 6 tokens)", "data": "maze_hard"})
+    one.task = "maze"
+    table = leaderboard.leaderboard_table({"systems": [], "sources": {}}, [one])
+    assert (
+        "90.0 (adaptive halting, 64 nodes of search, 95.0 where any shortest path counts, test rows, a model" in table
+    )
+    assert "a model for 12x12, n = 1,000)" in table
+
+
 def test_a_published_number_without_a_source_is_refused():
     bare = {"system": "S", "parameters": "", "training": "", "sudoku": {"single": {"value": 1.0}}}
     with pytest.raises(ValueError, match="S, sudoku, single: a published number needs a source"):
