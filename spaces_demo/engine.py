@@ -281,8 +281,6 @@ class Engine:
             raise ValueError(checkpoint.missing)
         given = {field: _allowed(k, settings[k], may) for k, (field, may) in SETTINGS.items() if k in settings}
         job = Job(checkpoint.task.decode(tokens), checkpoint.key, **given)
-        if job.nodes and checkpoint.task.name != "sudoku":
-            raise ValueError("Thinking on fills in digits, so it is for Sudokus; a maze takes more attempts.")
         if job.nodes and (job.freeze != "none" or job.attempts > 1):
             raise ValueError("Thinking on has nodes in place of attempts, and freezes nothing: leave those out.")
         return job

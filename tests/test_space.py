@@ -356,6 +356,14 @@ def test_thinking_on_streams_every_node_of_the_search_and_its_pins(engine):
     ]
 
 
+def test_thinking_on_walls_up_cells_of_a_maze(engine):
+    found = events(engine, engine.job(MAZE, {"nodes": 9}))
+    nodes, end = found[:-1], found[-1]
+    assert [e["n"] for e in nodes] == list(range(1, end["attempts"] + 1)) and not end["solved"]
+    assert all(e["wrong"] > 0 for e in nodes), "refused, also where no cell of the path is at fault"
+    assert {letter for e in nodes for _, letter in e["pins"]} <= {"#"}
+
+
 def test_a_search_that_takes_too_long_ends_with_its_best_answer(engine, monkeypatch):
     monkeypatch.setattr("air_model.spaces_demo.engine.THINK_SECONDS", -1)
     end = events(engine, engine.job(FOUR, {"nodes": 200}))[-1]
@@ -599,12 +607,10 @@ def test_rollout_and_what_if_return_both_states(server):
     assert other["checkpoint"] == "four-symmetric" and len(other["z_h"]) == 12 and len(set(other["z_l"])) == 1
 
 
-def test_think_searches_a_sudoku_and_names_its_guesses(server):
-    client = client_of(server)
-    answer = client.predict(FOUR, 6, api_name="/think")
+@pytest.mark.parametrize("puzzle", [FOUR, MAZE])
+def test_think_searches_and_names_its_guesses(server, puzzle):
+    answer = client_of(server).predict(puzzle, 6, api_name="/think")
     assert 1 <= answer["attempts"] <= 6 and {"pins", "solved", "act_steps", "solution"} <= set(answer)
-    with pytest.raises(Exception, match="it is for Sudokus"):
-        client.predict(MAZE, api_name="/think")
 
 
 def test_visitors_are_served_while_another_ones_search_goes_on(server):

@@ -644,7 +644,7 @@ window.AIR = window.AIR || (() => {
     showAnswer(run, node.answer, node.pins.map(([cell]) => cell), node.wrong > 0);
     note("air-nodes", `${plural(run.nodes.length, "node")} of up to ${run.wanted.nodes}, ${plural(run.nodes.at(-1).act_steps, "ACT step")}${node === run.nodes.at(-1) ? "" : ` · showing node ${node.n}`}`);
     const pin = node.pins.at(-1), { width } = run.ck.task;
-    $("stage-tell").replaceChildren(`Node ${node.n}${pin ? ` ${guessed(pin[1])} in row ${Math.floor(pin[0] / width) + 1}, column ${(pin[0] % width) + 1}` : ", the puzzle as given"}: ${judged(run, node)}.`);
+    $("stage-tell").replaceChildren(`Node ${node.n}${pin ? ` ${guessed(pin[1])} in row ${Math.floor(pin[0] / width) + 1}, column ${(pin[0] % width) + 1}` : node.n > 1 ? ", the puzzle in another view" : ", the puzzle as given"}: ${judged(run, node)}.`);
     stage.drawTree($("air-tree"), run, (picked) => showNode(run, picked));
   }
 
