@@ -31,15 +31,16 @@ from air_model.processing_air import GridTask
 WAYS = ("single", "rules", "steps", "views", "uniform", "pins", "classical")
 
 
-def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndarray, np.ndarray]:
+def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndarray, list[dict[int, float]]]:
     """`attempts_air._split` without a model: the open cell with the fewest digits that clash with nothing."""
     digits = np.arange(2, task.vocab_size)
     seen = ((grids[:, None, :, None] == digits) & task.peers[None, :, :, None]).any(2)  # (R, S, n)
     count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
     cells = count.argmin(-1)
     at = np.arange(len(cells)), cells
-    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
-    return np.where((grids == task.blank_token).any(-1), cells, -1), costs
+    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None]).tolist()
+    some = (grids == task.blank_token).any(-1)
+    return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs, some)]
 
 
 def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[str, Any]:

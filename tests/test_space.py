@@ -489,11 +489,6 @@ def test_two_jobs_of_one_visitor_go_on_in_turns(monkeypatch):
     assert seen.index("four-symmetric") < 4, "its boards do not wait for the end of the first"
 
 
-def test_a_maze_does_not_think_on(engine):
-    with pytest.raises(ValueError, match="it is for Sudokus"):
-        engine.job(MAZE, {"nodes": 8})
-
-
 def test_closing_the_stream_ends_the_model_at_the_next_update():
     fresh = make_engine()
     stream = run(fresh, fresh.job(FOUR, {"halt": "max", "steps": 64}))
