@@ -44,7 +44,7 @@ def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Pa
     while at >= 0:
         way.add(at)
         at = tree[at].parent
-    figure = new_figure(max(5.0, 0.62 * (max(x) + 1) + 1), 1.1 + 0.8 * (max(depth) + 1))
+    figure = new_figure(max(6.4, 0.62 * (max(x) + 1) + 1), 1.1 + 0.8 * (max(depth) + 1))
     ax = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     for k, node in enumerate(tree):
         colour = ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED

@@ -22,7 +22,7 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.pipeline_air import load_model
+from air_model.pipeline_air import in_size, load_model
 from air_model.scripts.door import in_sentences, need_positive
 
 
@@ -71,7 +71,8 @@ def search(args: argparse.Namespace) -> list[Path]:
     from air_model.datasets_builders.loading import load_puzzles
 
     puzzles = load_puzzles(args.data, args.split, limit=args.limit)
-    return study_searches(load_model(args.models[0], args.device), puzzles, args.output_dir, args.pictures)
+    model = in_size(load_model(args.models[0], args.device), puzzles.task)
+    return study_searches(model, puzzles, args.output_dir, args.pictures)
 
 
 if __name__ == "__main__":
