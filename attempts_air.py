@@ -33,6 +33,7 @@ from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, MazeTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
+from .search_air import bottlenecks
 from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, check_counts, normal_of, sum_of_stats
 
 ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
@@ -41,16 +42,13 @@ VIEWS = 16  # of a square maze
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
 STILL_VIEW = 3
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-# A search spends fewer ACT steps with these two, for as many solved (results/search_by_pins.md): a refused answer that
-# has not changed for a step is over, and the nodes after the first run a share of the steps.
-STILL_NODE, SHARE = 1, 0.5
 # Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model
 # believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
 RESTART = 64
 LEAST_BELIEF = 1e-6
 # Of a maze: what every further view of it as given costs, and what a wall does. As much as gives two views first, then
 # walls below the first and further views in turn (results/LOG.md, "Mazes: search by walls").
-VIEW_COST, WALL_COST, STILL_WALL = 0.3, 0.7, 2
+VIEW_COST, WALL_COST = 0.3, 0.7
 BAR_DELAY = 1.0  # seconds: what is done sooner needs no bar
 
 
@@ -170,14 +168,14 @@ def retry_of(
     if retry not in (None, "pins", "views"):
         raise ValueError(f"retry must be 'pins' or 'views', got {retry!r}.")
     plain = not noise and selection == "auto" and symmetries
-    if retry == "pins" and task.name == "grid":
+    if retry == "pins" and task.name not in GUESSING:
         raise ValueError("retry='pins' goes on until the rules accept an answer; a generic grid has none: 'views'.")
     if retry == "pins" and not plain:
         raise ValueError(
             "retry='pins' needs no noise, selection='auto' and symmetries=True: its attempts differ by their pins. "
             "Leave those out, or take retry='views'."
         )
-    return retry or ("pins" if task.name != "grid" and plain else "views")
+    return retry or ("pins" if task.name in GUESSING and plain else "views")
 
 
 def _check_models(models: list[AirModel], task: GridTask, max_act_steps: int | None, return_rollout: bool) -> None:
@@ -444,8 +442,8 @@ class _Tree:
     a function of its puzzle alone, whatever else is in the batch.
     """
 
-    def __init__(self, puzzle: np.ndarray, most: int, views: int, restarts: bool) -> None:
-        self.puzzle, self.most, self.views, self.restarts = puzzle, most, views, restarts
+    def __init__(self, puzzle: np.ndarray, most: int, views: int, restart: int) -> None:
+        self.puzzle, self.most, self.views, self.restart = puzzle, most, views, restart
         self.queue: list[_Candidate] = []
         self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
@@ -455,9 +453,9 @@ class _Tree:
         self.begin()
 
     def begin(self) -> None:
-        """Start from the puzzle as given: in the next view, or in all of them, one after another."""
+        """Start from the puzzle as given: in the next view, or, where a search never restarts, in each of them."""
         self.view += 1
-        starts = [self.view] if self.restarts else range(self.views)
+        starts = [self.view] if self.restart else range(self.views)
         self.queue = [_Candidate(VIEW_COST * k, self.made + k, -1, -1, 0, view) for k, view in enumerate(starts)]
         self.made += len(starts)
 
@@ -487,11 +485,11 @@ class _Tree:
             mark = (not accepted, faults, -q, at)
             self.best = min(self.best or (mark, at), (mark, at))
             for token, cost in costs.items():
-                view = self.view if self.restarts else self.made % self.views
+                view = self.view if self.restart else self.made % self.views
                 heapq.heappush(self.queue, _Candidate(node.cost + cost, self.made, at, cell, token, view))
                 self.made += 1
             self.over = accepted or len(self.nodes) == self.most or not self.queue
-            if self.restarts and not self.over and len(self.nodes) % RESTART == 0:
+            if self.restart and not self.over and len(self.nodes) % self.restart == 0:
                 self.begin()
 
 
@@ -502,8 +500,9 @@ class Search(Attempts):
     most: int
 
     def __post_init__(self) -> None:
-        self.is_maze = self.task.name == "maze"
-        self.begin(symmetric_views(self.task, VIEWS if self.is_maze else math.ceil(self.most / RESTART)))
+        self.how = GUESSING[self.task.name]
+        views = math.ceil(self.most / self.how.restart) if self.how.restart else VIEWS
+        self.begin(symmetric_views(self.task, views))
         n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
@@ -581,15 +580,14 @@ class Search(Attempts):
                 self.ids[row] = self.puzzle_ids[i]
             self.owner[row], self.order[row], self.turned[row] = i, node.order, node.view
             self.held[row], self.last[row] = grid, 0
-            whole = self.is_maze or node.parent < 0
-            self.most_steps[row] = math.ceil((1 if whole else SHARE) * self.steps_of_root)
+            self.most_steps[row] = math.ceil((1 if node.parent < 0 else self.how.share) * self.steps_of_root)
             self.still[row] = self.ran[row] = 0
             filled.append(row)
 
         while self.free and (self.ready or self.waiting):
             if not self.ready:
                 self.ready.append(self.waiting.popleft())
-                tree = _Tree(self.puzzles[self.ready[0]], self.most, len(self.views.cells), not self.is_maze)
+                tree = _Tree(self.puzzles[self.ready[0]], self.most, len(self.views.cells), self.how.restart)
                 self.trees[self.ready[0]] = tree
             i = self.ready.popleft()
             for node in self.trees[i].wanted():
@@ -602,9 +600,9 @@ class Search(Attempts):
         return torch.tensor(filled, dtype=torch.long)
 
     def _answers(self, at: np.ndarray, predictions: Tensor) -> np.ndarray:
-        """What slots `at` answer (R, S), in the orientation of their puzzles; a wall of ours is none of the answer."""
+        """What slots `at` answer (R, S), in the orientation of their puzzles."""
         answers, puzzles = self.home(predictions, self.turned[at], self.owner[at]), self.puzzles[self.owner[at]]
-        return np.where(self.held[at] != puzzles, puzzles, answers) if self.is_maze else answers
+        return answers if self.how.pins_are_answers else np.where(self.held[at] != puzzles, puzzles, answers)
 
     def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
         """A node ends where the rules accept its answer, and where it will not change any more."""
@@ -616,20 +614,14 @@ class Search(Attempts):
         spent = self.ran[at] >= self.most_steps[at]
         gone = np.array([i not in self.trees for i in self.owner[at]])
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
-        still = self.still[at] >= (STILL_WALL if self.is_maze else STILL_NODE)
-        return torch.from_numpy(valid | gone | spent | still)
+        return torch.from_numpy(valid | gone | spent | (self.still[at] >= self.how.still))
 
     def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
         at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
         owner, answers = self.owner[at], self._answers(at, predictions)
         rules, beliefs = self.task.verdicts(self.puzzles[owner], answers), self._beliefs(at, logits)
-        if self.is_maze:
-            joined = rules.complete & rules.consistent
-            faults = np.where(joined, (answers == self.task.PATH).sum(-1), self.task.seq_len)
-            cells, costs = _wall_up(self.task, self.held[at], answers, beliefs)
-        else:
-            faults = (self.task.conflicts(answers) | (answers <= self.task.blank_token)).sum(-1)
-            cells, costs = _split(self.task, self.held[at], beliefs)
+        faults = self.how.faults(self.task, answers, rules)
+        cells, costs = self.how.guess(self.task, self.held[at], answers, beliefs)
         plain = (part.tolist() for part in (rules.valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
@@ -725,12 +717,14 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
     return beliefs / beliefs.sum(-1, keepdims=True)
 
 
-def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.ndarray, list[dict[int, float]]]:
-    """Where to guess: the open cell whose two best digits are most evenly believed (R,), and what each digit costs.
+# Guesses: pinned puzzles and the answers to them (R, S), beliefs (R, S, n) -> cells (R,), and R times {token: cost},
+# which is empty where there is nothing to guess.
 
-    grids (R, S): the pinned puzzles; beliefs (R, S, n). Costs: R times {token: -log belief}, empty where no cell is
-    open.
-    """
+
+def _split(
+    task: GridTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
+) -> tuple[np.ndarray, list[dict[int, float]]]:
+    """The open cell whose two best digits are most evenly believed; each digit costs its -log belief."""
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
     even = two[..., 0] - (1 - two.sum(-1))
     open_cells = grids == task.blank_token
@@ -743,18 +737,38 @@ def _split(task: GridTask, grids: np.ndarray, beliefs: np.ndarray) -> tuple[np.n
 def _wall_up(
     task: MazeTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
 ) -> tuple[np.ndarray, list[dict[int, float]]]:
-    """The marked cell (R,) that is believed least of those that leave a way from S to G, and the cost of a wall there.
-
-    grids (R, S): the mazes with their walls so far; answers (R, S); beliefs (R, S, n). No costs where there is no such
-    cell.
-    """
-    cells, costs = np.zeros(len(grids), np.int64), [{} for _ in grids]
+    """A wall at the marked cell that is believed least of those that leave a way from S to G."""
     marked = (answers == task.PATH) & (grids == task.SPACE)
-    for row, (grid, marks) in enumerate(zip(grids, marked)):
-        for cell in sorted(np.flatnonzero(marks), key=beliefs[row, :, task.PATH - 2].__getitem__):
-            walled = grid.copy()
-            walled[cell] = task.WALL
-            if task.distances(walled[None])[0, (grid == task.START).argmax()] >= 0:
-                cells[row], costs[row] = cell, {task.WALL: WALL_COST}
-                break
-    return cells, costs
+    for grid, marks in zip(grids, marked):
+        ends = (int((grid == token).argmax()) for token in (task.START, task.GOAL))
+        marks &= ~bottlenecks((grid > task.WALL).reshape(task.height, task.width), *ends)
+    cells = np.where(marked, beliefs[..., task.PATH - 2], np.inf).argmin(-1)
+    return cells, [{task.WALL: WALL_COST} if some else {} for some in marked.any(-1)]
+
+
+def _clashes(task: GridTask, answers: np.ndarray, rules: Verdict) -> np.ndarray:
+    """Cells that break a rule or are empty (R,)."""
+    return (task.conflicts(answers) | (answers <= task.blank_token)).sum(-1)
+
+
+def _moves(task: MazeTask, answers: np.ndarray, rules: Verdict) -> np.ndarray:
+    """Cells of the path (R,): of two refused ones the shorter is the better. Without a path all cells."""
+    return np.where(rules.complete & rules.consistent, (answers == task.PATH).sum(-1), task.seq_len)
+
+
+class _Guessing(NamedTuple):
+    """How a search goes about the puzzles of a task."""
+
+    guess: Callable
+    faults: Callable  # (task, answers (R, S), rules) -> (R,): the fewer, the better a refused answer
+    pins_are_answers: bool  # else what was pinned is in the answer as the puzzle has it
+    still: int  # ACT steps after which a refused answer that does not change is over
+    share: float  # of the ACT steps, for nodes below the first
+    restart: int  # nodes after which the search begins anew in the next view; 0: never, it takes each view in turn
+
+
+# Of Sudokus, still and share spend fewer ACT steps for as many solved (results/search_by_pins.md).
+GUESSING = {
+    "sudoku": _Guessing(_split, _clashes, pins_are_answers=True, still=1, share=0.5, restart=RESTART),
+    "maze": _Guessing(_wall_up, _moves, pins_are_answers=False, still=2, share=1.0, restart=0),
+}

@@ -1,4 +1,4 @@
-"""The classical searches: distances in mazes, and how many solutions a Sudoku has.
+"""The classical searches: distances and bottlenecks in mazes, and how many solutions a Sudoku has.
 
 Small and in plain Python or numpy, because this file travels to the Hub. Data sets are built with the compiled ones of
 `datasets_builders`.
@@ -31,6 +31,43 @@ def flood(passable: np.ndarray, source: np.ndarray) -> np.ndarray:
         open_ ^= front
         distance[front] = rounds
     return distance.reshape(n, height + 2, width + 2)[:, 1:-1, 1:-1].reshape(n, height * width)
+
+
+def bottlenecks(passable: np.ndarray, start: int, goal: int) -> np.ndarray:
+    """The cells that every way between two cells passes, ends included: passable (H, W) bool -> (H * W,) bool.
+
+    All cells where there is no way. Time grows with the number of cells alone.
+    """
+    height, width = passable.shape
+    step = width + 2  # a closed rim spares every bounds check
+    open_ = np.pad(passable, 1).reshape(-1).tolist()
+    start, goal = ((cell // width + 1) * step + cell % width + 1 for cell in (start, goal))
+    before, queue = {start: start}, [start]
+    for cell in queue:
+        for near in (cell + 1, cell - 1, cell + step, cell - step):
+            if open_[near] and near not in before:
+                before[near] = cell
+                queue.append(near)
+    if goal not in before:
+        return np.ones(height * width, bool)
+    way = [goal]
+    while way[-1] != start:
+        way.append(before[way[-1]])
+    place = {cell: k for k, cell in enumerate(reversed(way))}
+    # Along one way: how far ahead of each cell does one get beside it, starting anywhere before that cell?
+    found, furthest, seen = np.zeros((height + 2) * step, bool), 0, set()
+    for cell, k in place.items():
+        found[cell] = furthest <= k
+        stack = [cell]
+        while stack:
+            at = stack.pop()
+            for near in (at + 1, at - 1, at + step, at - step):
+                if near in place:
+                    furthest = max(furthest, place[near])
+                elif open_[near] and near not in seen:
+                    seen.add(near)
+                    stack.append(near)
+    return found.reshape(height + 2, step)[1:-1, 1:-1].reshape(-1)
 
 
 def count_solutions(can: list[int], peers: list[list[int]], units: list[list[int]], effort: int) -> int | str | None:

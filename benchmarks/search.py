@@ -58,7 +58,8 @@ def run(way: str, model: Any, puzzles: Any, args: argparse.Namespace) -> dict[st
     if way == "classical":
         solve_classically(puzzles.inputs[:1], task, 1, 1)  # numba compiles
         work = partial(solve_classically, puzzles.inputs, task, 1, 1)
-    with mock.patch.object(attempts_air, "_split", uniform if way == "uniform" else attempts_air._split):
+    guess = {"guess": uniform} if way == "uniform" else {}
+    with mock.patch.dict(attempts_air.GUESSING, sudoku=attempts_air.GUESSING["sudoku"]._replace(**guess)):
         clock, start = time.perf_counter(), time.process_time()
         answers = work()
         spent = {"cpu_seconds_a_puzzle": time.process_time() - start, "seconds_a_puzzle": time.perf_counter() - clock}

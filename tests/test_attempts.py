@@ -11,6 +11,7 @@ from air_model import AirModel, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
+from air_model.search_air import bottlenecks, flood
 
 
 class Believer:
@@ -95,11 +96,12 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     grids = torch.full((1, 16), TASK.blank_token, dtype=torch.uint8)
     grids[0, 7] = 2
     logits = beliefs.log() if loss_type.startswith("softmax") else 1 - 1 / beliefs
-    cells, costs = _split(TASK, grids.numpy(), beliefs_of(logits, loss_type))
+    cells, costs = _split(TASK, grids.numpy(), grids.numpy(), beliefs_of(logits, loss_type))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
     assert cells.tolist() == [3] and list(costs[0]) == [2, 3, 4, 5]
     assert np.allclose(list(costs[0].values()), -np.log(shares), atol=1e-3)
-    assert _split(TASK, np.full_like(grids, 2), beliefs_of(logits, loss_type))[1] == [{}]
+    full = np.full_like(grids, 2)
+    assert _split(TASK, full, full, beliefs_of(logits, loss_type))[1] == [{}]
 
 
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
@@ -264,13 +266,15 @@ def test_no_wall_closes_a_maze_and_a_corridor_is_looked_at_in_its_views_alone():
     assert default_attempts(RING) == 64
 
 
-def test_a_search_at_a_maze_does_not_depend_on_what_else_is_in_the_batch():
+def test_a_search_at_a_maze_does_not_depend_on_what_else_is_in_the_batch(monkeypatch):
     model, mazes = maze_model(), np.stack([ROUND, RING.encode("S" + " " * 23 + "G"), ROUND[::-1]])
-    options = {"attempts": 9, "halt": "rules", "dtype": "float32", "max_act_steps": 3}
+    takes_the_long_way(monkeypatch, model)
+    options = {"attempts": 9, "halt": "rules"}
     together = solve_puzzles(model, None, mazes, batch_size=3, **options)
     alone = [solve_puzzles(model, None, one[None], batch_size=1, **options) for one in mazes]
     assert together.attempts.tolist() == [int(one.attempts[0]) for one in alone]
-    assert together.pins == [one.pins[0] for one in alone]
+    assert together.pins == [one.pins[0] for one in alone] and together.verdict.valid.all()
+    assert any(together.pins) and len({*together.attempts.tolist()}) > 1, "not all mazes take the same course"
 
 
 def test_settings_that_do_not_go_together_end_in_a_sentence():
@@ -329,3 +333,18 @@ def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_ow
     seen = model.solve(torch.from_numpy(view.apply(grid))[None], max_act_steps=1).predictions[0].numpy()
     assert node.view == 1 and np.array_equal(node.answer, keep_givens(TASK, puzzle, view.inverse().apply(seen)))
     assert np.array_equal(answers.rollout[0][0, -1], answers.tokens[0])
+
+
+def test_bottlenecks_are_the_cells_whose_loss_parts_two_cells():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        passable = rng.random((5, 7)) < rng.uniform(0.5, 0.95)
+        start, goal = rng.choice(35, 2, replace=False)
+        passable.flat[[start, goal]] = True
+        parted = []
+        for cell in range(35):
+            without = passable.copy()
+            without.flat[cell] &= cell in (start, goal)
+            source = np.arange(35).reshape(1, 5, 7) == start
+            parted.append(cell in (start, goal) or flood(without[None], source)[0, goal] < 0)
+        assert bottlenecks(passable, int(start), int(goal)).tolist() == parted
