@@ -482,7 +482,7 @@ class _Tree:
             self.nodes.append(
                 Node(node.parent, node.cell, node.token, node.cost, accepted, steps, q, answer, node.view)
             )
-            mark = (not accepted, faults, -q, at)
+            mark = (not accepted, faults, -round(q, 3), at)  # equal but for rounding: the earlier one
             self.best = min(self.best or (mark, at), (mark, at))
             for token, cost in costs.items():
                 view = self.view if self.restart else self.made % self.views

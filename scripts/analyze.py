@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def search(args: argparse.Namespace) -> list[Path]:
     from air_model.analysis.search import study_searches
-    from air_model.datasets_builders.loading import load_puzzles
+    from air_model.datasets_builders.loading import load_for_models
 
-    puzzles = load_puzzles(args.data, args.split, limit=args.limit)
-    model = in_size(load_model(args.models[0], args.device), puzzles.task)
-    return study_searches(model, puzzles, args.output_dir, args.pictures)
+    model = load_model(args.models[0], args.device)
+    puzzles = load_for_models([model], args.data, args.split, args.limit)
+    return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, args.pictures)
 
 
 if __name__ == "__main__":
