@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from air_model.analysis.common import INJECTION, markdown_table, plus_minus, share, summary, variant_name
+from air_model.analysis.common import INJECTION, markdown_table, number, plus_minus, share, summary, variant_name
 from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, new_figure, save
 from air_model.configuration_air import AirConfig
 from air_model.records import plain, read_json, read_lines
@@ -154,37 +154,35 @@ def published_freeze(published: dict[str, Any]) -> dict[str, tuple[list[int], li
 
 
 def states_table(studies: Studies) -> str:
+    """A row a model: what each state is, how far either gets alone, how much nearer L-updates look (`distance`)."""
     rows = []
     for name, study in studies.items():
         held, last, cosine = held_back(study), study["rollout"], study["geometry"]["cosine"][-1]
         rows.append([
-            title(name, study), "yes" if is_asymmetric(study) else "no", f"{study['n_puzzles']:,}",
+            title(name, study), f"{study['n_puzzles']:,}",
             *(f"{100 * held[s]:.1f}" for s in ("z_H", "z_L")),
             *(share(100 * last[s]["exact"][-1]) for s in ("z_H", "z_L")),
-            f"{cosine:.2f}",
+            *solved(study)[1:], f"{cosine:.2f}", number(distance(study)),
         ])  # fmt: skip
-    header = ["model", "asymmetric", "puzzles", "z_H held back, %", "z_L held back, %", "z_H: grids right, %",
-              "z_L: grids right, %", "cosine of the two"]  # fmt: skip
-    return markdown_table(header, rows)
+    header = ["model", "puzzles", "z_H held back, %", "z_L held back, %", "z_H right, %", "z_L right, %",
+              "z_L right, z_H frozen, %", "z_H right, z_L frozen, %", "cosine of the two", "nearer"]  # fmt: skip
+    return markdown_table(header, rows, left=1)
 
 
-def freeze_text(studies: Studies, published: dict[str, Any]) -> str:
-    """Content changes and accuracy, normal and frozen, the paper's two models first; and the latter as a sentence."""
+def freeze_table(studies: Studies, published: dict[str, Any]) -> str:
+    """Content changes and accuracy, normal and frozen, the paper's two models first."""
     rows = [[f"the paper's, {task}", *(f"{c:,}" for c in changes), *(f"{a:.1f}" for a in accuracies)]
             for task, (changes, accuracies) in published_freeze(published).items()]  # fmt: skip
-    texts = []
     for name, study in studies.items():
         rows.append([title(name, study), *(f"{c:,.1f}" for c in content_changes(study)), *solved(study)])
-        texts.append(f"{title(name, study)} {', '.join(solved(study))}")
     header = ["model", "z_L changes", "z_H frozen", "z_H changes", "z_L frozen", "grids right, %", "z_H frozen",
               "z_L frozen"]  # fmt: skip
-    what = "Puzzles solved with both states, with z_H frozen, with z_L frozen, in percent"
-    return f"{markdown_table(header, rows, left=1)}\n{what}: {'; '.join(texts)}."
+    return markdown_table(header, rows, left=1)
 
 
-def attention_text(studies: Studies, published: dict[str, Any]) -> str:
-    """Contrasts per layer, rows pooled, heads averaged, the paper's rows first; and `distance` as a sentence."""
-    rows, texts = [], []
+def attention_table(studies: Studies, published: dict[str, Any]) -> str:
+    """Contrasts per layer, rows pooled, heads averaged, the paper's rows first."""
+    rows = []
     for layer, entry in published_part(published, "attention").items():
         cells = (f"{entry[metric][0]:.3f}" for metric in ("delta_nbr", "delta_ent", "delta_viol"))
         rows.append(["the paper's, sudoku 9x9 `Lx_H`", layer, *cells])
@@ -193,10 +191,8 @@ def attention_text(studies: Studies, published: dict[str, Any]) -> str:
             beside, control = classes.values()
             contrasts = near(control), list(control["metrics"].values())[-2], list(beside["metrics"].values())[-1]
             rows.append([title(name, study), layer, *(plus_minus(m["mean"], m["ci95"]) for m in contrasts)])
-        texts += [] if (mean := distance(study)) is None else [f"{title(name, study)} {mean:+.3f}"]
     header = ["model", "layer", "Δ_nbr, control", "Δ_ent, control", "Δ_viol, beside a fault"]
-    what = "Attention mass near the cell, L- minus H-updates, all layers and rows together"
-    return f"{markdown_table(header, rows)}\n{what}: {'; '.join(texts)}."
+    return markdown_table(header, rows)
 
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------
@@ -265,13 +261,20 @@ def sweep_table(runs: Sequence[Run], published: dict[str, Any]) -> str:
     return markdown_table(header, rows, left=1)
 
 
-def group_gap(runs: Sequence[Run], steps: int) -> Gap | None:
-    """Paired gap of the mean of all asymmetric injections to that of all symmetric ones, without level tokens."""
+def injections_by_group() -> tuple[list[str], list[str]]:
+    """The asymmetric injections of the published table, and the symmetric ones, each without level tokens."""
     rules = {name: AirConfig.from_variant(name) for name in SMALL_SUITES["small"]}
     plain = {name: rule for name, rule in rules.items() if rule.shared_block and rule.level_token == "none"}
+    groups: tuple[list[str], list[str]] = [], []
+    for name, rule in plain.items():
+        groups[rule.l_injection == rule.h_injection].append(name)
+    return groups
+
+
+def group_gap(runs: Sequence[Run], steps: int) -> Gap | None:
+    """Paired gap of the mean of all asymmetric injections to that of all symmetric ones, without level tokens."""
     means = []
-    for asymmetric in (True, False):
-        names = [name for name, rule in plain.items() if (rule.l_injection != rule.h_injection) == asymmetric]
+    for names in injections_by_group():
         found = [of_rung(runs, "published", name, steps) for name in names]
         seeds = set.intersection(*map(set, found))
         means.append({seed: statistics.mean(one[seed] for one in found) for seed in seeds})
@@ -305,23 +308,20 @@ def ladder_table(runs: Sequence[Run]) -> str:
     return markdown_table(header, rows, left=2) if rows else ""
 
 
+def gaps_table(runs: Sequence[Run]) -> str:
+    """`Lx_H` minus `Lx_Hx` on every rung at the shorter and the longer budget; bold: the interval leaves out 0."""
+    rows = {rung: [words] for rung, words in RUNG_WORDS.items()}
+    for size, rung in itertools.product(LADDERS, rows):
+        gaps = ladder(of_size(runs, size)).get(rung, [])
+        for steps, gap in (gaps[0], gaps[-1]) if gaps else ():
+            sure = gap is not None and gap[1] is not None and abs(gap[0]) > gap[1]
+            rows[rung] += [f"{steps:,}", f"**{gap_text(gap)}**" if sure else gap_text(gap)]
+        rows[rung] += [""] * (4 * LADDERS.index(size) + 5 - len(rows[rung]))
+    header = ["recipe", *(text for grid, _ in LADDERS for text in (f"{grid}: steps", "gap", "steps", "gap"))]
+    return markdown_table(header, list(rows.values()), left=1)
+
+
 # ---- sentences -----------------------------------------------------------------------------------------------------
-
-
-def say_states(studies: Studies) -> str:
-    """Which models hold back in z_L, and which do not."""
-    groups: dict[tuple[bool, bool], list[str]] = {}
-    for name, study in studies.items():
-        held = held_back(study)
-        holds = held["z_L"] > held["z_H"] + 0.01
-        text = f"{title(name, study)} ({100 * held['z_L']:.1f} against {100 * held['z_H']:.1f} %)"
-        groups.setdefault((is_asymmetric(study), holds), []).append(text)
-    parts = []
-    for (asymmetric, holds), found in sorted(groups.items(), reverse=True):
-        which = "asymmetric" if asymmetric else "symmetric"
-        does = "leaves clearly more" if holds else "leaves no more"
-        parts.append(f"Of the {which} models, z_L {does} cells open than z_H in {', '.join(found)}.")
-    return " ".join(parts)
 
 
 def say_roles(study: Study) -> str:
@@ -338,46 +338,61 @@ def say_roles(study: Study) -> str:
     )
 
 
-def say_groups(runs: Sequence[Run]) -> str:
-    """Whether asymmetric injections are ahead as a group."""
+def say_groups(runs: Sequence[Run], published: dict[str, Any]) -> str:
+    """Whether asymmetric injections are ahead as a group, here and in the paper."""
     texts = [f"{gap_text(gap)} points after {n:,} steps" for n in budgets(runs) if (gap := group_gap(runs, n))]
+    means = [[published_sudoku(published, name)["mean"] for name in group] for group in injections_by_group()]
+    theirs = f"{statistics.mean(means[0]) - statistics.mean(means[1]):+.1f} (9x9)"
     what = "The asymmetric injections together minus the symmetric ones, each without level tokens, by seed"
-    return f"{what}: {', '.join(texts)}." if texts else ""
+    return f"{what}: {', '.join(texts)}; the paper's {theirs}." if texts else ""
 
 
-def say_ladder(runs: Sequence[Run]) -> str:
-    """Who is ahead on which rung after the shorter budget, and where the interval leaves out 0; a line a size."""
-    lines = []
-    for size in LADDERS:
-        texts, sure = [], []
-        for rung, ((steps, gap), *_) in ladder(of_size(runs, size)).items():
-            if gap is not None:
-                (mean, half, n), words = gap, RUNG_WORDS[rung].removeprefix("+ ")
-                ahead = f"`{'Lx_H' if mean > 0 else 'Lx_Hx'}` by {abs(mean):.1f}"
-                texts.append(f"{words}: {ahead} ({steps:,} steps, {n} seed{'s' * (n > 1)})")
-                sure += [words] if half is not None and abs(mean) > half else []
-        if texts:
-            lines.append(
-                f"{size_words(size)}. Who is ahead after the shorter budget, in points, rung by rung: "
-                f"{'; '.join(texts)}. "
-                f"The 95 % interval of the paired gap leaves out 0 on: {', '.join(sure) or 'none'}."
-            )
-    return "\n\n".join(lines) or "No rung has been run yet."
+def say_rules(runs: Sequence[Run]) -> str:
+    """Rules in which both updates see the puzzle beside those in which one does, with heads by relation and before."""
+    texts = []
+    for size, rung in itertools.product(LADDERS, ("rope2d", "relations")):
+        mine = of_size(runs, size)
+        for steps in budgets(mine, rung)[:1]:
+            means: dict[bool, list[float]] = {True: [], False: []}
+            for variant in SMALL_SUITES["ladder"]:
+                rule, found = AirConfig.from_variant(variant), of_rung(mine, rung, variant, steps).values()
+                means[bool(rule.l_injection and rule.h_injection)] += [statistics.mean(found)] if found else []
+            if all(means.values()):
+                both, one = (f"{min(values):.0f} to {max(values):.0f}" for values in means.values())
+                texts.append(f"{size[0]}, {RUNG_WORDS[rung].removeprefix('+ ')}, {steps:,} steps: {both}, {one}")
+    what = "Exact, %, of the rules in which both updates see the puzzle, and of those in which one does"
+    return f"{what}: {'; '.join(texts)}." if texts else ""
 
 
-def tables(results: Path, published: dict[str, Any]) -> dict[str, str]:
-    """{name: Markdown} for the markers of docs/findings.md."""
+def tables(results: Path, published: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """{name: (title, table)}, for results/TABLES.md and the markers of docs/findings.md."""
     studies, runs = read_results(results)
+    return {
+        "states": ("Findings: the two states of every model", states_table(studies)),
+        "freeze": (
+            "Findings: content changes per puzzle of each state, and grids right, with the other state frozen",
+            freeze_table(studies, published),
+        ),
+        "attention": ("Findings: attention, L- minus H-updates", attention_table(studies, published)),
+        "sweep": (
+            "Findings: the published tables under the published arithmetic at a size for one CPU core",
+            sweep_table([run for run in of_size(runs, TABLE) if not run["rung"]], published),
+        ),
+        "ladder": ("Findings: one thing at a time from there to our own small recipes", ladder_table(runs)),
+    }
+
+
+def parts_of_the_page(results: Path, published: dict[str, Any]) -> dict[str, str]:
+    """{name: Markdown} that docs/findings.md has besides."""
+    runs = read_results(results)[1]
     expected = len(SMALL_SUITES["small"]) * 5, len(SMALL_SUITES["ladder"]) * (len(RUNGS) - 1) * 3
     mine = of_size(runs, TABLE)
     table, rungs = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
-    so_far = f"Runs so far: {len(table)} of {expected[0]} of this table, {len(rungs)} of {expected[1]} of the ladder."
+    so_far = f"Runs so far: {len(table)} of {expected[0]} of the table, {len(rungs)} of {expected[1]} of the ladder."
     return {
-        "findings-states": f"{states_table(studies)}\n{say_states(studies)}",
-        "findings-freeze": freeze_text(studies, published),
-        "findings-attention": attention_text(studies, published),
-        "findings-sweep": f"{sweep_table(table, published)}\n{say_groups(table)} {so_far}",
-        "findings-ladder": f"{ladder_table(runs)}\n{say_ladder(runs)}",
+        "gaps": gaps_table(runs),
+        "say-sweep": f"{say_groups(table, published)} {so_far}",
+        "say-rules": say_rules(runs),
     }
 
 

@@ -280,14 +280,13 @@ def all_tables(
         "checkpoints": ("Shipped checkpoints", leaderboard.checkpoints_table(found)),
         "evaluations": ("Every evaluation of a shipped checkpoint", leaderboard.evaluations_table(found)),
     }
-    out |= {name: (title, make(runs, published)) for name, (title, make) in TABLES.items()}
-    return {name: (title, table.rstrip()) for name, (title, table) in out.items()}
+    return out | {name: (title, make(runs, published)) for name, (title, make) in TABLES.items()}
 
 
 def page(tables: dict[str, tuple[str, str]], published: dict[str, Any], path: Path) -> str:
     """results/TABLES.md; the tables' links are the README's, and this page lies elsewhere."""
     text = f"# Tables\n\nWritten by `scripts/make_tables.py`; do not edit. Published values: {published['source']}.\n"
-    text += "".join(f"\n## {title}\n\n{table or 'No run yet.'}\n" for title, table in tables.values())
+    text += "".join(f"\n## {title}\n\n{table.rstrip() or 'No run yet.'}\n" for title, table in tables.values())
     return text.replace("](checkpoints/", f"]({os.path.relpath(ROOT, path.resolve().parent)}/checkpoints/")
 
 
@@ -304,7 +303,7 @@ def fill(text: str, tables: dict[str, str], name: str) -> str:
         if table not in tables:
             raise ValueError(f"{name} asks for a table {table!r}. Known: {', '.join(tables)}.")
     pattern = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.S)
-    return pattern.sub(lambda m: m[1] + (f"{tables[m[2]]}\n" if tables[m[2]] else "") + m[3], text)
+    return pattern.sub(lambda m: m[1] + (f"{tables[m[2]].rstrip()}\n" if tables[m[2]] else "") + m[3], text)
 
 
 def bar_charts(runs: Runs, published: dict[str, Any], folder: Path) -> list[Path]:

@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--runs {args.runs}: there is no such file. Nothing was written.")
         runs = tables.read_runs(args.runs or RESULTS / "runs.jsonl")
         published, systems = (json.loads(path.read_text()) for path in (args.published, args.systems))
-        made = tables.all_tables(runs, published, systems, args.checkpoints)
+        made = tables.all_tables(runs, published, systems, args.checkpoints) | findings.tables(RESULTS, published)
         files = args.file or [tables.ROOT / "README.md", tables.ROOT / "docs" / "findings.md"]
-        texts = {name: text for name, (_, text) in made.items()} | findings.tables(RESULTS, published)
+        texts = {name: text for name, (_, text) in made.items()} | findings.parts_of_the_page(RESULTS, published)
         wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
         wanted[args.tables] = tables.page(made, published, args.tables)
         if not args.file:

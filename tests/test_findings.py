@@ -49,14 +49,24 @@ def test_the_first_half_of_a_run_is_the_shorter_budget():
     assert findings.of_rung(runs, "published", "Lx_H", 50) == {0: 30.0}
 
 
-def test_a_ladder_is_told_size_by_size():
+def test_the_gaps_of_a_rung_stand_size_by_size_and_bold_where_the_interval_leaves_out_0():
     small, large = findings.LADDERS
-    pairs = [(large, 0.9, 0.4), (small, 0.6, 0.8)]
-    runs = [run(v, 0, exact, size=size) for size, *both in pairs for v, exact in zip(("Lx_H", "Lx_Hx"), both)]
-    first, second = findings.say_ladder(runs).split("\n\n")
-    assert first.startswith("4x4, 2 layers.") and "`Lx_Hx` by 10.0 (50 steps, 1 seed)" in first
-    assert second.startswith("6x6, 2 layers.") and "`Lx_H` by 25.0 (50 steps, 1 seed)" in second
-    assert findings.say_ladder(runs[:1]) == "No rung has been run yet."
+    pairs = [(large, 0.9, 0.4, "muon"), (small, 0.6, 0.8, "rope2d")]
+    runs = [run(v, seed, exact + seed / 100, rung, size) for size, *both, rung in pairs for seed in (0, 1)
+            for v, exact in zip(("Lx_H", "Lx_Hx"), both)]  # fmt: skip
+    runs += [run("Lx_Hx", 2, 0.9, "rope2d", small), run("Lx_H", 2, 1.0, "rope2d", small)]
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in findings.gaps_table(runs).splitlines()}
+    cells = {rung: [cell.strip(" |") for cell in row] for rung, row in rows.items()}
+    assert cells["+ Muon"][4:] == ["50", "**+25.0 ± 0.0 (2)**", "100", "**+50.0 ± 0.0 (2)**"]
+    assert cells["+ positions in two dimensions"][:2] == ["50", "-5.0 ± 21.5 (3)"]
+    assert not any(cells["+ heads by relation"])
+
+
+def test_rules_in_which_both_updates_see_the_puzzle_stand_beside_the_others():
+    exact = {"Lx_H": 0.2, "L_Hx": 0.4, "Lx_Hx": 0.6, "L2x_H2x": 0.8, "L2x_H2x_prepend": 1.0}
+    text = findings.say_rules([run(variant, 0, share, "relations") for variant, share in exact.items()])
+    assert text.endswith("which one does: 4x4, heads by relation, 50 steps: 30 to 50, 10 to 20.")
+    assert not findings.say_rules([run("Lx_H", 0, 1.0, "relations")])
 
 
 def test_asymmetric_and_symmetric_rules_are_compared_as_groups_over_seeds_that_all_have():
@@ -66,15 +76,16 @@ def test_asymmetric_and_symmetric_rules_are_compared_as_groups_over_seeds_that_a
     runs += [run(v, 0, 0.4, size=size) for v in ("Lx_Hx", "L2x_H2x")]
     runs += [run("HRM", 0, 0.9, size=size), run("Lx_H", 1, 0.9, size=size)]
     assert findings.group_gap(runs, 100) == (pytest.approx(15.0), None, 1)
-    assert findings.say_groups(runs).endswith(
-        "by seed: +7.5 (1) points after 50 steps, +15.0 (1) points after 100 steps."
+    text = findings.say_groups(runs, PUBLISHED)
+    assert text.endswith(
+        "by seed: +7.5 (1) points after 50 steps, +15.0 (1) points after 100 steps; the paper's +7.6 (9x9)."
     )
 
 
-def test_sentences_say_which_state_holds_back():
-    text = findings.say_states({"air-4x4": study(held=0.2), "air-4x4-Lx_Hx": study("Lx_Hx", held=0.0)})
-    assert "leaves clearly more cells open than z_H in 4x4 `Lx_H` (20.0 against 0.0 %)" in text
-    assert "no more cells open than z_H in 4x4 twin `Lx_Hx`" in text
+def test_a_model_has_a_row_of_what_its_states_are_and_how_far_either_gets_alone():
+    table = findings.states_table({"air-4x4": study(held=0.2), "air-4x4-Lx_Hx": study("Lx_Hx", held=0.0)})
+    assert "| 4x4 `Lx_H` | 2 | 0.0 | 20.0 | 100.0 | 100.0 | 100.0 | 100.0 | 0.50 | 0.100 |" in table
+    assert "| 4x4 twin `Lx_Hx` | 2 | 0.0 | 0.0 | " in table
 
 
 def test_a_card_tells_what_the_states_of_its_model_do(tmp_path):
@@ -92,7 +103,8 @@ def test_the_page_its_figures_and_the_spaces_part_come_out_of_files(tmp_path):
     lines = [run(v, s, 0.6, r, size) for v, s, r in ladder for size in findings.LADDERS]
     (tmp_path / "small_runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = (ROOT / "docs" / "findings.md").read_text()
-    assert all(f"<!-- table: {name} -->" in page for name in findings.tables(tmp_path, PUBLISHED))
+    assert all(f"<!-- table: {name} -->" in page for name in findings.parts_of_the_page(tmp_path, PUBLISHED))
+    assert all(table for _, table in findings.tables(tmp_path, PUBLISHED).values())
     drawn = findings.draw(tmp_path, PUBLISHED, tmp_path / "figures")
     assert len(drawn) == 5 and all(f"results/figures/{path.name}" in page for path in drawn)
     told = findings.for_the_space(tmp_path)
