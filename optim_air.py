@@ -7,7 +7,7 @@
     optimizers.zero_grad()
 
 Adam-atan2 is the package that the AIR repository bundles (`adam-atan2-pytorch`); the rest is here.
-Source: SPEC section 4; the puzzle table's update is HRM's, arXiv:2506.21734.
+Source: the public training code (github.com/juchengshen/air); the puzzle table's update is HRM's, arXiv:2506.21734.
 """
 
 import math

@@ -34,7 +34,8 @@ def add_solving_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of views and noise")
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
     add("--device", help="default: the GPU if there is one")
-    add("--dtype", help="float32 or bfloat16; default: bfloat16 on a GPU, float32 on a CPU")
+    text = "default: bfloat16 on a GPU, and for a search where the CPU multiplies it, else float32"
+    add("--dtype", help=f"float32 or bfloat16; {text}")
     text = "what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)"
     add("--values", choices=["digits", "tokens"], help=text)
 

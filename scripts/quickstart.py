@@ -46,11 +46,11 @@ def solve_with_shipped() -> None:
     if folders:
         print(f"\nAnd puzzles of real size, with {folders[0].name}, which comes with this release:")
         example = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
-        solve.main(["--model", str(folders[0]), "--attempts", "8", example])
+        solve.main(["--model", str(folders[0]), example])
     maze_model, maze = ROOT / "checkpoints" / "air-maze-small", ROOT / "docs" / "maze.txt"
     if (maze_model / "config.json").is_file() and maze.is_file():
         print(f"\nAnd a maze, with {maze_model.name}: a shortest path from S to G.")
-        solve.main(["--model", str(maze_model), "--attempts", "8", str(maze)])
+        solve.main(["--model", str(maze_model), str(maze)])
 
 
 def main(argv: list[str] | None = None) -> int:

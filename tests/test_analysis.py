@@ -190,7 +190,7 @@ def traced(study: Study, number: int) -> dict:
 
 
 def slow_contrasts(study: Study, steps: tuple[int, ...]) -> list[dict]:
-    """SPEC section 5 by the letter: one puzzle, one query, one head at a time, in float64."""
+    """The paper's definition by the letter: one puzzle, one query, one head at a time, in float64."""
     model, task, rows = study.model, study.task, []
     size, schedule = task.seq_len, model.config.schedule
     for number in range(len(study)):

@@ -252,7 +252,9 @@ def test_the_record_of_an_unfinished_parcel_says_how_far_its_weights_have_come(t
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ["sudoku-published", "sudoku-best", "sudoku-lattices", "maze", "gap-HRM-0"])
+@pytest.mark.parametrize(
+    "name", ["sudoku-published", "sudoku-best", "sudoku-lattices", "maze", "maze-small", "gap-HRM-0"]
+)
 def test_a_row_in_miniature_is_trained_on_the_real_rows_and_evaluated(name, tmp_path, capsys):
     folders = ["--work-dir", str(tmp_path / "work"), "--output-dir", str(tmp_path / "parcels")]
     assert run_queue.main([name, "--rehearse", "--data-root", str(SHARED / "data"), "--minutes", "9", *folders]) == 0

@@ -328,7 +328,7 @@ def test_stored_copies_of_a_puzzle_count_as_one_base_puzzle():
 
 
 def test_fifty_steps_equal_a_plain_restatement_of_the_specification(tmp_path):
-    """SPEC section 3, slot by slot with Python lists and ifs, on the same random numbers."""
+    """The public code's rule, slot by slot with Python lists and ifs, on the same random numbers."""
     run = trainer(tmp_path, max_steps=50, ema=0.0)
     torch.manual_seed(0)
     model = AirModel(run.config).train()

@@ -6,7 +6,7 @@ every `log_every` steps. All randomness of step t comes from (seed, t) alone, so
 state to draw the same numbers, and every process draws the same global batch and takes its own rows.
 
 Shape letters: B slots (of this process), S cells, T state positions, D hidden, N puzzles, V tokens.
-Source: SPEC sections 3 and 4.
+Source of the halting rule: the public training code (github.com/juchengshen/air).
 """
 
 import functools
@@ -202,7 +202,7 @@ def joined(pieces: Sequence[Mapping[str, Tensor]], *names: str) -> list[Tensor]:
 def slots_to_refill(
     steps: Tensor, q_halt: Tensor, q_continue: Tensor | None, min_steps: Tensor, max_steps: int
 ) -> Tensor:
-    """Which slots stop after this ACT step while training, (B,) bool (SPEC section 3).
+    """Which slots stop after this ACT step while training, (B,) bool; source: see above.
 
     Args:
         steps: (B,) ACT steps done, this one included. q_continue: None in a model without it (halt on q_halt > 0).
@@ -228,7 +228,7 @@ LOSSES = ("loss", "lm_loss", "q_halt_loss", "q_continue_loss")
 
 @torch.no_grad()
 def step_metrics(logits: Tensor, labels: Tensor, q_halt: Tensor, steps: Tensor, halted: Tensor, ignore: int) -> Tensor:
-    """Sums over the slots that halt at this step: (5,) float32: their count, then HALTED_METRICS (SPEC section 3)."""
+    """Sums over the slots that halt at this step: (5,) float32: their count, then HALTED_METRICS."""
     known = labels != ignore
     count = known.sum(-1)
     right = (known & (logits.argmax(-1) == labels)).sum(-1)

@@ -124,7 +124,7 @@ class TrainConfig:
             raise ValueError(f"run_name={self.run_name!r} names a folder of logs: leave / and \\ out.")
 
     def steps(self, num_puzzles: int) -> int:
-        """Optimizer steps of the whole run; one epoch draws every base puzzle once (SPEC section 4)."""
+        """Optimizer steps of the whole run; one epoch draws every base puzzle once, as in the public code."""
         return self.max_steps or max(1, int(self.epochs * num_puzzles / self.batch_size))
 
 

@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Item:
-    """One row of the queue. minutes: expected on one H100 or H200, computed from PERF.md, not measured."""
+    """One row of the queue. minutes: expected on one H100 or H200, computed (docs/scaling.md), not measured."""
 
     goal: str
     recipe: str
@@ -148,7 +148,7 @@ def differences(recipe: str, overrides: Sequence[str], folder: Path) -> list[str
 def start_training(name: str, args: argparse.Namespace, work: Path) -> None:
     """Detached, so that it outlives the command that starts it."""
     item = QUEUE[name]
-    small = as_words(miniature(read_recipe(item.recipe).model)) if args.rehearse else []
+    small = as_words(miniature(read_recipe(item.recipe, ["data=x", *item.overrides]).model)) if args.rehearse else []
     overrides = [*item.overrides, *small, *args.overrides]
     if args.go_on:
         steps = read_record(args.go_on / "run.json").get("steps") or 0
@@ -202,7 +202,7 @@ def evaluate_all(name: str, args: argparse.Namespace, work: Path, deadline: floa
         if output.exists():
             continue
         command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *common, *options, "--output", str(output)]
-        # Blocks that are not compiled write every small stage to the GPU's memory: about twice the time (PERF.md).
+        # Blocks that are not compiled write every small stage to the GPU's memory: about twice the time.
         for more in (["--compile"], []) if torch.cuda.is_available() and not args.rehearse else ([],):
             if (left := deadline - time.monotonic()) < 5:
                 return False

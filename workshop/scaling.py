@@ -19,8 +19,8 @@ from air_model.training.cost import PEAK_TFLOPS, training_flops, training_passes
 from air_model.training.recipe import Recipe, model_config, read_recipe
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
-PRODUCTS = 798e12  # operations a second in large bf16 products, measured on an H100; an H200 is near it (PERF.md)
-PRODUCTS_SHARE = 34 / 66  # of a step: full-size Sudoku takes 34 ms of products, 66 ms with all between them (PERF.md)
+PRODUCTS = 798e12  # operations a second in large bf16 products, measured on an H100; an H200 is near it
+PRODUCTS_SHARE = 34 / 66  # of a step: full-size Sudoku takes 34 ms of products, 66 ms with all between them
 LAUNCHES = 10 * 5e-6  # seconds a layer and pass: about ten kernels of five microseconds each, an assumption
 NVLINK, NETWORK = 450e9, 50e9  # bytes a second and GPU, one direction: data sheets of HGX H200 and of a 400 Gb/s port
 
