@@ -49,7 +49,7 @@ class Answers:
     of the chosen answers; confidence is their sigmoid. act_steps (N,) int64: spent on the puzzle, over all attempts.
     attempts (N,): views run, or nodes judged. view (N,): index of the chosen one (0 = the puzzle as given, first
     model).
-    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) int8, givens as in
+    rollout: None, or (z_h, z_l, updates), decoded in the puzzle's own orientation, (N, U, S) uint8, givens as in
     the answers.
     pins: of a search, else None: N lists of (cell, token), the guesses that led to the answer, in their order.
     trees: of a search with return_rollout: N lists of `Node`. stats: those of `AirModel.solve`; slot_steps also count

@@ -14,6 +14,7 @@ loop is `AirModel.solve`: the attempts at all puzzles share its batch.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import numbers
@@ -30,13 +31,14 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
+from .configuration_air import AirConfig
 from .modeling_air import AirModel, stablemax_log_probs
 from .processing_air import AirProcessor, GridTask, MazeTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
 from .search_air import bottlenecks
 from .solving_air import AirRollout, AirUpdate, Hook, bf16_is_fast, chain, check_counts, normal_of, sum_of_stats
 
-ROWS_AT_ONCE = 2**20  # puzzle x view rows held at once: a fixed amount of memory, whatever N and attempts are
+CELLS_AT_ONCE = 2**26  # of all views of the puzzles in memory at once: a fixed amount, whatever N and attempts are
 NODES, MAZE_NODES = 256, 64  # attempts=None: Sudokus and mazes are searched so far
 VIEWS = 16  # of a square maze
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
@@ -106,7 +108,7 @@ def solve_puzzles(
         return_rollout: decode both states of the chosen attempt after every update.
         hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
-            are node * N + puzzle, nodes by the order in which they were made.
+            are node * N + puzzle, nodes in the order of making, and the chosen one's once more for a roll-out.
         on_answers: called with (indices of puzzles, their Answers) as soon as puzzles are done with.
         on_nodes: called by a search with (index of a puzzle, its tree so far) whenever nodes of it were judged.
         interruptible: Ctrl-C, or KeyboardInterrupt in a callback, ends the work: the best answers so far are returned.
@@ -116,31 +118,55 @@ def solve_puzzles(
     """
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     task = getattr(processor, "grid_task", processor) or task_from_config(models[0].config)
-    attempts = default_attempts(task) if attempts is None else attempts
+    asked, attempts = attempts, default_attempts(task) if attempts is None else attempts
     check_counts(attempts=attempts, max_act_steps=max_act_steps, batch_size=batch_size)
     _check_settings(task, halt, noise, selection, seed)
     by_pins = retry_of(task, retry, noise, selection, symmetries) == "pins" and attempts > 1
     _check_models(models, task, max_act_steps, return_rollout)
-    views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed)
+    views = _views(task, 1 if by_pins else attempts, symmetries, noise, seed, warn=asked is not None)
     tokens = encode_puzzles(task, puzzles, check)
-    if by_pins and dtype is None and models[0].device.type == "cpu" and bf16_is_fast():
-        dtype = torch.bfloat16
-    if batch_size is None and len(tokens):  # by the number of puzzles, not by that of all their attempts
-        batch_size = models[0].default_batch_size(len(tokens) * (1 + AHEAD if by_pins else 1))
-    options = {"max_act_steps": max_act_steps, "halt": halt, "batch_size": batch_size, "dtype": dtype}
-    options |= {"return_rollout": return_rollout, "progress": progress}
+    options = _options(models[0], len(tokens), by_pins, max_act_steps=max_act_steps, halt=halt, batch_size=batch_size,
+                       dtype=dtype, return_rollout=return_rollout, progress=progress)  # fmt: skip
     ids = _ids(puzzle_ids, len(tokens))
-    shared = (models, task, options, hook, on_answers, on_nodes, interruptible)
+    shared = (len(tokens), models, task, options, hook, on_answers, on_nodes, interruptible)
     kind, own = (Search, (attempts,)) if by_pins else (_Views, (views, selection, noise, seed))
-    size = max(1, ROWS_AT_ONCE // len(views.cells))
-    rows = [slice(first, first + size) for first in range(0, max(len(tokens), 1), size)]
-    return _joined([kind(tokens[r], ids if ids is None else ids[r], r.start, *shared, *own).run() for r in rows])
+
+    def part(rows: slice) -> Attempts:
+        return kind(tokens[rows], ids if ids is None else ids[rows], rows.start, *shared, *own)
+
+    return _in_parts(part, len(tokens), len(views.cells) * task.seq_len * (1 + _decodes(models[0].config, options)))
+
+
+def _options(model: AirModel, count: int, by_pins: bool, **options: Any) -> dict[str, Any]:
+    """Options of `AirModel.solve`, with the precision and the batch that suit so many puzzles."""
+    if by_pins and options["dtype"] is None and model.device.type == "cpu" and bf16_is_fast():
+        options["dtype"] = torch.bfloat16
+    if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
+        options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))
+    return options
+
+
+def _decodes(config: AirConfig, options: dict[str, Any]) -> int:
+    """How many grids a roll-out keeps of a state."""
+    return len(config.schedule) * (options["max_act_steps"] or config.halt_max_steps) * options["return_rollout"]
+
+
+def _in_parts(part: Callable[[slice], Attempts], count: int, cells: int) -> Answers:
+    """Puzzles of so many cells each, as many at once as memory is meant for; once broken off, none is begun."""
+    size = max(1, CELLS_AT_ONCE // cells)
+    parts: list[Answers] = []
+    for first in range(0, max(count, 1), size):
+        broken_off = bool(parts) and "interrupted" in parts[-1].stats
+        parts.append(part(slice(first, first + size)).run(begun=not broken_off))
+    return _joined(parts)
 
 
 def _ids(puzzle_ids: Any, count: int) -> Tensor | None:
     ids = None if puzzle_ids is None else torch.as_tensor(np.asarray(puzzle_ids))
-    if ids is not None and ids.shape != (count,):
-        raise ValueError(f"puzzle_ids must be ({count},), one number per puzzle; got {tuple(ids.shape)}.")
+    if ids is not None and (ids.shape != (count,) or ids.is_floating_point()):
+        raise ValueError(
+            f"puzzle_ids must be ({count},), one whole number per puzzle; got {tuple(ids.shape)} of {ids.dtype}."
+        )
     return ids
 
 
@@ -190,12 +216,12 @@ def _check_models(models: list[AirModel], task: GridTask, max_act_steps: int | N
         )
 
 
-def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: int) -> Symmetry:
-    """The views to try; without noise no more than the task has symmetries, and a warning where that is fewer."""
+def _views(task: GridTask, attempts: int, symmetries: bool, noise: float, seed: int, warn: bool) -> Symmetry:
+    """The views to try; without noise no more than the task has symmetries, with a warning where more were asked."""
     views = symmetric_views(task, attempts if symmetries else 1, seed)
     if attempts > len(views.cells) and noise:
         return Symmetry(*(np.resize(part, (attempts, part.shape[1])) for part in views))
-    if attempts > len(views.cells):
+    if attempts > len(views.cells) and warn:
         what = f"{task.name}s of this shape have {len(views.cells)} symmetric views" if symmetries else "same view"
         warnings.warn(f"attempts={attempts}: {what}; more would repeat an answer unless noise is above 0.")
     return views
@@ -207,6 +233,8 @@ def _joined(parts: list[Answers]) -> Answers:
 
     def whole(name: str) -> Any:
         found = [getattr(part, name) for part in parts]
+        if any(one is None for one in found):  # a part that was broken off has no roll-out
+            return None
         if isinstance(found[0], np.ndarray):
             return np.concatenate(found)
         if isinstance(found[0], list):
@@ -216,7 +244,9 @@ def _joined(parts: list[Answers]) -> Answers:
         return found[0]
 
     answers = Answers(**{field.name: whole(field.name) for field in fields(Answers)})
-    answers.verdict, answers.stats = Verdict(*answers.verdict), sum_of_stats([part.stats for part in parts])
+    stats = [part.stats for part in parts]
+    answers.verdict, answers.stats = Verdict(*answers.verdict), sum_of_stats(stats)
+    answers.stats |= {"interrupted": True} if any("interrupted" in one for one in stats) else {}
     answers.rollout = answers.rollout and tuple(answers.rollout)
     return answers
 
@@ -228,7 +258,8 @@ def _joined(parts: list[Answers]) -> Answers:
 class Attempts:
     """Puzzles that fit into memory at once (N, S), attempted by one model after another; a base for what attempts are.
 
-    first: the number of the first puzzle. options: of `AirModel.solve`. Other names are those of `solve_puzzles`.
+    first: the number of the first puzzle, of so many in `total`. options: of `AirModel.solve`. Other names are those
+    of `solve_puzzles`.
     A child adds attempt(m, model), which tries with model m what is not accepted yet and gives the stats of `solve`,
     and collect(rows), the best Answers so far to some puzzles.
     """
@@ -236,6 +267,7 @@ class Attempts:
     puzzles: np.ndarray
     puzzle_ids: Tensor | None
     first: int
+    total: int
     models: list[AirModel]
     task: GridTask
     options: dict[str, Any]
@@ -251,16 +283,18 @@ class Attempts:
     def end(self) -> None:
         """Called when all have tried, or were broken off."""
 
-    def run(self) -> Answers:
-        stats, interrupted = [], {}
+    def run(self, begun: bool = True) -> Answers:
+        """Not begun: the answers of no attempt, where the parts before were broken off."""
+        stats, interrupted = [], {} if begun else {"interrupted": True}
         try:
-            for m, model in enumerate(self.models):
+            for m, model in enumerate(self.models if begun else ()):
                 stats.append(self.attempt(m, model))
         except KeyboardInterrupt:
             if not self.interruptible:
                 raise
             interrupted = {"interrupted": True}
-        self.end()
+        with contextlib.suppress(KeyboardInterrupt if self.interruptible else ()):
+            self.end()
         result = self.collect(np.arange(len(self.puzzles)))
         result.stats = sum_of_stats(stats) | interrupted
         return result
@@ -276,9 +310,20 @@ class Attempts:
         return keep_givens(self.task, self.puzzles[i], back.apply(grids.cpu().numpy().astype(np.uint8)))
 
     def rolled_out(self, rollout: AirRollout, rows: Any, view: np.ndarray, i: np.ndarray) -> np.ndarray:
-        """Both states of some rows of a roll-out, as `home`: (2, R, U, S) int8."""
+        """Both states of some rows of a roll-out, as `home`: (2, R, U, S) uint8."""
         both = torch.stack([rollout.z_h[rows], rollout.z_l[rows]], dim=1)
-        return np.stack([self.home(*one) for one in zip(both, view, i)], axis=1).astype(np.int8)
+        return np.stack([self.home(*one) for one in zip(both, view, i)], axis=1)
+
+    def named(self, number: Callable[[np.ndarray], np.ndarray]) -> Hook | None:
+        """The user's hook, which knows attempts at puzzles, by `number` of rows, instead of rows of a tensor."""
+        if self.hook is None:
+            return None
+
+        def called(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
+            names = torch.from_numpy(number(update.rows.cpu().numpy()))
+            return self.hook(update._replace(rows=names.to(update.rows.device)), z_h, z_l)
+
+        return called
 
 
 # ---- symmetric views -----------------------------------------------------------------------------------------------
@@ -336,7 +381,7 @@ class _Views(Attempts):
             self.inputs,
             puzzle_ids=self.puzzle_ids,
             queue=torch.from_numpy(np.flatnonzero(~self.accepted)),
-            hook=chain(noise, self.hook),
+            hook=chain(noise, self.named(lambda rows: rows // n * self.total + self.first + rows % n)),
             return_logits=False,
             on_finish=finish,
             **(options | {"halt": accepts if options["halt"] == "rules" else options["halt"]}),
@@ -363,7 +408,7 @@ class _Views(Attempts):
     def _rollout(self, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """The chosen attempts' decoded states."""
         updates = self.rollouts[0].updates
-        states = np.zeros((2, len(rows), len(updates), self.task.seq_len), np.int8)
+        states = np.zeros((2, len(rows), len(updates), self.task.seq_len), np.uint8)
         for m in np.unique(chosen // self.k):
             mine = np.flatnonzero(chosen // self.k == m)
             view, i = chosen[mine] % self.k, rows[mine]
@@ -448,6 +493,7 @@ class _Tree:
         self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
         self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
+        self.orders: list[int] = []  # of making
         self.came: dict[int, list | None] = {}  # what came out, by order of making; None while it is being computed
         self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
         self.begin()
@@ -479,6 +525,7 @@ class _Tree:
             answer, accepted, steps, q, faults, cell, costs = self.came.pop(node.order)
             at = len(self.nodes)
             self.grids.append(self.grid(node))
+            self.orders.append(node.order)
             self.nodes.append(
                 Node(node.parent, node.cell, node.token, node.cost, accepted, steps, q, answer, node.view)
             )
@@ -505,18 +552,18 @@ class Search(Attempts):
         self.begin(symmetric_views(self.task, views))
         n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
-        self.steps, self.attempts, self.view = np.zeros((3, n), np.int64)
+        self.steps, self.attempts, self.view, self.chosen = np.zeros((4, n), np.int64)
         self.marks: list[tuple] = [(True, math.inf)] * n
         self.pins: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         self.kept: list[list[Node]] = [[] for _ in range(n)]
         self.trees: dict[int, _Tree] = {}  # of the puzzles begun and not yet done with
         self.rollout: tuple[np.ndarray, np.ndarray, list[str]] | None = None
 
-    def run(self) -> Answers:
+    def run(self, begun: bool = True) -> Answers:
         self.counts_nodes = len(self.puzzles) == 1
         most, unit = (self.most * len(self.models), "node") if self.counts_nodes else (len(self.puzzles), "puzzle")
         with logging.tqdm(total=most, unit=unit, delay=BAR_DELAY, disable=not self.options["progress"]) as self.bar:
-            return super().run()
+            return super().run(begun)
 
     def end(self) -> None:
         for i, tree in self.trees.items():
@@ -549,22 +596,12 @@ class Search(Attempts):
             self.inputs,
             puzzle_ids=self.ids,
             queue=self._fill(),
-            hook=None if self.hook is None else self._named(self.hook),
+            hook=self.named(lambda at: self.order[at] * self.total + self.first + self.owner[at]),
             return_logits=False,
             on_finish=self._finish,
             **(options | plain),
         )
         return solution.stats
-
-    def _named(self, hook: Hook) -> Hook:
-        """The user's hook, which knows nodes instead of slots."""
-
-        def called(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
-            at = update.rows.cpu().numpy()
-            names = self.order[at] * len(self.puzzles) + self.owner[at]
-            return hook(update._replace(rows=torch.from_numpy(names).to(update.rows.device)), z_h, z_l)
-
-        return called
 
     def _fill(self) -> Tensor:
         """Nodes for the free slots: of puzzles begun, then of new ones; where none waits, ahead of their turn."""
@@ -663,7 +700,7 @@ class Search(Attempts):
         self.marks[i], at = tree.best
         node = tree.nodes[at]
         self.tokens[i], self.q[i], self.pins[i] = node.answer, node.q_halt_logit, pins_of(tree.nodes, at)
-        self.accepted[i], self.view[i] = node.accepted, self.m * self.most + at
+        self.accepted[i], self.view[i], self.chosen[i] = node.accepted, self.m * self.most + at, tree.orders[at]
         if self.keep:
             self.kept[i] = tree.nodes
 
@@ -686,7 +723,7 @@ class Search(Attempts):
         """Compute the chosen nodes once more, now recording: to record all of them would cost more."""
         options, first = self.options, self.models[0].config
         updates = list(first.schedule) * (options["max_act_steps"] or first.halt_max_steps)
-        states = np.zeros((2, len(self.puzzles), len(updates), self.puzzles.shape[1]), np.int8)
+        states = np.zeros((2, len(self.puzzles), len(updates), self.puzzles.shape[1]), np.uint8)
         for m, model in enumerate(self.models):
             mine = np.flatnonzero((self.view // self.most == m) & (self.attempts > 0))
             if not len(mine):
@@ -704,9 +741,13 @@ class Search(Attempts):
                 return left[rows.cpu()] <= 0
 
             ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
-            again = options | {"progress": False, "halt": enough}
+            hook = self.named(lambda rows, mine=mine: self.chosen[mine[rows]] * self.total + self.first + mine[rows])
+            again = options | {"progress": False, "halt": enough, "hook": hook}
             solution = model.solve(torch.from_numpy(grids), puzzle_ids=ids, return_logits=False, **again)
             states[:, mine] = self.rolled_out(solution.rollout, slice(None), turned, mine)
+            for i in mine if not self.how.pins_are_answers else ():
+                cells = [cell for cell, _ in self.pins[i]]
+                states[:, i, :, cells] = self.puzzles[i, cells, None, None]
         self.rollout = (*states, updates)
 
 

@@ -134,20 +134,27 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class HeldWeight:
+    """A linear layer's weight in one precision, while calls of `solve` use it: they may run side by side."""
+
+    def __init__(self, weight: Tensor, packed: Tensor | None) -> None:
+        self.weight, self.packed, self.users = weight, packed, 0  # packed: in oneDNN's own layout, on a CPU
+
+
 class AirLinear(nn.Linear):
     """A linear layer without bias whose weight is cast to its input: float32 weights serve bfloat16 states."""
 
-    held: Tensor | None = None  # the weight in the states' precision, while `solve` runs
-    packed: Tensor | None = None  # and on a CPU in oneDNN's own layout
     product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)  # training on some CPUs takes a faster one
 
     def __init__(self, features_in: int, features_out: int) -> None:
         super().__init__(features_in, features_out, bias=False)
+        self.held: dict[torch.dtype, HeldWeight] = {}
 
     def forward(self, h: Tensor) -> Tensor:
-        if self.packed is not None and not torch.compiler.is_compiling():
-            return torch.ops.mkldnn._linear_pointwise(h, self.packed, None, "none", [], "")
-        return self.product(h, (self.weight if self.held is None else self.held).to(h.dtype))
+        held = None if torch.compiler.is_compiling() else self.held.get(h.dtype)
+        if held is not None and held.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(h, held.packed, None, "none", [], "")
+        return self.product(h, self.weight.to(h.dtype) if held is None else held.weight)
 
 
 class AirPuzzleEmbedding(nn.Embedding):

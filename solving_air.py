@@ -10,6 +10,7 @@ import contextlib
 import math
 import numbers
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
+
+from .blocks_air import AirLinear, HeldWeight
+
+_HOLDING = threading.Lock()  # calls of `solve` in several threads share the held weights
 
 
 class AirUpdate(NamedTuple):
@@ -44,7 +49,7 @@ class AirCarry(ModelOutput):
 
 @dataclass
 class AirRollout:
-    """Both states decoded after every update: z_h and z_l (B, U, S) int8 tokens; updates: their U names "l" or "h"."""
+    """Both states decoded after every update: z_h and z_l (B, U, S) uint8 tokens; updates: their names, "l" or "h"."""
 
     z_h: Tensor
     z_l: Tensor
@@ -131,7 +136,7 @@ class SolvingMixin:
         self.check_shapes(input_ids, puzzle_ids, None, carry)
         self.check_values(input_ids, puzzle_ids)
         recorder = Recorder(self, len(input_ids), max_act_steps) if return_rollout else None
-        hook = chain(freezer(self, freeze), hook, recorder)
+        hook = chain(freezer(self, freeze, carry), hook, recorder)
         loop = _Loop(self, input_ids, puzzle_ids, max_act_steps, halt, dtype, hook, carry, on_finish)
         loop.begin(queue, batch_size, return_logits, progress)
         was_training = self.training
@@ -169,15 +174,21 @@ class SolvingMixin:
         learns of a gradient. Compiled blocks cast by themselves: with other weights they would be compiled anew.
         """
         compiled = any(module._compiled_call_impl is not None for module in self.modules())
-        linears = [module for module in self.modules() if hasattr(module, "packed") and not compiled]
-        try:
+        linears = [module for module in self.modules() if isinstance(module, AirLinear) and not compiled]
+        with _HOLDING:
             for linear in linears:
-                linear.held = linear.weight.detach().to(dtype)
-                linear.packed = _pack(linear.held)
+                if dtype not in linear.held:
+                    weight = linear.weight.detach().to(dtype)
+                    linear.held[dtype] = HeldWeight(weight, _pack(weight))
+                linear.held[dtype].users += 1
+        try:
             yield
         finally:
-            for linear in linears:
-                linear.held = linear.packed = None
+            with _HOLDING:
+                for linear in linears:
+                    linear.held[dtype].users -= 1
+                    if not linear.held[dtype].users:
+                        del linear.held[dtype]
 
 
 def check_counts(**counts: Any) -> None:
@@ -396,14 +407,15 @@ def chain(*hooks: Hook | None) -> Hook | None:
     return chained
 
 
-def freezer(model: nn.Module, freeze: str | None) -> Hook | None:
-    """A hook that holds "z_h" or "z_l" at its start."""
+def freezer(model: nn.Module, freeze: str | None, carry: AirCarry | None = None) -> Hook | None:
+    """A hook that holds "z_h" or "z_l" at its start: that of `carry`, where each row has its own."""
     if freeze is None:
         return None
 
     def hold(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor]:
-        start = model.initial_carry(1, dtype=z_h.dtype)
-        return (start.z_h.expand_as(z_h), z_l) if freeze == "z_h" else (z_h, start.z_l.expand_as(z_l))
+        z = getattr(model.initial_carry(1, dtype=z_h.dtype) if carry is None else carry, freeze)
+        start = (z if carry is None else z[update.rows.to(z.device)]).to(z_h).expand_as(z_h)
+        return (start, z_l) if freeze == "z_h" else (z_h, start)
 
     return hold
 
@@ -422,17 +434,17 @@ def normal_of(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class Recorder:
-    """A hook that decodes both states after every update into (B, U, S) int8."""
+    """A hook that decodes both states after every update into (B, U, S) uint8."""
 
     def __init__(self, model: nn.Module, total: int, max_act_steps: int) -> None:
         self.model, self.updates = model, list(model.config.schedule) * max_act_steps
         shape, device = (total, len(self.updates), model.config.seq_len), model.lm_head.weight.device
-        self.z_h, self.z_l = (torch.zeros(shape, dtype=torch.int8, device=device) for _ in "hl")
+        self.z_h, self.z_l = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in "hl")
 
     def __call__(self, update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         at = update.steps.long() * len(self.model.config.schedule) + update.index
         for store, z in ((self.z_h, z_h), (self.z_l, z_l)):
-            store[update.rows, at] = self.model.decode_state(z).argmax(-1).to(torch.int8)
+            store[update.rows, at] = self.model.decode_state(z).argmax(-1).to(torch.uint8)
 
     def rollout(self, used: Tensor) -> AirRollout:
         """used: (B,) updates that each puzzle ran; later ones repeat the last."""

@@ -199,6 +199,25 @@ def test_the_roll_out_of_a_search_is_that_of_the_chosen_node(monkeypatch, puzzle
     assert (keep_givens(TASK, puzzle, last) == answers.tokens[0]).all()
 
 
+def test_the_roll_out_of_a_search_knows_the_user_s_hook(puzzle):
+    model, seen = softmax_model(), []
+
+    def push(update, z_h, z_l):
+        seen.append(set(update.rows.tolist()))
+        return torch.full_like(z_h, 0.5), z_l
+
+    answers = solve_puzzles(model, None, puzzle[None], attempts=6, halt="rules", return_rollout=True, hook=push)
+    node = answers.trees[0][answers.view[0]]
+    last = answers.rollout[0][0, node.act_steps * len(model.config.schedule) - 1]
+    assert (keep_givens(TASK, puzzle, last) == answers.tokens[0]).all()
+    assert seen[-1] <= set().union(*seen[: -node.act_steps * len(model.config.schedule)])  # the chosen node's number
+
+
+def test_a_search_s_default_is_cut_to_the_views_there_are_without_a_warning(recwarn):
+    answers = solve_puzzles(maze_model(), None, ROUND[None], attempts=None, retry="views", max_act_steps=1)
+    assert answers.attempts.tolist() == [16] and not recwarn
+
+
 def test_a_second_checkpoint_searches_only_what_the_first_left(monkeypatch, puzzle):
     first, second = softmax_model(seed=1), softmax_model(seed=2)
     Believer(monkeypatch, second, {10: other_digit(10)})
@@ -255,6 +274,7 @@ def test_a_wall_where_a_maze_s_path_is_believed_least_opens_the_shorter_way(monk
     assert [node.parent for node in answers.trees[0]] == [-1, -1, -1, 0] and answers.attempts.tolist() == [4]
     assert len({node.view for node in answers.trees[0][:3]}) == 3
     assert np.array_equal(answers.rollout[0].shape, (1, model.config.halt_max_steps * 6, 25))
+    assert not (answers.rollout[0][0, :, doubted] == RING.WALL).any()  # as in the answer
 
 
 def test_no_wall_closes_a_maze_and_a_corridor_is_looked_at_in_its_views_alone():

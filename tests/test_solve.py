@@ -264,7 +264,31 @@ def test_packed_weights_give_nearly_the_same_states():
         plain = model(inputs).logits
     packed = model.solve(inputs, max_act_steps=1).logits
     assert torch.allclose(packed, plain, atol=1e-4)
-    assert model.stack.layers[0].mlp.down_proj.packed is None
+    assert not model.stack.layers[0].mlp.down_proj.held  # nothing stays
+
+
+def test_calls_side_by_side_leave_each_other_s_weights_alone():
+    model = tiny_model(hidden_size=256, num_attention_heads=4, intermediate_size=512)  # large enough to be packed
+    inputs, others = torch.from_numpy(puzzles_of(2)).long(), []
+    alone = model.solve(inputs, max_act_steps=2).logits
+
+    def another(update, z_h, z_l):
+        others.append(update.index)
+        if len(others) == 2:  # ends while this one goes on
+            model.solve(inputs, max_act_steps=1, dtype=torch.bfloat16)
+            model.solve(inputs, max_act_steps=1)
+
+    assert torch.equal(model.solve(inputs, max_act_steps=2, hook=another).logits, alone)
+
+
+@pytest.mark.parametrize("freeze", ["z_h", "z_l"])
+def test_a_frozen_state_stays_what_the_carry_brought(freeze):
+    model, inputs, seen = tiny_model(), torch.from_numpy(puzzles_of(3)).long(), []
+    carry = model.initial_carry(3, dtype=torch.float32)
+    carry[freeze] = setattr(carry, freeze, torch.randn_like(carry[freeze])) or getattr(carry, freeze)
+    look = lambda update, z_h, z_l: seen.append((update.rows, {"z_h": z_h, "z_l": z_l}[freeze]))  # noqa: E731
+    model.solve(inputs, max_act_steps=2, freeze=freeze, carry=carry, hook=look, batch_size=2)
+    assert seen and all(torch.equal(z, getattr(carry, freeze)[rows]) for rows, z in seen)
 
 
 # ---- attempts
@@ -421,10 +445,41 @@ def test_puzzles_that_come_in_parts_are_joined_in_order(monkeypatch):
     model, puzzles = halting_model(), puzzles_of(7)
     seen = []
     whole = solve_puzzles(model, None, puzzles, attempts=2, retry="views")
-    monkeypatch.setattr(attempts_air, "ROWS_AT_ONCE", 6)
+    monkeypatch.setattr(attempts_air, "CELLS_AT_ONCE", 6 * puzzles.shape[1])
     keep = lambda rows, answers: seen.extend(rows)  # noqa: E731
     parts = solve_puzzles(model, None, puzzles, attempts=2, retry="views", on_answers=keep)
     assert (parts.tokens == whole.tokens).all() and sorted(seen) == list(range(7))
+
+
+@pytest.mark.parametrize("retry", ["pins", "views"])
+def test_in_parts_a_hook_hears_the_numbers_of_the_whole_and_ctrl_c_ends_all_of_them(monkeypatch, retry):
+    import air_model.attempts_air as attempts_air
+
+    model, puzzles, rows = halting_model(), puzzles_of(6, blanks=14), {}
+    options = {"attempts": 2, "retry": retry, "max_act_steps": 1, "interruptible": True}
+    for size in (6, 2):
+        monkeypatch.setattr(attempts_air, "CELLS_AT_ONCE", size * 2 * puzzles.shape[1])
+        hear = lambda update, z_h, z_l: rows.setdefault(size, set()).update(update.rows.tolist())  # noqa: E731, B023
+        solve_puzzles(model, None, puzzles, hook=hear, **options)
+    assert rows[2] == rows[6] >= set(range(6))
+
+    def break_off(update, z_h, z_l):
+        if 2 in update.rows:  # of the second part
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(attempts_air, "CELLS_AT_ONCE", 1)
+    answers = solve_puzzles(model, None, puzzles, hook=break_off, return_rollout=True, **options)
+    assert answers.stats["interrupted"] and answers.attempts[:2].all() and not answers.attempts[2:].any()
+    assert (answers.tokens[2:] == puzzles[2:]).all()
+
+
+def test_a_roll_out_knows_more_than_128_tokens():
+    task = GridTask(2, 2, 200)
+    model = tiny_model(task="grid", grid_height=2, grid_width=2, vocab_size=200)
+    with torch.no_grad():
+        model.lm_head.weight[:129] = 0
+    answers = solve_puzzles(model, task, np.full((3, 4), 5, np.uint8), return_rollout=True)
+    assert answers.tokens.min() > 128 and (answers.rollout[0][:, -1] == answers.tokens).all()
 
 
 def test_bad_settings_end_in_one_sentence():
@@ -438,7 +493,8 @@ def test_bad_settings_end_in_one_sentence():
         ({"attempts": "8"}, "a whole number; got '8'"),
         ({"seed": -1}, "seed must be"),
         ({"dtype": "bf"}, "dtype must be a floating-point type of torch"),
-        ({"puzzle_ids": [0, 0]}, "one number per puzzle"),
+        ({"puzzle_ids": [0, 0]}, "one whole number per puzzle"),
+        ({"puzzle_ids": [0.5]}, r"got \(1,\) of torch.float64"),
     ):
         with pytest.raises(ValueError, match=words):
             solve_puzzles(model, None, puzzles_of(1), **options)
