@@ -406,7 +406,7 @@ class AirStack(nn.Module):
 
 
 def forward_flops(config: AirConfig) -> float:
-    """Floating-point operations of one pass of one puzzle through one stack (ANCHORS section 2b): 27.93 M a position
+    """Floating-point operations of one pass of one puzzle through one stack: 27.93 M a position
     for full-size Sudoku. A multiply-add counts as two; norms, embeddings and heads are left out, and so is what heads
     do that look at a few cells alone (`by_groups`)."""
     t, d = config.num_stack_positions, config.hidden_size

@@ -239,7 +239,7 @@ class PuzzleSolvingPipeline(Pipeline):
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
         stages = [default | given for default, given in zip(defaults, self._sanitize_parameters(**options))]
-        stages[1]["batch_size"] = batch_size or self._batch_size
+        stages[1]["batch_size"] = self._batch_size if batch_size is None else batch_size
         inputs, stages[0]["values"] = self._opened(inputs, stages[0].get("values"))
         one = is_one_grid(self.processor.grid_task, inputs)
         if one or isinstance(inputs, (list, tuple, np.ndarray)):

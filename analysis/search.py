@@ -23,9 +23,11 @@ from air_model.records import write_json
 REFUSED, ON_THE_WAY, ACCEPTED = "#999999", PALETTE[4], PALETTE[2]
 
 
-def study_searches(model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLike, pictures: int = 2) -> list[Path]:
+def study_searches(
+    model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLike, pictures: int = 2, progress: bool = True
+) -> list[Path]:
     """Search at every puzzle; the trees as JSON, the first few as pictures. Returns what was written."""
-    options = {"attempts": None, "halt": "rules", "check": False, "return_rollout": True, "progress": True}
+    options = {"attempts": None, "halt": "rules", "check": False, "return_rollout": True, "progress": progress}
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
     if answers.trees is None:
         raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")

@@ -10,7 +10,7 @@
     python benchmarks/solve.py --onnx --batch-size 1 --dtypes float32,bfloat16 # one puzzle, exported graphs too
     OMP_NUM_THREADS=1 python benchmarks/solve.py --cpu-time                # on a busy machine: seconds of this process
 
-GFLOP/s count products only, as ANCHORS section 2b does (220 GFLOP for a 9x9 puzzle at 16 steps); "share" is theirs of
+GFLOP/s count products only (220 GFLOP for a 9x9 puzzle at 16 steps); "share" is theirs of
 the large product's rate, measured before and after each row and averaged. Speed does not depend on the weights, so
 without --model they are random, and halting is simulated: a puzzle stops at each step with probability --halt-rate.
 A trained model without --data gets generated puzzles, of solution grids that build_dataset.py keeps for test splits.

@@ -9,7 +9,7 @@
     python benchmarks/train_step.py --cycles --batch-size 4,16,64          # memory against batch and number of cycles
     python benchmarks/train_step.py --recipe sudoku_9x9_cpu --widths 64,128,256,512 --batch-size 64 compile=default
 
-TFLOP/s count products only, as ANCHORS section 2b does: 16 passes for the published step (28.1 TFLOP at batch 768). A
+TFLOP/s count products only: 16 passes for the published step (28.1 TFLOP at batch 768). A
 step is the trainer's own: fresh puzzles, refill, forward, second forward, backward, optimizers, metrics.
 """
 

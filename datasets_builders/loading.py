@@ -196,13 +196,19 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
         raise FileNotFoundError(
             f"The data set {repo_id!r}{f' at {revision}' if revision else ''} could not be fetched from the Hub"
             f" ({type(error).__name__}; is there a network, and does the data set exist?). Without the Hub, make a"
-            f" stand-in with `python scripts/build_dataset.py {'maze-hard' if 'maze' in repo_id else 'sudoku-extreme'}"
-            " --source generate --output-dir DIR` and pass DIR instead."
+            f" stand-in with `python scripts/build_dataset.py {_stand_in(repo_id)}`."
         ) from error
     if not tables_in(folder, "**/*"):
         what = "no CSV, JSON or parquet file" + ("" if split is None else f" of the split {split!r}")
         raise FileNotFoundError(f"The Hub data set {repo_id!r} has {what}.")
     return folder
+
+
+def _stand_in(name: str) -> str:
+    """Arguments of scripts/build_dataset.py for data of that name."""
+    folder, size = name if name.startswith("data/") else "DIR", re.search(r"\d+x\d+", name)
+    grid = f" --grid {size[0]}" if size and folder == name else ""
+    return f"{'maze-hard' if 'maze' in name else 'sudoku-extreme'} --source generate{grid} --output-dir {folder}"
 
 
 def full_revision(repo_id: str, revision: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """One ACT step for other runtimes: the ONNX graph, simplified, in int8, and the loop around it.
 
-The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, z_h, z_l), float32, any
-batch size; `scripts/export.py` writes it.
+The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, next_z_h, next_z_l), float32,
+any batch size; `scripts/export.py` writes it.
 """
 
 import os
@@ -159,6 +159,7 @@ def export(source: str, folder: Path, formats: list[str]) -> dict[str, Any]:
     model = load_model(source, "cpu", torch.float32).requires_grad_(False)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": source, "inputs": list(INPUTS), "outputs": list(OUTPUTS), "files": {}}
+    report["halts_where"] = f"q_halt_logits > {'q_continue_logits' if model.config.q_continue else 0}"
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         place = Path(temporary)
         export_onnx(model, place / FORMATS["onnx"])

@@ -72,7 +72,7 @@ def search(args: argparse.Namespace) -> list[Path]:
 
     model = load_model(args.models[0], args.device)
     puzzles = load_for_models([model], args.data, args.split, args.limit)
-    return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, args.pictures)
+    return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, args.pictures, args.progress)
 
 
 if __name__ == "__main__":

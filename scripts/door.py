@@ -9,7 +9,7 @@ Main = Callable[[list[str] | None], int]
 
 
 def in_sentences(name: str) -> Callable[[Main], Main]:
-    """A main function whose ValueError or OSError is said in one sentence, with exit status 1."""
+    """A main function whose ValueError or OSError is said in one sentence, with exit status 1; Ctrl-C in one word."""
 
     def around(main: Main) -> Main:
         @functools.wraps(main)
@@ -19,6 +19,9 @@ def in_sentences(name: str) -> Callable[[Main], Main]:
             except (ValueError, OSError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1
+            except KeyboardInterrupt:
+                print(f"\n{name}: stopped.", file=sys.stderr)
+                return 130
 
         return door
 

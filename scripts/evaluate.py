@@ -1,6 +1,6 @@
 """Evaluate a model on a split; one JSON with accuracies, intervals, steps and speed.
 
-    python scripts/evaluate.py --model checkpoints/air-sudoku --data sapientinc/sudoku-extreme --output eval.json
+    python scripts/evaluate.py --model checkpoints/air-sudoku-9x9 --data sapientinc/sudoku-extreme --output eval.json
     python scripts/evaluate.py --model runs/small/model --data data/sudoku --split test --limit 1000 --halt q
     python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 512 --halt rules --by-rating   # search by pins
     python scripts/evaluate.py --model DIR --data dev.csv.gz --attempts 8 --retry views --halt q

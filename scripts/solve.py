@@ -1,6 +1,6 @@
 """Solve puzzles and check the answers by the rules.
 
-    python scripts/solve.py --model checkpoints/air-sudoku 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
+    python scripts/solve.py --model checkpoints/air-sudoku-9x9 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
     python scripts/solve.py --model DIR puzzle.txt more.csv pack.zip    # files: drawn grids, one puzzle a line, tables
     cat maze.txt | python scripts/solve.py --model DIR -                # standard input
     python scripts/solve.py --model DIR --attempts 1 --json puzzle.txt  # a single pass, nothing tried again

@@ -13,8 +13,8 @@ from air_model.training.launch import is_first_process
 SIZE = {
     "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "halt_max_steps": 4, "l_layers": None,
     "h_layers": None, "puzzle_embedding_size": None, "prefix_length": None, "train_size": None,
-    "batch_size": 16, "accumulation": 1, "lr": 3e-3, "eval_limit": 16, "trackers": "none", "compile": "off",
-    "init_from": "",
+    "train_act_steps": None, "batch_size": 16, "accumulation": 1, "lr": 3e-3, "eval_limit": 16, "trackers": "none",
+    "compile": "off", "init_from": "",
 }  # fmt: skip
 
 
