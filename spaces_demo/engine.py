@@ -237,7 +237,7 @@ class Engine:
         order = [*known, *self.vacant.values()]
         solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
-            found = readings([c.task for c in order], text)
+            found = readings(list(dict.fromkeys(c.task for c in order)), text)
         except ValueError as error:
             raise ValueError(f"{error} This page solves {solves}." if "," in solves else str(error)) from None
         for task, tokens in found:

@@ -193,6 +193,25 @@ def test_what_holds_no_puzzles_is_refused_in_one_sentence(kind):
         puzzles_in(io.BytesIO(data), "the file", [NINE])
 
 
+@pytest.mark.parametrize("piece", ["-", "|", " ", "\t", "]", "],", "1\n\n", "S\n\n", "=", "─"])
+def test_a_long_text_is_refused_in_time_that_grows_with_its_length(piece):
+    text = (piece * 20_000)[:20_000]  # of what took minutes where a run was looked at again from each of its letters
+    for start in ("", "1", "#"):
+        for task in (NINE, MazeTask(30)):
+            with pytest.raises(ValueError):
+                task.encode(f"{start}{text}!")
+    split_puzzles(f"{text}!", [NINE, MazeTask(30)])
+
+
+def test_every_size_of_sudoku_is_tried_once(monkeypatch):
+    tried = []
+    encode = SudokuTask.encode
+    monkeypatch.setattr(SudokuTask, "encode", lambda task, text: tried.append(task.height) or encode(task, text))
+    with pytest.raises(ValueError):
+        readings([SudokuTask(6), NINE], "53q")
+    assert tried[:2] == [6, 9] and len(tried[2:]) == len(set(tried[2:]))
+
+
 # ---- mazes
 
 

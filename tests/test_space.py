@@ -695,6 +695,26 @@ def test_page_and_settings_keep_to_this_machine(server):
     assert "AIR: watch two states think" in page
 
 
+@pytest.mark.parametrize("handler", [app.on_run, app.on_attention, app.on_learn])
+def test_a_text_is_read_beside_the_event_loop(monkeypatch, handler):
+    class Reader(Engine):
+        def job(self, text, settings=None):
+            readers.append(threading.current_thread())
+            raise ValueError("read")
+
+    readers: list[threading.Thread] = []
+    monkeypatch.setattr(app, "ENGINE", Reader([*make_engine().checkpoints.values()]), raising=False)
+    monkeypatch.setattr(app, "LESSONS", {})
+
+    async def ask() -> None:
+        async for _ in handler({"puzzle": FOUR, "checkpoint": "four"}, "visitor"):
+            pass
+
+    with pytest.raises(ValueError, match="read"):
+        asyncio.run(ask())
+    assert readers and threading.main_thread() not in readers
+
+
 def test_faults_of_ours_are_logged_and_not_shown(capsys):
     assert "Something broke here" in app.sentence(RuntimeError("secret"))
     assert "secret" in capsys.readouterr().err
