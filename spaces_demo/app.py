@@ -196,11 +196,13 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
         tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
     elif action == "link":
-        checkpoint, tokens = ENGINE.read(text)
+        settings = data.get("settings")
+        named = settings.get("checkpoint") if isinstance(settings, dict) else None
+        checkpoint, tokens = ENGINE.read(text, named)
         note = checkpoint.missing
         if not checkpoint.vacant:
-            settings, note = data.get("settings"), "Puzzle and settings come from the link."
-            if isinstance(settings, dict) and (named := settings.get("checkpoint")):
+            note = "Puzzle and settings come from the link."
+            if named:
                 try:
                     ENGINE.checkpoint(str(named))
                 except ValueError as error:  # links live longer than names of checkpoints

@@ -232,12 +232,15 @@ class Engine:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
         if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
-        # "KEY@7x7" prefers the model KEY as well.
+        # "KEY@4x9" prefers the model KEY, and its size: the cells of a maze in one line may have several shapes.
         known = sorted(self.checkpoints.values(), key=lambda c: not f"{prefer}@".startswith(f"{c.key}@"))
         order = [*known, *self.vacant.values()]
+        tasks = dict.fromkeys(c.task for c in order)
+        with contextlib.suppress(ValueError):  # a model that is not here is no preference
+            tasks = {self.checkpoint(str(prefer)).task: None} | tasks
         solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
-            found = readings(list(dict.fromkeys(c.task for c in order)), text)
+            found = readings(list(tasks), text)
         except ValueError as error:
             raise ValueError(f"{error} This page solves {solves}." if "," in solves else str(error)) from None
         for task, tokens in found:

@@ -465,6 +465,20 @@ def test_of_two_models_that_take_a_size_the_chosen_one_runs():
     assert chosen == {"one": "one@7x7", "two": "two@7x7", "one@7x7": "one@7x7", "two@7x7": "two@7x7"}
 
 
+def test_the_chosen_size_of_a_maze_in_one_line_is_the_one_it_is_read_in(monkeypatch):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    one = Engine([Checkpoint("maze", "memory", config)])
+    for key, maze in (("maze@4x9", "S" + "." * 34 + "G"), ("maze@4x5", "S" + "." * 18 + "G")):
+        job = one.job(maze, {"checkpoint": key})
+        assert job.checkpoint == key and one.job(maze.replace(".", " "), {"checkpoint": key}) == job
+        monkeypatch.setattr(app, "ENGINE", one, raising=False)
+        link = {"action": "link", "text": maze, "settings": {"checkpoint": key}}
+        assert app.puzzle_for(link)["checkpoint"] == key
+    assert one.job("S" + "." * 34 + "G").checkpoint == "maze@6x6"
+    drawn = "S.....\n" + "......\n" * 4 + ".....G"
+    assert one.job(drawn, {"checkpoint": "maze@4x9"}).checkpoint == "maze@6x6"
+
+
 def test_one_who_waits_is_told_when_the_turn_may_come(monkeypatch):
     monkeypatch.setattr(app, "SLICES", deque([1.0, 3.0]))
     assert app.waiting(2) == {"t": "wait", "place": 2, "seconds": 4.0}
