@@ -216,13 +216,13 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
 
 
 async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
-    """The prepared run of a checkpoint, its puzzle first; computed once, the same for everybody."""
+    """The prepared run of a checkpoint, its puzzle first, the same for everybody; of its own size computed once."""
     checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
     if checkpoint.key in LESSONS:
         yield LESSONS[checkpoint.key]
         return
     task = checkpoint.task
-    tokens = new_puzzle(task, usual_level(task), np.random.default_rng(LESSON_SEED))
+    tokens = await asyncio.to_thread(new_puzzle, task, usual_level(task), np.random.default_rng(LESSON_SEED))
     job = await job_of(task.decode(tokens), {"checkpoint": checkpoint.key})
     lesson = [{"t": "lesson", "puzzle": job.puzzle}]
     yield lesson
@@ -231,7 +231,8 @@ async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
             events = [event for event in events if event["t"] != "wait"]
             lesson = lesson + events
             yield events
-    LESSONS[checkpoint.key] = lesson
+    if not checkpoint.base:  # of other sizes there are thousands
+        LESSONS[checkpoint.key] = lesson
 
 
 # ---- the API --------------------------------------------------------------------------------------------------------
@@ -241,6 +242,10 @@ async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request, f
     """The end of a job, with the roll-out if asked; errors become Gradio's, whose text reaches every client."""
     try:
         job = await job_of(puzzle, settings)
+        if frames and job.nodes:
+            raise ValueError(
+                f"A search of {job.nodes} nodes has no roll-out to return: leave out nodes, or ask /think."
+            )
         async with aclosing(events_of(job, visitor_of(request), frames)) as stream:
             *told, end = [event async for events in stream for event in events]
     except Exception as error:

@@ -181,9 +181,10 @@ class Engine:
         self.rate: Callable[[np.ndarray], int] | None = None
 
     def checkpoint(self, key: str) -> Checkpoint:
-        if found := re.fullmatch(r"(.+)@(\d{1,3})x(\d{1,3})", key):
+        found = re.fullmatch(r"(.+)@(\d{1,3})x(\d{1,3})", key)
+        if found and found[1] in self.checkpoints:  # one size alone: each text names one model
             base, *shape = found.groups()
-            return self.in_size(self.checkpoint(base), make_task("maze", *map(int, shape)))
+            return self.in_size(self.checkpoints[base], make_task("maze", *map(int, shape)))
         if key not in self.checkpoints:
             raise ValueError(f"There is no checkpoint {key[:80]!r} here. Known: {', '.join(self.checkpoints)}.")
         return self.checkpoints[key]

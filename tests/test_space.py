@@ -479,6 +479,34 @@ def test_the_chosen_size_of_a_maze_in_one_line_is_the_one_it_is_read_in(monkeypa
     assert one.job(drawn, {"checkpoint": "maze@4x9"}).checkpoint == "maze@6x6"
 
 
+@pytest.mark.parametrize("key", ["maze@7x7@9x9", "maze@7x7@7x7", "maze" + "@9x9" * 1500, "gone@7x7"])
+def test_a_key_names_one_size_of_a_known_model(key):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    with pytest.raises(ValueError, match="There is no checkpoint"):
+        Engine([Checkpoint("maze", "memory", config)]).checkpoint(key)
+
+
+@pytest.mark.parametrize(("key", "kept"), [("maze", ["maze"]), ("maze@6x6", [])])
+def test_a_prepared_run_is_kept_of_a_models_own_size_alone(monkeypatch, key, kept):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    one = Engine([Checkpoint("maze", "memory", config, model=AirModel(config).eval())])
+    makers: list[threading.Thread] = []
+
+    def make(*args):
+        makers.append(threading.current_thread())
+        return new_puzzle(*args)
+
+    for name, value in (("ENGINE", one), ("LESSONS", {}), ("TURNS", Turns()), ("new_puzzle", make)):
+        monkeypatch.setattr(app, name, value, raising=False)
+
+    async def ask() -> list[dict]:
+        return [event async for events in app.on_learn({"checkpoint": key}, "visitor") for event in events]
+
+    told = asyncio.run(ask())
+    assert told[0]["t"] == "lesson" and told[-1]["t"] == "end" and list(app.LESSONS) == kept
+    assert makers and threading.main_thread() not in makers, "the page lives on while a puzzle is made"
+
+
 def test_one_who_waits_is_told_when_the_turn_may_come(monkeypatch):
     monkeypatch.setattr(app, "SLICES", deque([1.0, 3.0]))
     assert app.waiting(2) == {"t": "wait", "place": 2, "seconds": 4.0}
@@ -637,6 +665,11 @@ def test_api_errors_are_sentences(server):
         client_of(server).predict("11" + "." * 14, api_name="/solve")
     with pytest.raises(Exception, match="steps must be a whole number"):
         client_of(server).predict(FOUR, {"steps": 1000}, api_name="/what_if")
+
+
+def test_a_search_is_refused_where_its_roll_out_is_asked_for(server):
+    with pytest.raises(Exception, match="A search of 3 nodes has no roll-out"):
+        client_of(server).predict(FOUR, {"nodes": 3}, api_name="/what_if")
 
 
 def test_only_the_documented_endpoints_are_public(server):
