@@ -636,13 +636,15 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
     if step and free and (states := engine.carries.get(key, step)):
         first, carry = step, AirCarry(*states, steps=torch.zeros(1, dtype=torch.int32, device=device))
     query = torch.tensor([[cell]], device=device)
+    if (seen := model.seen_from(query[0])) is not None:
+        seen = seen.expand(-1, -1, seen.shape[-1], -1)  # a view: only this cell's row is asked for
     calls: list[tuple[int, Tensor, Tensor, float]] = []  # of the update that computes
     maps: dict[str, list] = {}
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         now = first + int(update.steps[0])
         if now == step and update.index == schedule.index(update.level):
-            rows = [attention_rows(*call[1:], query, task.seq_len, model.seen_by_heads)[0][0, :, 0] for call in calls]
+            rows = [attention_rows(*call[1:], query, task.seq_len, seen)[0][0, :, 0] for call in calls]
             maps[update.level] = [(row * 1000).round(decimals=1).tolist() for row in rows]
         calls.clear()
         if update.index == len(schedule) - 1 and free:
@@ -651,5 +653,5 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
     options = {"hook": chain(what_if(model, job), hook), "carry": carry, "return_logits": False}
     with model.observe_attention(lambda *call: calls.append(call)):
         model.solve(torch.from_numpy(puzzle.astype(np.int64))[None], max_act_steps=step - first + 1, **options)
-    near = {name: np.flatnonzero(mask[cell]).tolist() for name, mask in task.neighbours.items()}
+    near = {name: np.flatnonzero(mask).tolist() for name, mask in task.neighbours_of(np.array([cell])).items()}
     return {"cell": cell, "step": step, **maps, "neighbours": near}

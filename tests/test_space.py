@@ -564,6 +564,21 @@ def test_attention_of_a_cell_is_that_of_the_analyses(step):
     assert cold["neighbours"]["units"] == np.flatnonzero(task.neighbours["units"][5]).tolist()
 
 
+def test_a_look_at_one_cell_of_a_large_maze_leaves_no_table_of_all_pairs():
+    fields = {"grid_height": 17, "grid_width": 16, "head_relations": ["adjacent", "all"]}
+    config = tiny_config("Lx_H", task="maze", position_embedding="rope2d", **fields)
+    one = Engine([Checkpoint("maze", "memory", config, model=AirModel(config).eval())])
+    model, task = one.model("maze"), one.checkpoint("maze").task
+    job = one.job("S" + "." * 270 + "G")
+    found = attention(one, job, 1, 40)
+    assert list(dict(model.relations.named_buffers())) == ["edges"]
+    study = Study(model, torch.from_numpy(task.encode(job.puzzle).astype(np.int64))[None])
+    for head in range(2):
+        maps = attention_maps(study, row=0, layer=0, head=head, steps=[1])
+        assert np.allclose(np.array(found["l"][0][head]) / 1000, maps.l[0][40], atol=1e-4)
+    assert found["neighbours"] == {k: np.flatnonzero(mask[40]).tolist() for k, mask in task.neighbours.items()}
+
+
 def test_a_model_without_attention_says_so():
     config = tiny_config("TRM_mlp")
     one = Engine([Checkpoint("mlp", "memory", config, model=AirModel(config).eval())])
