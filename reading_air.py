@@ -397,6 +397,8 @@ def most_like(tasks: list, puzzle: Any) -> int:
 def reads(tasks: list, text: str) -> bool:
     """Whether one of the tasks can read a text (no puzzle is as long as a file of thousands of them)."""
     for task in tasks if len(text) <= 50_000 else ():
+        if 4 * len(text) + 1 < task.seq_len:  # too short: a tab is four cells at the most, and a field may be empty
+            continue
         with contextlib.suppress(ValueError):
             task.encode(text)
             return True
@@ -453,8 +455,10 @@ def puzzles_a_line(lines: list[str], tasks: list) -> list[str]:
 
     A row of a maze may look like a small maze, and a row of a large Sudoku like a small one, but not every row.
     """
+    if len(lines) < 2:
+        return []
     some = any(reads(tasks, line) for line in lines) or any(all(map(whole, lines)) for whole in (_sudoku, _maze))
-    return lines if len(lines) > 1 and some else []
+    return lines if some else []
 
 
 def _sudoku(line: str) -> bool:

@@ -261,7 +261,7 @@ class Engine:
         except ValueError:
             if not isinstance(text, str) or len(text) > MAX_TEXT:
                 raise
-            tasks = [checkpoint.task for checkpoint in self.checkpoints.values()]
+            tasks = list(dict.fromkeys(checkpoint.task for checkpoint in self.checkpoints.values()))
             with contextlib.suppress(ValueError):  # it holds no puzzles: then the text is at fault as a whole
                 for number, puzzle in enumerate(puzzles_in(io.BytesIO(text.encode()), "The text", tasks), start=1):
                     with contextlib.suppress(ValueError):
