@@ -267,14 +267,21 @@ class AirRelations(AirTables):
         return {"edges": _hidden(near)} | ({} if by_groups(config) else {"bias": cls.of_pairs(config)})
 
     @staticmethod
-    def of_pairs(config: AirConfig) -> Tensor:
-        apart = {name: place[:, None] - place for name, place in places_of_cells(config, "cpu").items()}
+    def seen_from(config: AirConfig, cells: Tensor) -> Tensor:
+        """What each head sees from cells (Q,): bool (H, Q, positions), on their device."""
+        places = places_of_cells(config, cells.device)
+        apart = {name: place[cells, None] - place for name, place in places.items()}
         seen = {name: distance == 0 for name, distance in apart.items()}
         seen["adjacent"] = apart["row"].abs() + apart["column"].abs() <= 1
         seen["all"] = torch.ones_like(seen["row"])
         heads = torch.stack([seen[name] for name in relations_of_heads(config)])
-        extra = config.num_stack_positions - config.seq_len  # these see and are seen by every head
-        return _hidden(F.pad(heads, (extra, 0, extra, 0), value=True)[None])
+        extra = config.num_stack_positions - config.seq_len  # these are seen by every head, and see every cell
+        return F.pad(heads, (extra, 0), value=True)
+
+    @classmethod
+    def of_pairs(cls, config: AirConfig) -> Tensor:
+        heads = cls.seen_from(config, torch.arange(config.seq_len, device="cpu"))
+        return _hidden(F.pad(heads, (0, 0, config.num_stack_positions - config.seq_len, 0), value=True)[None])
 
     def pairs(self) -> Tensor:
         """bias, also where `by_groups` held when this was made."""

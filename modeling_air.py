@@ -178,6 +178,10 @@ class AirModel(SolvingMixin, AirPreTrainedModel):
         """What each head may look at, bool (1, H, positions, positions), or None where every head sees everything."""
         return None if self.relations is None else self.relations.pairs() == 0
 
+    def seen_from(self, cells: Tensor) -> Tensor | None:
+        """The rows of `seen_by_heads` for cells (Q,): bool (1, H, Q, positions). No table of all pairs is made."""
+        return None if self.relations is None else self.relations.seen_from(self.config, cells)[None]
+
     @property
     def stacks(self) -> list[AirStack]:
         """What is worth compiling: the blocks that both updates share, or L's and H's own."""

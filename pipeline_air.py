@@ -56,7 +56,9 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
             found.append((task, task.as_tokens(puzzle, values)))
         except ValueError as error:
             errors.append(error)
-    for task in () if found else tasks:
+    # Every size of Sudoku is tried, whatever the task's own: once is enough.
+    kinds = {task.name if task.name == "sudoku" else task: task for task in tasks}
+    for task in () if found else kinds.values():
         lines = len(maze_lines(puzzle, task.letters)) if isinstance(puzzle, str) and task.name != "sudoku" else 0
         vocab_size = task.vocab_size if task.name == "grid" else None
         for height, width in _sizes_of(task, puzzle):

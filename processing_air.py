@@ -301,8 +301,12 @@ class GridTask:
     @cached_property
     def neighbours(self) -> dict[str, np.ndarray]:
         """Named (S, S) bool masks, True where key j belongs to the neighbourhood of query i."""
+        return self.neighbours_of(np.arange(self.seq_len))
+
+    def neighbours_of(self, cells: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of `neighbours` for cells (Q,): (Q, S) bool masks. All of a large grid take much memory."""
         row, column = np.divmod(np.arange(self.seq_len), self.width)
-        down, right = abs(row[:, None] - row), abs(column[:, None] - column)
+        down, right = abs(row[cells, None] - row), abs(column[cells, None] - column)
         far = np.maximum(down, right)
         return {"nbr4": down + right == 1, "nbr8": far == 1, "window5": (far <= 2) & (far > 0)}
 
@@ -484,10 +488,9 @@ class SudokuTask(GridTask):
 
     # ---- geometry
 
-    @cached_property
-    def neighbours(self) -> dict[str, np.ndarray]:
-        """{"units": (S, S)}: same row, column or box; the query itself belongs to it (21 cells at 9x9)."""
-        return {"units": (self.units_of[:, None] == self.units_of[None]).any(-1)}
+    def neighbours_of(self, cells: np.ndarray) -> dict[str, np.ndarray]:
+        """{"units": (Q, S)}: same row, column or box; the query itself belongs to it (21 cells at 9x9)."""
+        return {"units": (self.units_of[cells, None] == self.units_of[None]).any(-1)}
 
     @cached_property
     def peers(self) -> np.ndarray:

@@ -26,6 +26,8 @@ BLANKS = ".0-_*?xX·"  # how people leave a cell of a Sudoku open; a letter that
 BOX_DRAWING = "".join(map(chr, range(0x2500, 0x2580)))
 FRAME = "+-|=" + BOX_DRAWING  # what a frame around a maze is drawn with
 UPRIGHT = "│┃║┆┇┊┋╎╏"
+ACROSS = frozenset(BOX_DRAWING) - set(UPRIGHT)
+RULE = frozenset("-+=*|:.'`\"")  # what lines between the rows of a Sudoku are typed with
 WALLS = str.maketrans(dict.fromkeys(FRAME, "#"))  # lines drawn inside a maze; blocks are walls everywhere
 BLOCKS = str.maketrans(dict.fromkeys("█▓▒■⬛", "#"))
 LINES = re.compile(rf"[|+=:'\"`\[\](){{}}{BOX_DRAWING}]")  # between the cells of a Sudoku
@@ -173,6 +175,9 @@ def numbering(number: int, several: bool) -> Iterator[None]:
 
 
 # ---- text
+#
+# Visitors of a page paste what they like, and each text is read for many sizes: no pattern here may look at a run of
+# letters again from each of its places.
 
 
 def body(text: str, letters: Collection[str], comments: bool) -> list[str | None]:
@@ -194,7 +199,8 @@ def body(text: str, letters: Collection[str], comments: bool) -> list[str | None
             aside = (name[1] or "").lower().startswith(ASIDE)
             lines.append(None)
         elif not aside and not bare.startswith(("```", "~~~", "//")):
-            lines.append(re.sub(r"\s*#.*|^\s+$", "", line) if comments else line)
+            cells, comment, _ = line.partition("#") if comments else (line, "", "")
+            lines.append(cells.rstrip() if comment or comments and not bare else line)
     return lines
 
 
@@ -208,10 +214,15 @@ def is_title(line: str, letters: Collection[str]) -> bool:
 
 def is_rule(line: str) -> bool:
     """Whether a line of a drawn Sudoku is no row for certain: +---+, *---*, :---+---:, ├───┼───┤."""
-    bare = line.strip()
-    if set(bare) & (set(BOX_DRAWING) - set(UPRIGHT)):
-        return not re.search(r"\w", bare)
-    return bool(re.fullmatch(r"[-+=*|:.'`\"\s]*[-=][-+=*|:.'`\"\s]*", bare)) and ("+" in bare or bare[0] in "*.:'`=")
+    letters = _letters(line)
+    if letters & ACROSS:
+        return not re.search(r"\w", line)
+    return bool(letters & set("-=")) and letters <= RULE and ("+" in letters or line.lstrip()[0] in "*.:'`=")
+
+
+def _letters(line: str) -> set[str]:
+    """Those that are no white space."""
+    return set("".join(line.split()))
 
 
 def sudoku_cells(task: Any, text: str) -> str:
@@ -227,7 +238,7 @@ def sudoku_cells(task: Any, text: str) -> str:
     # A dash is a blank or a drawn line: the number of cells tells, since each reading has more than the one before.
     readings = (
         [row.replace("-", " ") for row in rows],
-        [row for row, line in zip(rows, lines) if not re.fullmatch(r"[-|\s]*-[-|\s]*", line)],
+        [row for row, line in zip(rows, lines) if not {"-"} <= _letters(line) <= {"-", "|"}],
         rows,
     )
     found = [_joined(LINES.sub(" ", " ".join(reading)).split(), size) for reading in readings]
@@ -247,7 +258,8 @@ def _whole_word(line: str, count: int, letters: Collection[str]) -> str | None:
 
 def _fields(line: str, size: int) -> str:
     """A line whose cells are parted by commas, semicolons, tabs or bars: a field that is empty is a blank."""
-    line = re.sub(r"^[\s\[({]*[\[({]|[\])}][\])},;\s]*$", "", line).replace('"', "")
+    line = re.sub(r"^[\s\[({]*[\[({]", "", line)
+    line = re.sub(r"^[\])},;\s]*[\])}]", "", line[::-1])[::-1].replace('"', "")  # backwards, as from its start
     for mark in ",;\t|":
         inner = line.strip(" ").strip("|") if mark == "|" else line
         if inner.count(mark) == size and inner.rstrip(" ").endswith(mark):
@@ -285,7 +297,14 @@ def maze_lines(text: str, letters: Collection[str]) -> list[str]:
     fields = [re.split("[,;]", re.sub(r"[,;]\s*$", "", line)) for line in lines]
     if lines and all(len(row) > 1 and all(len(cell.strip()) < 2 for cell in row) for row in fields):
         lines = ["".join(cell.strip() or " " for cell in row) for row in fields]
-    return [re.sub(r"^[ \t]+|[ \t]+$", lambda found: found[0].expandtabs(4), line) for line in lines]
+    return [_tabs_around(line) for line in lines]
+
+
+def _tabs_around(line: str) -> str:
+    """Tabs before and after a drawing as spaces."""
+    bare = line.strip(" \t")
+    before, _, after = line.partition(bare) if bare else (line, "", "")
+    return before.expandtabs(4) + bare + after.expandtabs(4)
 
 
 def maze_cells(task: Any, text: str) -> str:
@@ -378,6 +397,8 @@ def most_like(tasks: list, puzzle: Any) -> int:
 def reads(tasks: list, text: str) -> bool:
     """Whether one of the tasks can read a text (no puzzle is as long as a file of thousands of them)."""
     for task in tasks if len(text) <= 50_000 else ():
+        if 4 * len(text) + 1 < task.seq_len:  # too short: a tab is four cells at the most, and a field may be empty
+            continue
         with contextlib.suppress(ValueError):
             task.encode(text)
             return True
@@ -408,6 +429,10 @@ def split_puzzles(text: str, tasks: list) -> list[str]:
 def _of_section(pieces: list[list[str]], tasks: list) -> list[str]:
     """Puzzles of pieces between two titles: a piece is whole, or each of its lines, or some pieces together are."""
 
+    # No puzzle has more pieces than rows and lines around them. Without an end, a long text would be read anew with
+    # each of its pieces.
+    most = 2 * max(task.height for task in tasks) + 1
+
     def refused() -> list[str]:
         tall = min(task.height for task in tasks) - 1
         whole = all(piece.count("\n") + 1 >= tall for piece in waiting)
@@ -420,7 +445,7 @@ def _of_section(pieces: list[list[str]], tasks: list) -> list[str]:
             puzzles, waiting = [*puzzles, *refused(), *found], []
             continue
         waiting.append(block)
-        if reads(tasks, joined := "\n".join(waiting)):
+        if len(waiting) <= most and reads(tasks, joined := "\n".join(waiting)):
             puzzles, waiting = [*puzzles, joined], []
     return puzzles + refused()
 
@@ -430,8 +455,10 @@ def puzzles_a_line(lines: list[str], tasks: list) -> list[str]:
 
     A row of a maze may look like a small maze, and a row of a large Sudoku like a small one, but not every row.
     """
+    if len(lines) < 2:
+        return []
     some = any(reads(tasks, line) for line in lines) or any(all(map(whole, lines)) for whole in (_sudoku, _maze))
-    return lines if len(lines) > 1 and some else []
+    return lines if some else []
 
 
 def _sudoku(line: str) -> bool:

@@ -122,6 +122,11 @@ async def in_turns(stream: Stream, visitor: str) -> AsyncIterator[Events]:
         steps.shutdown(wait=False)
 
 
+async def job_of(puzzle: Any, settings: Any) -> Job:
+    """`Engine.job`, in a thread: reading a long text takes a while, and the page lives on meanwhile."""
+    return await asyncio.to_thread(ENGINE.job, puzzle, settings)
+
+
 def events_of(job: Job, visitor: str, frames: bool = True) -> AsyncIterator[Events]:
     return in_turns(run_here(job, frames), visitor)
 
@@ -164,15 +169,20 @@ def in_lines(answer: Callable[[dict[str, Any], str], AsyncIterator[Events]]) -> 
     return handler
 
 
-def on_run(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
+async def on_run(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """A roll-out, update by update."""
-    return events_of(ENGINE.job(data.get("puzzle"), data.get("settings")), visitor)
+    job = await job_of(data.get("puzzle"), data.get("settings"))
+    async with aclosing(events_of(job, visitor)) as stream:
+        async for events in stream:
+            yield events
 
 
-def on_attention(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
+async def on_attention(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
     """Where a cell looks."""
-    job = ENGINE.job(data.get("puzzle"), data.get("settings"))
-    return in_turns(attention_here(job, data.get("step"), data.get("cell")), visitor)
+    job = await job_of(data.get("puzzle"), data.get("settings"))
+    async with aclosing(in_turns(attention_here(job, data.get("step"), data.get("cell")), visitor)) as stream:
+        async for events in stream:
+            yield events
 
 
 async def on_puzzle(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
@@ -186,11 +196,13 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
         checkpoint = ENGINE.place(str(data.get("checkpoint")))
         tokens = new_puzzle(checkpoint.task, str(data.get("level")), np.random.default_rng())
     elif action == "link":
-        checkpoint, tokens = ENGINE.read(text)
+        settings = data.get("settings")
+        named = settings.get("checkpoint") if isinstance(settings, dict) else None
+        checkpoint, tokens = ENGINE.read(text, named)
         note = checkpoint.missing
         if not checkpoint.vacant:
-            settings, note = data.get("settings"), "Puzzle and settings come from the link."
-            if isinstance(settings, dict) and (named := settings.get("checkpoint")):
+            note = "Puzzle and settings come from the link."
+            if named:
                 try:
                     ENGINE.checkpoint(str(named))
                 except ValueError as error:  # links live longer than names of checkpoints
@@ -204,14 +216,14 @@ def puzzle_for(data: dict[str, Any]) -> dict[str, Any]:
 
 
 async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
-    """The prepared run of a checkpoint, its puzzle first; computed once, the same for everybody."""
+    """The prepared run of a checkpoint, its puzzle first, the same for everybody; of its own size computed once."""
     checkpoint = ENGINE.checkpoint(str(data.get("checkpoint")))
     if checkpoint.key in LESSONS:
         yield LESSONS[checkpoint.key]
         return
     task = checkpoint.task
-    tokens = new_puzzle(task, usual_level(task), np.random.default_rng(LESSON_SEED))
-    job = ENGINE.job(task.decode(tokens), {"checkpoint": checkpoint.key})
+    tokens = await asyncio.to_thread(new_puzzle, task, usual_level(task), np.random.default_rng(LESSON_SEED))
+    job = await job_of(task.decode(tokens), {"checkpoint": checkpoint.key})
     lesson = [{"t": "lesson", "puzzle": job.puzzle}]
     yield lesson
     async with aclosing(events_of(job, visitor)) as stream:
@@ -219,7 +231,8 @@ async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
             events = [event for event in events if event["t"] != "wait"]
             lesson = lesson + events
             yield events
-    LESSONS[checkpoint.key] = lesson
+    if not checkpoint.base:  # of other sizes there are thousands
+        LESSONS[checkpoint.key] = lesson
 
 
 # ---- the API --------------------------------------------------------------------------------------------------------
@@ -228,7 +241,12 @@ async def on_learn(data: dict[str, Any], visitor: str) -> AsyncIterator[Events]:
 async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request, frames: bool) -> dict[str, Any]:
     """The end of a job, with the roll-out if asked; errors become Gradio's, whose text reaches every client."""
     try:
-        async with aclosing(events_of(ENGINE.job(puzzle, settings), visitor_of(request), frames)) as stream:
+        job = await job_of(puzzle, settings)
+        if frames and job.nodes:
+            raise ValueError(
+                f"A search of {job.nodes} nodes has no roll-out to return: leave out nodes, or ask /think."
+            )
+        async with aclosing(events_of(job, visitor_of(request), frames)) as stream:
             *told, end = [event async for events in stream for event in events]
     except Exception as error:
         raise gr.Error(sentence(error), print_exception=False) from None

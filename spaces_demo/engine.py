@@ -181,9 +181,10 @@ class Engine:
         self.rate: Callable[[np.ndarray], int] | None = None
 
     def checkpoint(self, key: str) -> Checkpoint:
-        if found := re.fullmatch(r"(.+)@(\d{1,3})x(\d{1,3})", key):
+        found = re.fullmatch(r"(.+)@(\d{1,3})x(\d{1,3})", key)
+        if found and found[1] in self.checkpoints:  # one size alone: each text names one model
             base, *shape = found.groups()
-            return self.in_size(self.checkpoint(base), make_task("maze", *map(int, shape)))
+            return self.in_size(self.checkpoints[base], make_task("maze", *map(int, shape)))
         if key not in self.checkpoints:
             raise ValueError(f"There is no checkpoint {key[:80]!r} here. Known: {', '.join(self.checkpoints)}.")
         return self.checkpoints[key]
@@ -232,12 +233,15 @@ class Engine:
             raise ValueError(f"That is {len(text):,} characters; this page reads puzzles of up to {MAX_TEXT:,}.")
         if not text.strip() and len(text) not in {c.config.seq_len for c in self.checkpoints.values()}:
             raise ValueError("There is no puzzle in an empty text. Type or paste one, or ask for a new puzzle.")
-        # "KEY@7x7" prefers the model KEY as well.
+        # "KEY@4x9" prefers the model KEY, and its size: the cells of a maze in one line may have several shapes.
         known = sorted(self.checkpoints.values(), key=lambda c: not f"{prefer}@".startswith(f"{c.key}@"))
         order = [*known, *self.vacant.values()]
+        tasks = dict.fromkeys(c.task for c in order)
+        with contextlib.suppress(ValueError):  # a model that is not here is no preference
+            tasks = {self.checkpoint(str(prefer)).task: None} | tasks
         solves = ", ".join(dict.fromkeys(title(c.task) for c in known))
         try:
-            found = readings([c.task for c in order], text)
+            found = readings(list(tasks), text)
         except ValueError as error:
             raise ValueError(f"{error} This page solves {solves}." if "," in solves else str(error)) from None
         for task, tokens in found:
@@ -257,7 +261,7 @@ class Engine:
         except ValueError:
             if not isinstance(text, str) or len(text) > MAX_TEXT:
                 raise
-            tasks = [checkpoint.task for checkpoint in self.checkpoints.values()]
+            tasks = list(dict.fromkeys(checkpoint.task for checkpoint in self.checkpoints.values()))
             with contextlib.suppress(ValueError):  # it holds no puzzles: then the text is at fault as a whole
                 for number, puzzle in enumerate(puzzles_in(io.BytesIO(text.encode()), "The text", tasks), start=1):
                     with contextlib.suppress(ValueError):
@@ -632,13 +636,15 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
     if step and free and (states := engine.carries.get(key, step)):
         first, carry = step, AirCarry(*states, steps=torch.zeros(1, dtype=torch.int32, device=device))
     query = torch.tensor([[cell]], device=device)
+    if (seen := model.seen_from(query[0])) is not None:
+        seen = seen.expand(-1, -1, seen.shape[-1], -1)  # a view: only this cell's row is asked for
     calls: list[tuple[int, Tensor, Tensor, float]] = []  # of the update that computes
     maps: dict[str, list] = {}
 
     def hook(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> None:
         now = first + int(update.steps[0])
         if now == step and update.index == schedule.index(update.level):
-            rows = [attention_rows(*call[1:], query, task.seq_len, model.seen_by_heads)[0][0, :, 0] for call in calls]
+            rows = [attention_rows(*call[1:], query, task.seq_len, seen)[0][0, :, 0] for call in calls]
             maps[update.level] = [(row * 1000).round(decimals=1).tolist() for row in rows]
         calls.clear()
         if update.index == len(schedule) - 1 and free:
@@ -647,5 +653,5 @@ def attention(engine: Engine, job: Job, step: Any, cell: Any) -> dict[str, Any]:
     options = {"hook": chain(what_if(model, job), hook), "carry": carry, "return_logits": False}
     with model.observe_attention(lambda *call: calls.append(call)):
         model.solve(torch.from_numpy(puzzle.astype(np.int64))[None], max_act_steps=step - first + 1, **options)
-    near = {name: np.flatnonzero(mask[cell]).tolist() for name, mask in task.neighbours.items()}
+    near = {name: np.flatnonzero(mask).tolist() for name, mask in task.neighbours_of(np.array([cell])).items()}
     return {"cell": cell, "step": step, **maps, "neighbours": near}

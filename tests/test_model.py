@@ -299,6 +299,10 @@ def test_large_grids_hold_no_table_of_pairs_until_one_is_asked_for():
     )
     table = dict(model.relations.named_buffers())
     assert list(table) == ["edges"] and table["edges"].shape == (272, 5)
+    some = model.seen_from(torch.tensor([40, 0]))
+    assert list(dict(model.relations.named_buffers())) == ["edges"]
+    extra = model.config.num_stack_positions - 272
+    assert torch.equal(some, model.seen_by_heads[:, :, [40 + extra, extra]])
     seen = model.seen_by_heads[0, 0, -272:, -272:]
     assert seen[0].nonzero().flatten().tolist() == [0, 1, 16] and seen.sum() == 5 * 272 - 2 * (17 + 16)
     model.to_empty(device="cpu")

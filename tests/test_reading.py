@@ -15,7 +15,7 @@ from air_model.datasets_builders import load_puzzles
 from air_model.datasets_builders.files import puzzles_in
 from air_model.pipeline_air import readings
 from air_model.processing_air import MazeTask, SudokuTask
-from air_model.reading_air import split_puzzles
+from air_model.reading_air import puzzles_a_line, split_puzzles
 from air_model.scripts import build_dataset
 
 PUZZLE = "..3.2.6..9..3.5..1..18.64....81.29..7.......8..67.82....26.95..8..2.3..9..5.1.3.."
@@ -191,6 +191,30 @@ def test_what_holds_no_puzzles_is_refused_in_one_sentence(kind):
     says = {"office": "save it as CSV", "binary": "is no text file", "columns": "has the columns name"}[kind]
     with pytest.raises(ValueError, match=says):
         puzzles_in(io.BytesIO(data), "the file", [NINE])
+
+
+@pytest.mark.parametrize("piece", ["-", "|", " ", "\t", "]", "],", "1\n\n", "S\n\n", "=", "─"])
+def test_a_long_text_is_refused_in_time_that_grows_with_its_length(piece):
+    text = (piece * 20_000)[:20_000]  # of what took minutes where a run was looked at again from each of its letters
+    for start in ("", "1", "#"):
+        for task in (NINE, MazeTask(30)):
+            with pytest.raises(ValueError):
+                task.encode(f"{start}{text}!")
+    split_puzzles(f"{text}!", [NINE, MazeTask(30)])
+
+
+def test_lines_too_short_for_a_puzzle_are_not_read_one_by_one(monkeypatch):
+    monkeypatch.setattr(SudokuTask, "encode", lambda task, text: pytest.fail(f"read {text!r}"))
+    assert not puzzles_a_line(["1 2 3"] * 1000, [NINE]) and not puzzles_a_line([PUZZLE], [NINE])
+
+
+def test_every_size_of_sudoku_is_tried_once(monkeypatch):
+    tried = []
+    encode = SudokuTask.encode
+    monkeypatch.setattr(SudokuTask, "encode", lambda task, text: tried.append(task.height) or encode(task, text))
+    with pytest.raises(ValueError):
+        readings([SudokuTask(6), NINE], "53q")
+    assert tried[:2] == [6, 9] and len(tried[2:]) == len(set(tried[2:]))
 
 
 # ---- mazes

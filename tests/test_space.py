@@ -465,6 +465,48 @@ def test_of_two_models_that_take_a_size_the_chosen_one_runs():
     assert chosen == {"one": "one@7x7", "two": "two@7x7", "one@7x7": "one@7x7", "two@7x7": "two@7x7"}
 
 
+def test_the_chosen_size_of_a_maze_in_one_line_is_the_one_it_is_read_in(monkeypatch):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    one = Engine([Checkpoint("maze", "memory", config)])
+    for key, maze in (("maze@4x9", "S" + "." * 34 + "G"), ("maze@4x5", "S" + "." * 18 + "G")):
+        job = one.job(maze, {"checkpoint": key})
+        assert job.checkpoint == key and one.job(maze.replace(".", " "), {"checkpoint": key}) == job
+        monkeypatch.setattr(app, "ENGINE", one, raising=False)
+        link = {"action": "link", "text": maze, "settings": {"checkpoint": key}}
+        assert app.puzzle_for(link)["checkpoint"] == key
+    assert one.job("S" + "." * 34 + "G").checkpoint == "maze@6x6"
+    drawn = "S.....\n" + "......\n" * 4 + ".....G"
+    assert one.job(drawn, {"checkpoint": "maze@4x9"}).checkpoint == "maze@6x6"
+
+
+@pytest.mark.parametrize("key", ["maze@7x7@9x9", "maze@7x7@7x7", "maze" + "@9x9" * 1500, "gone@7x7"])
+def test_a_key_names_one_size_of_a_known_model(key):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    with pytest.raises(ValueError, match="There is no checkpoint"):
+        Engine([Checkpoint("maze", "memory", config)]).checkpoint(key)
+
+
+@pytest.mark.parametrize(("key", "kept"), [("maze", ["maze"]), ("maze@6x6", [])])
+def test_a_prepared_run_is_kept_of_a_models_own_size_alone(monkeypatch, key, kept):
+    config = tiny_config("Lx_H", task="maze", grid_height=5, position_embedding="rope2d")
+    one = Engine([Checkpoint("maze", "memory", config, model=AirModel(config).eval())])
+    makers: list[threading.Thread] = []
+
+    def make(*args):
+        makers.append(threading.current_thread())
+        return new_puzzle(*args)
+
+    for name, value in (("ENGINE", one), ("LESSONS", {}), ("TURNS", Turns()), ("new_puzzle", make)):
+        monkeypatch.setattr(app, name, value, raising=False)
+
+    async def ask() -> list[dict]:
+        return [event async for events in app.on_learn({"checkpoint": key}, "visitor") for event in events]
+
+    told = asyncio.run(ask())
+    assert told[0]["t"] == "lesson" and told[-1]["t"] == "end" and list(app.LESSONS) == kept
+    assert makers and threading.main_thread() not in makers, "the page lives on while a puzzle is made"
+
+
 def test_one_who_waits_is_told_when_the_turn_may_come(monkeypatch):
     monkeypatch.setattr(app, "SLICES", deque([1.0, 3.0]))
     assert app.waiting(2) == {"t": "wait", "place": 2, "seconds": 4.0}
@@ -520,6 +562,21 @@ def test_attention_of_a_cell_is_that_of_the_analyses(step):
     assert np.allclose(np.array(cold["l"][0][1]) / 1000, maps.l[0][5], atol=1e-4)
     assert np.allclose(np.array(cold["h"][0][1]) / 1000, maps.h[0][5], atol=1e-4)
     assert cold["neighbours"]["units"] == np.flatnonzero(task.neighbours["units"][5]).tolist()
+
+
+def test_a_look_at_one_cell_of_a_large_maze_leaves_no_table_of_all_pairs():
+    fields = {"grid_height": 17, "grid_width": 16, "head_relations": ["adjacent", "all"]}
+    config = tiny_config("Lx_H", task="maze", position_embedding="rope2d", **fields)
+    one = Engine([Checkpoint("maze", "memory", config, model=AirModel(config).eval())])
+    model, task = one.model("maze"), one.checkpoint("maze").task
+    job = one.job("S" + "." * 270 + "G")
+    found = attention(one, job, 1, 40)
+    assert list(dict(model.relations.named_buffers())) == ["edges"]
+    study = Study(model, torch.from_numpy(task.encode(job.puzzle).astype(np.int64))[None])
+    for head in range(2):
+        maps = attention_maps(study, row=0, layer=0, head=head, steps=[1])
+        assert np.allclose(np.array(found["l"][0][head]) / 1000, maps.l[0][40], atol=1e-4)
+    assert found["neighbours"] == {k: np.flatnonzero(mask[40]).tolist() for k, mask in task.neighbours.items()}
 
 
 def test_a_model_without_attention_says_so():
@@ -625,6 +682,11 @@ def test_api_errors_are_sentences(server):
         client_of(server).predict(FOUR, {"steps": 1000}, api_name="/what_if")
 
 
+def test_a_search_is_refused_where_its_roll_out_is_asked_for(server):
+    with pytest.raises(Exception, match="A search of 3 nodes has no roll-out"):
+        client_of(server).predict(FOUR, {"nodes": 3}, api_name="/what_if")
+
+
 def test_only_the_documented_endpoints_are_public(server):
     named = client_of(server).view_api(return_format="dict")["named_endpoints"]
     assert set(named) == {"/solve", "/think", "/rollout", "/what_if"}
@@ -693,6 +755,26 @@ def test_page_and_settings_keep_to_this_machine(server):
     )
     assert not re.search(r"(src|url|import)\s*[=(]\s*[\"']?https?://", ours)
     assert "AIR: watch two states think" in page
+
+
+@pytest.mark.parametrize("handler", [app.on_run, app.on_attention, app.on_learn])
+def test_a_text_is_read_beside_the_event_loop(monkeypatch, handler):
+    class Reader(Engine):
+        def job(self, text, settings=None):
+            readers.append(threading.current_thread())
+            raise ValueError("read")
+
+    readers: list[threading.Thread] = []
+    monkeypatch.setattr(app, "ENGINE", Reader([*make_engine().checkpoints.values()]), raising=False)
+    monkeypatch.setattr(app, "LESSONS", {})
+
+    async def ask() -> None:
+        async for _ in handler({"puzzle": FOUR, "checkpoint": "four"}, "visitor"):
+            pass
+
+    with pytest.raises(ValueError, match="read"):
+        asyncio.run(ask())
+    assert readers and threading.main_thread() not in readers
 
 
 def test_faults_of_ours_are_logged_and_not_shown(capsys):
