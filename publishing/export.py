@@ -1,7 +1,7 @@
 """One ACT step for other runtimes: the ONNX graph, simplified, in int8, and the loop around it.
 
-The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, next_z_h, next_z_l), float32,
-any batch size; `scripts/export.py` writes it.
+The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, next_z_h, next_z_l),
+float32, any batch size; `scripts/export.py` writes it.
 """
 
 import os

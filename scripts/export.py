@@ -3,10 +3,10 @@
     python scripts/export.py --model checkpoints/air-sudoku-9x9 --output-dir exported              # model.onnx
     python scripts/export.py --model DIR --output-dir exported --format onnx int8
 
-The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, next_z_h, next_z_l), float32,
-any batch size. Start from the states in start.npz (z_h, z_l, each (T, D)), feed the next ones back, and stop after a
-fixed number of steps or by the model's own rule: q_halt_logits > q_continue_logits, or > 0 where the model was trained
-without q_continue. export.json says which ("halts_where"), and has the largest differences to the model after one step.
+The graph is (input_ids, puzzle_ids, z_h, z_l) -> (logits, q_halt_logits, q_continue_logits, next_z_h, next_z_l),
+float32, any batch size. Start from the states in start.npz (z_h, z_l, each (T, D)), feed the next ones back, and stop
+after a fixed number of steps or by the model's own rule: q_halt_logits > q_continue_logits, or > 0 where the model was
+trained without q_continue. export.json says which ("halts_where"), and how far the graph is off after one step.
 """
 
 import argparse

@@ -418,7 +418,7 @@ def test_a_truncated_gzip_is_reported_with_its_row(tmp_path, capsys):
     assert "ends early" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
-def test_an_interrupted_build_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     from air_model.datasets_builders import build as module
 
     def stop(*_):
@@ -426,8 +426,8 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module._Writer, "finish", stop)
     source = write_csv(tmp_path / "mine.csv", sudoku_rows(4))
-    with pytest.raises(KeyboardInterrupt):
-        build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o")
+    assert build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o") == 130
+    assert capsys.readouterr().err.endswith("build_dataset: stopped.\n")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.csv"]
 
 

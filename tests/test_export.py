@@ -65,6 +65,7 @@ def test_onnx_solves_as_the_model_does_and_int8_nearly(tmp_path):
     assert export_main(words) == 0
     report = json.loads((tmp_path / "out" / "export.json").read_text())
     assert max(report["files"]["model.onnx"]["largest_difference"].values()) < 1e-4
+    assert report["halts_where"] == "q_halt_logits > q_continue_logits"
     assert (tmp_path / "out" / "start.npz").is_file()
     onnx = pytest.importorskip("onnx")
     int8 = onnx.load(tmp_path / "out" / "model_int8.onnx").graph

@@ -33,6 +33,7 @@ from air_model.training.cost import compile_mode, onednn_linear, training_flops,
 from air_model.training.journal import lasting_id
 from air_model.training.launch import TAKEN, alone_in, refuse_lonely_process
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
+from air_model.training.stages import read_stages
 from air_model.training.start import widened
 from air_model.training.trainer import Trainer
 
@@ -573,6 +574,13 @@ def test_a_smoke_run_needs_neither_data_nor_network(tmp_path, name):
     arguments = ["--recipe", name, "--output-dir", str(tmp_path / "run"), "--smoke", "max_steps=2"]
     assert ta.main(arguments) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "shipped").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_stage_of_a_shipped_recipe_has_a_miniature(tmp_path, path):
+    stages = read_stages(path, {})
+    small = [ta.smoke_recipe(stage.recipe, set(), tmp_path) for stage in stages]
+    assert stages and {recipe.model["hidden_size"] for recipe in small} == {32}
 
 
 def test_a_smoke_run_of_another_task_may_overwrite_one(tmp_path):
