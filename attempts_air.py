@@ -276,7 +276,7 @@ class Attempts:
     on_nodes: Callable[[int, list[Node]], None] | None
     interruptible: bool
 
-    def begin(self, views: Symmetry) -> None:
+    def set_views(self, views: Symmetry) -> None:
         self.views, self.back = views, views.inverse()
         self.accepted = np.zeros(len(self.puzzles), bool)
 
@@ -299,7 +299,7 @@ class Attempts:
         result.stats = sum_of_stats(stats) | interrupted
         return result
 
-    def tell(self, done: np.ndarray) -> None:
+    def report(self, done: np.ndarray) -> None:
         """These puzzles are done with."""
         if self.on_answers is not None and len(done):
             self.on_answers(self.first + done, self.collect(done))
@@ -339,7 +339,7 @@ class _Views(Attempts):
     seed: int
 
     def __post_init__(self) -> None:
-        self.begin(self.views)
+        self.set_views(self.views)
         self.n, self.k = len(self.puzzles), len(self.views.cells)
         total = len(self.models) * self.k
         # Row v * n + i of a call of `solve` is view v of puzzle i.
@@ -365,7 +365,7 @@ class _Views(Attempts):
             if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
                 self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
             again = ~self.accepted[i] & (view + 1 < self.k)
-            self.tell(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
+            self.report(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
             return torch.from_numpy(rows[again] + n)
 
         def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
@@ -496,9 +496,9 @@ class _Tree:
         self.orders: list[int] = []  # of making
         self.came: dict[int, list | None] = {}  # what came out, by order of making; None while it is being computed
         self.best: tuple[tuple, int] | None = None  # the better the smaller, and which node
-        self.begin()
+        self.add_roots()
 
-    def begin(self) -> None:
+    def add_roots(self) -> None:
         """Start from the puzzle as given: in the next view, or, where a search never restarts, in each of them."""
         self.view += 1
         starts = [self.view] if self.restart else range(self.views)
@@ -537,7 +537,7 @@ class _Tree:
                 self.made += 1
             self.over = accepted or len(self.nodes) == self.most or not self.queue
             if self.restart and not self.over and len(self.nodes) % self.restart == 0:
-                self.begin()
+                self.add_roots()
 
 
 @dataclass
@@ -549,7 +549,7 @@ class Search(Attempts):
     def __post_init__(self) -> None:
         self.how = GUESSING[self.task.name]
         views = math.ceil(self.most / self.how.restart) if self.how.restart else VIEWS
-        self.begin(symmetric_views(self.task, views))
+        self.set_views(symmetric_views(self.task, views))
         n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
         self.steps, self.attempts, self.view, self.chosen = np.zeros((4, n), np.int64)
@@ -682,7 +682,7 @@ class Search(Attempts):
                 done.append(i)
         if not self.counts_nodes:
             self.bar.update(len(done))
-        self.tell(np.array(done, np.int64))
+        self.report(np.array(done, np.int64))
         return self._fill()
 
     def _beliefs(self, at: np.ndarray, logits: Tensor) -> np.ndarray:

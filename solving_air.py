@@ -138,7 +138,7 @@ class SolvingMixin:
         recorder = Recorder(self, len(input_ids), max_act_steps) if return_rollout else None
         hook = chain(freezer(self, freeze, carry), hook, recorder)
         loop = _Loop(self, input_ids, puzzle_ids, max_act_steps, halt, dtype, hook, carry, on_finish)
-        loop.begin(queue, batch_size, return_logits, progress)
+        loop.start(queue, batch_size, return_logits, progress)
         was_training = self.training
         self.eval()
         try:
@@ -259,7 +259,7 @@ class _Loop:
     passes: int = 0
     capacity: int = 0  # slot steps that there was room for: running out of memory changes the batch
 
-    def begin(self, queue: Tensor | None, batch_size: int | None, return_logits: bool, progress: bool) -> None:
+    def start(self, queue: Tensor | None, batch_size: int | None, return_logits: bool, progress: bool) -> None:
         model, config, device, total = self.model, self.model.config, self.input_ids.device, len(self.input_ids)
         self.batch_size = min(batch_size or model.default_batch_size(total), max(total, 1))
         logits_shape = (total, config.seq_len, config.vocab_size)

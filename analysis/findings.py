@@ -543,9 +543,9 @@ def for_the_space(results: Path) -> dict[str, Any]:
         for name, study in studies.items()
     }  # fmt: skip
     mine = of_size(runs, TABLE)
-    told = []
+    rungs = []
     for rung, ((steps, _), *_) in ladder(mine).items():
         exact = {v: of_rung(mine, rung, v, steps) for v in ("Lx_H", "Lx_Hx")}
         means = {v: round(statistics.mean(by.values()), 1) for v, by in exact.items() if by}
-        told.append({"recipe": RUNG_WORDS[rung], "steps": steps, "seeds": len(exact["Lx_H"]), **means})
-    return {"models": models, "ladder": told}
+        rungs.append({"recipe": RUNG_WORDS[rung], "steps": steps, "seeds": len(exact["Lx_H"]), **means})
+    return {"models": models, "ladder": rungs}

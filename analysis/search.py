@@ -31,7 +31,7 @@ def study_searches(
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
     if answers.trees is None:
         raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")
-    answers.rollout = None  # it is not told
+    answers.rollout = None  # not part of the file
     found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
              for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip
     pictured = enumerate(answers.trees[:pictures])

@@ -65,8 +65,8 @@ def read_runs(path: Path) -> Runs:
         try:
             run = json.loads(line)
             # How often it saved or logged does not make another run of it; what it was evaluated on does.
-            told = FREE_ON_RESUME - {"eval_data", "eval_split", "eval_limit", "final_eval_limit"}
-            key = json.dumps({k: v for k, v in run["config"].items() if k not in told}, sort_keys=True)
+            free = FREE_ON_RESUME - {"eval_data", "eval_split", "eval_limit", "final_eval_limit"}
+            key = json.dumps({k: v for k, v in run["config"].items() if k not in free}, sort_keys=True)
             if run["status"] == "finished":
                 for field in ("task", "variant", "seed", "steps", "grid", "name", "date", "wall_seconds"):
                     run[field]  # what the tables read

@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
         wanted[args.tables] = tables.page(made, published, args.tables)
         if not args.file:
-            told = findings.for_the_space(RESULTS)
-            wanted[SPACE / "findings.json"] = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+            shown = findings.for_the_space(RESULTS)
+            wanted[SPACE / "findings.json"] = json.dumps(shown, indent=1, ensure_ascii=False) + "\n"
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

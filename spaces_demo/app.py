@@ -95,7 +95,7 @@ async def in_turns(stream: Stream, visitor: str) -> AsyncIterator[Events]:
     # The stream's steps, one after another; ZeroGPU asks the context whose request they are for.
     loop, steps, run_step = asyncio.get_running_loop(), ThreadPoolExecutor(1), contextvars.copy_context().run
     start = began = time.monotonic()
-    told = 0.0
+    sent = 0.0
     ours, held = True, []  # the turn; events that wait to travel together
     try:
         while (events := await loop.run_in_executor(steps, run_step, next, stream, None)) is not None:
@@ -109,9 +109,9 @@ async def in_turns(stream: Stream, visitor: str) -> AsyncIterator[Events]:
                         yield [*held, waiting(place)]
                         held = []
                 ours, began = True, time.monotonic()
-            if held and held[-1]["t"] != "attempt" and now - told > (FIRST_PACE if now - start < PACE else PACE):
+            if held and held[-1]["t"] != "attempt" and now - sent > (FIRST_PACE if now - start < PACE else PACE):
                 yield held
-                held, told = [], time.monotonic()
+                held, sent = [], time.monotonic()
         SLICES.append(time.monotonic() - began)
         if held:
             yield held
@@ -247,14 +247,14 @@ async def finished(puzzle: str, settings: dict[str, Any], request: gr.Request, f
                 f"A search of {job.nodes} nodes has no roll-out to return: leave out nodes, or ask /think."
             )
         async with aclosing(events_of(job, visitor_of(request), frames)) as stream:
-            *told, end = [event async for events in stream for event in events]
+            *shown, end = [event async for events in stream for event in events]
     except Exception as error:
         raise gr.Error(sentence(error), print_exception=False) from None
     end.pop("t")
     if not frames:
         return end
-    at = told.index({"t": "attempt", "view": end["view"]})  # the one whose answer was taken
-    taken = [*itertools.takewhile(lambda event: event["t"] != "attempt", told[at + 1 :])]
+    at = shown.index({"t": "attempt", "view": end["view"]})  # the one whose answer was taken
+    taken = [*itertools.takewhile(lambda event: event["t"] != "attempt", shown[at + 1 :])]
     names = {"updates": "lv", "z_h": "h", "z_l": "l"}
     states = {name: [event[key] for event in taken if event["t"] == "f"] for name, key in names.items()}
     return {**end, **states, "halt_probability": [event["p"] for event in taken if event["t"] == "q"]}
