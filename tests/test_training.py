@@ -251,6 +251,14 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert (batch.inputs == batch.labels)[~after].all()
 
 
+def test_easier_copies_leave_the_only_open_cell_open():
+    puzzles = sudokus(2)
+    inputs = puzzles.labels.copy()
+    inputs[:, 5] = 1
+    batch = PuzzleSampler(PuzzleSet(inputs, puzzles.labels, SUDOKU), 16, seed=0, easier_share=1.0).draw(1)
+    assert (batch.inputs == 1).sum(1).tolist() == [1] * 16
+
+
 def test_start_step_counts_on_where_an_earlier_machine_stopped(tmp_path, recipe):
     assert recipe("first", max_steps=4, eval_every=0) == 0
     source = str(tmp_path / "first" / "model_last")
