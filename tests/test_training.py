@@ -23,7 +23,7 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
-from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state
+from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state, whole_folder
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
@@ -970,6 +970,27 @@ def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
     assert ta.main(["--recipe", str(tmp_path / "tiny.yaml"), "--output-dir", str(run), "--resume"]) == 0
     assert not [path.name for path in run.glob(".*model*")]
     assert (run / "model" / "config.json").is_file()
+
+
+def test_a_folder_survives_a_kill_between_the_renames_and_a_write_that_fails(tmp_path):
+    (tmp_path / ".m.old").mkdir()
+    (tmp_path / ".m.old" / "good").touch()
+    with pytest.raises(OSError), whole_folder(tmp_path / "m"):
+        raise OSError(errno.ENOSPC, "disk full")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["m", "m/good"]
+
+
+def test_two_processes_that_write_a_folder_do_not_mix_their_files(tmp_path):
+    def write() -> None:
+        with whole_folder(tmp_path / "m") as folder:
+            (folder / "theirs").touch()
+
+    with whole_folder(tmp_path / "m") as folder:
+        (folder / "ours").touch()
+        other = own_process(write)
+        other.join(60)
+        assert other.exitcode == 0 and [path.name for path in (tmp_path / "m").iterdir()] == ["theirs"]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["m", "m/ours"]
 
 
 def test_a_run_that_starts_anew_takes_no_model_of_the_one_before(recipe, tmp_path):
