@@ -1429,6 +1429,58 @@ def test_a_stage_of_another_width_than_its_start_is_not_averaged(recipe, capsys)
     assert "Stage 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [{"level_token": "add"}, {"qk_norm": True}, {"shared_block": False}])
+def test_a_stage_with_weights_that_its_start_lacks_is_not_averaged(recipe, tmp_path, capsys, value):
+    assert recipe("run", stages=[{"max_steps": 1}, {"max_steps": 1, "average": True, **value}]) == 1
+    assert "whose weights are of other shapes" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_chain_whose_folder_was_moved_goes_on(recipe, tmp_path, monkeypatch):
+    values = {"stages": [{"max_steps": 2}, {"max_steps": 6}], "eval_every": 0, "lr_min_ratio": 0.1}
+    step = Trainer.train_step
+
+    def killed(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recipe("here", **values)
+    first = (tmp_path / "here/stage_1/run.json").read_text()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert recipe("there", "--resume", **values) == 0  # the half-done stage goes on
+    assert (tmp_path / "there/stage_1/run.json").read_text() == first
+    (tmp_path / "there").rename(tmp_path / "here")
+    assert recipe("here", "--resume", **values) == 0  # nothing is left to do
+    values["stages"][1]["start"] = "model"
+    assert recipe("here", "--resume", **values) == 1  # another start is another run
+
+
+def test_a_second_process_that_comes_late_joins_the_chain(recipe, tmp_path):
+    stages = [{"max_steps": 1}, {"max_steps": 1, "average": True}]
+    assert recipe("one", stages=stages, eval_every=0) == 0  # writes the recipe file
+    meets, waits = torch.distributed.init_process_group, tmp_path / "the first one waits"
+
+    def main(late: bool) -> int:
+        if late:
+            wait_for(waits)
+        else:
+            torch.distributed.init_process_group = lambda *a, **k: (waits.touch(), meets(*a, **k))[1]
+        return ta.main(command(tmp_path, "two")[1:])
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+    both = [own_process(main, rank["RANK"] == "1", **meet, **rank) for rank in ranks]
+    for process in reversed(both):
+        process.join(240)
+        assert process.exitcode == 0
+    assert json.loads((tmp_path / "two/run.json").read_text())["status"] == "finished"
+
+
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "checkpoints").glob("*/run.json")))
 def test_every_shipped_checkpoint_has_a_recipe_in_stages(name):
     from air_model.training.stages import read_stages

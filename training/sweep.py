@@ -93,7 +93,7 @@ class Run:
         return read_run(self.folder)
 
     def finished(self) -> bool:
-        return has_finished(self.report(), self.expected())
+        return has_finished(self.report(), self.expected(), self.folder)
 
     def read(self) -> Recipe:
         """Its recipe, from the words of its command line.
