@@ -149,10 +149,7 @@ def load_for_models(
                 "the model that fits."
             )
     puzzles = load_puzzles(data, split, task=task, limit=limit, values=values)
-    doubtful = range(len(puzzles))
-    if task.name == "sudoku":  # a right answer proves that a Sudoku is well-formed
-        doubtful = (~task.verdicts(puzzles.inputs, puzzles.labels).valid).nonzero()[0]
-    for row in doubtful:
+    for row in np.flatnonzero(task.ill_formed(puzzles.inputs)).tolist():
         try:
             task.check_puzzle(puzzles.inputs[row])
         except ValueError as error:
