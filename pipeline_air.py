@@ -176,15 +176,24 @@ def sort_by_size(
                 raise OtherSizeError(
                     f"This {own.name} is {own.height}x{own.width}; the model was made for {made} and takes {limit}."
                 )
-            task, tokens = chosen
-            task.check_puzzle(tokens)
         except ValueError as error:
             refused[place] = error
             continue
-        places, rows = groups.setdefault(task, ([], []))
+        places, rows = groups.setdefault(chosen[0], ([], []))
         places.append(place)
-        rows.append(tokens)
-    return {task: (places, np.stack(rows)) for task, (places, rows) in groups.items()}, refused
+        rows.append(chosen[1])
+    good: dict[GridTask, tuple[list[int], np.ndarray]] = {}
+    for task, (places, rows) in groups.items():
+        tokens = np.stack(rows)
+        bad = task.ill_formed(tokens)
+        for index in np.flatnonzero(bad).tolist():
+            try:
+                task.check_puzzle(tokens[index])
+            except ValueError as error:
+                refused[places[index]] = error
+        if not bad.all():
+            good[task] = [places[index] for index in np.flatnonzero(~bad)], tokens[~bad]
+    return good, dict(sorted(refused.items()))
 
 
 class PuzzleSolvingPipeline(Pipeline):

@@ -233,6 +233,10 @@ class GridTask:
             digits = " Digits, with 0 for a blank, need values='digits'." if self.name == "sudoku" else ""
             raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell needs a value.{digits}")
 
+    def ill_formed(self, puzzles: np.ndarray) -> np.ndarray:
+        """Which of N puzzles `check_puzzle` refuses: tokens (N, S) -> bool (N,)."""
+        return (puzzles == PAD).any(-1)
+
     def check_solvable(self, puzzle: Any) -> None:
         """`check_puzzle`, and ValueError where it shows at once that a well-formed puzzle has no answer.
 
@@ -465,6 +469,9 @@ class SudokuTask(GridTask):
         if twins := self._twins(tokens):
             raise ValueError(f"Contradicting clues: {twins}")
 
+    def ill_formed(self, puzzles: np.ndarray) -> np.ndarray:
+        return super().ill_formed(puzzles) | self.conflicts(puzzles).any(-1)
+
     def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         consistent, complete = self._kept(puzzles, answers).all(-1), (answers >= 2).all(-1)
         _, once, _ = self._unit_masks(answers)
@@ -560,6 +567,10 @@ class MazeTask(GridTask):
                 raise ValueError(f"A maze needs exactly one {letter}, found {len(found)}{where}.")
         if len(marks := np.flatnonzero(tokens == self.PATH)):
             raise ValueError(f"{self.cell(marks[0])} holds a path mark o: that belongs to an answer, not to a puzzle.")
+
+    def ill_formed(self, puzzles: np.ndarray) -> np.ndarray:
+        start, goal = ((puzzles == token).sum(-1) for token in (self.START, self.GOAL))
+        return super().ill_formed(puzzles) | (start != 1) | (goal != 1) | (puzzles == self.PATH).any(-1)
 
     def check_solvable(self, puzzle: Any) -> None:
         super().check_solvable(puzzle)
@@ -760,7 +771,7 @@ class AirProcessor(ProcessorMixin):
         tokens = encode_puzzles(self.grid_task, puzzles, False, values=values)
         if check:
             answers = (tokens == MazeTask.PATH).any(-1) & (self.task == "maze")
-            for number in np.flatnonzero(~answers):
+            for number in np.flatnonzero(self.grid_task.ill_formed(tokens) & ~answers):
                 with numbering(int(number) + 1, len(tokens) > 1):
                     self.grid_task.check_puzzle(tokens[number])
         return BatchFeature({"input_ids": tokens.astype(np.int64)}, tensor_type=return_tensors)

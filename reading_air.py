@@ -153,16 +153,27 @@ def encode_puzzles(task: Any, puzzles: Iterable[Any], check: bool = True, values
         values = values or task.values_of(puzzles, tensor=True)
     if isinstance(puzzles, np.ndarray) and puzzles.dtype.kind in "iu":
         values = values or task.values_of(puzzles)
-        if puzzles.dtype == np.uint8 and not check and values == "tokens" and puzzles.shape[1:] == (task.seq_len,):
-            return puzzles
+        in_range = values == "tokens" and ((puzzles >= 0) & (puzzles < task.vocab_size)).all()
+        if in_range and puzzles.shape[1:] == (task.seq_len,):
+            return _checked(task, puzzles.astype(np.uint8, copy=False), check, len(puzzles) > 1)
     puzzles = [puzzles] if isinstance(puzzles, str) else puzzles if hasattr(puzzles, "__len__") else list(puzzles)
     rows = []
-    for number, puzzle in enumerate(puzzles, start=1):
-        with numbering(number, len(puzzles) > 1):
-            rows.append(task.as_tokens(puzzle, values))
-            if check:
-                task.check_puzzle(rows[-1])
-    return np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
+    try:
+        for number, puzzle in enumerate(puzzles, start=1):
+            with numbering(number, len(puzzles) > 1):
+                rows.append(task.as_tokens(puzzle, values))
+    finally:  # an ill-formed puzzle before an unreadable one is named first
+        tokens = np.stack(rows) if rows else np.zeros((0, task.seq_len), np.uint8)
+        tokens = _checked(task, tokens, check, len(puzzles) > 1)
+    return tokens
+
+
+def _checked(task: Any, tokens: np.ndarray, check: bool, several: bool) -> np.ndarray:
+    """The tokens (N, S); with `check` ValueError where a puzzle is ill-formed."""
+    for index in np.flatnonzero(task.ill_formed(tokens)).tolist() if check else ():
+        with numbering(index + 1, several):
+            task.check_puzzle(tokens[index])
+    return tokens
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import functools
+import glob
 import json
 import math
 import os
@@ -37,18 +38,36 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes its place at the end. Between the two renames there is `.NAME.old`."""
     path = Path(path)
-    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
-    for left in (partial, old):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in (f"tmp-{os.getpid()}", "old"))
+    if old.is_dir() and not path.exists():  # killed between the two renames
+        os.replace(old, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp*"):
+        if left == partial or not _is_running(left.name.rpartition("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left where a kill came after the two renames
             os.replace(path, old)
         os.replace(partial, path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether a process of this machine has that number."""
+    if not pid.isdecimal():
+        return False
+    if os.name != "nt":  # where the question would end the process
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # somebody else's process
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

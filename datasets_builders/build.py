@@ -204,8 +204,7 @@ def checked_rows(
         part.faults = part.contradictions(task) | wrong | part.faults
         bad += part.fault_rows()
         good[list(part.faults)] = False
-        rating = np.where(part.rating == UNRATED, 0, part.rating)
-        yield Rows(part.inputs, part.labels, rating, part.source).take(good & reached)
+        yield Rows(part.inputs, part.labels, part.rating, part.source).take(good & reached)
 
 
 def _reached(path: Path, rating: np.ndarray, least: int | None) -> np.ndarray:
@@ -214,7 +213,7 @@ def _reached(path: Path, rating: np.ndarray, least: int | None) -> np.ndarray:
         return np.ones(len(rating), bool)
     if (rating == UNRATED).all():
         raise ValueError(f"{path} has no ratings, so --min-rating cannot choose by them.")
-    return np.where(rating == UNRATED, 0, rating) >= least
+    return (rating != UNRATED) & (rating >= least)
 
 
 def rule_faults(
@@ -587,14 +586,17 @@ def _quantities(task: GridTask, rows: Rows) -> dict[str, np.ndarray]:
 
 def _summary(task: GridTask, parts: list[dict[str, np.ndarray]]) -> dict:
     """{name: {mean, min, median, max}}, and for Sudoku ratings the shares of the benchmark's buckets."""
-    out = {}
+    out, shares = {}, {}
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts])
+        if name == "rating":  # of the rows that have one
+            values = values[values != UNRATED]
+        if not len(values):
+            continue
         least, median, most = np.quantile(values, [0, 0.5, 1], method="inverted_cdf").tolist()
         out[name] = {"mean": round(float(values.mean()), 3), "min": least, "median": median, "max": most}
         if name == "rating" and isinstance(task, SudokuTask):
-            shares = {}
             for low, high, _ in BENCHMARK_BUCKETS:
                 bucket = f"{low}" if low == high else f"{low}-{high}" if high < 1 << 30 else f"{low}+"
                 shares[bucket] = round(float(((low <= values) & (values <= high)).mean()), 4)
-    return out | ({"rating_shares": shares} if isinstance(task, SudokuTask) else {})
+    return out | ({"rating_shares": shares} if shares else {})

@@ -72,7 +72,12 @@ def contents(file: BinaryIO, name: str) -> Table | str | list:
         return _parquet(file)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
         text = _text(file, name)
-        rows = _json_rows(text)
+        try:
+            rows = _json_rows(text)
+        except RecursionError:
+            raise ValueError(
+                f"{name} nests lists deeper than JSON can be read: give rows with a puzzle each, or plain text."
+            ) from None
         return text if rows is None else _table(rows) if all(isinstance(row, dict) for row in rows) else rows
     first, rest = [*re.split(r"\r\n|\r|\n", head.decode("utf-8-sig", errors="replace").lstrip(), maxsplit=1), ""][:2]
     for mark in ",;\t|":

@@ -23,7 +23,7 @@ from air_model.processing_air import PAD, GridTask, make_task, task_from_config
 from air_model.reading_air import as_array, as_text
 from air_model.records import read_json
 
-UNRATED = -1  # a row without a rating among rated ones; the metric knows the number as well
+UNRATED = -1  # a row without a rating; the metric knows the number as well
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
 
 
@@ -149,10 +149,7 @@ def load_for_models(
                 "the model that fits."
             )
     puzzles = load_puzzles(data, split, task=task, limit=limit, values=values)
-    doubtful = range(len(puzzles))
-    if task.name == "sudoku":  # a right answer proves that a Sudoku is well-formed
-        doubtful = (~task.verdicts(puzzles.inputs, puzzles.labels).valid).nonzero()[0]
-    for row in doubtful:
+    for row in np.flatnonzero(task.ill_formed(puzzles.inputs)).tolist():
         try:
             task.check_puzzle(puzzles.inputs[row])
         except ValueError as error:
@@ -420,6 +417,8 @@ def _from_tokens(
         ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
         guess = "maze" if ends.all() and labels.max() <= 5 and (inputs == 1).any() else "sudoku"
         task = make_task(task or guess, side, side)
+    if "rating" in numbers and (numbers["rating"] == UNRATED).all():
+        del numbers["rating"]
     inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)
     if inputs.shape[1:] != (task.seq_len,) or (inputs == PAD).any() or inputs.max() >= task.vocab_size:
         raise ValueError(f"{name}: the inputs are not puzzles of {task}; build the folder again.")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from air_model.datasets_builders.build import _digests, rule_faults
 from air_model.datasets_builders.canonical import canonical, canonical_mazes, searchable
 from air_model.datasets_builders.files import CHUNK
-from air_model.datasets_builders.loading import META, PuzzleSet, load_puzzles
+from air_model.datasets_builders.loading import META, UNRATED, PuzzleSet, load_puzzles
 from air_model.processing_air import GridTask, MazeTask
 from air_model.records import read_json, whole, write_json, write_text
 
@@ -31,7 +31,9 @@ def _features(puzzles: PuzzleSet) -> dict[str, np.ndarray]:
         moves = (puzzles.labels == task.PATH).sum(-1) + 1.0
         return {"walls, share of cells": (puzzles.inputs == task.WALL).mean(-1), "shortest path, moves": moves}
     clues = {"clues": (puzzles.inputs != task.blank_token).sum(-1).astype(float)}
-    return clues if puzzles.rating is None else clues | {"rating, guesses": puzzles.rating.astype(float)}
+    if puzzles.rating is None:
+        return clues
+    return clues | {"rating, guesses": puzzles.rating[puzzles.rating != UNRATED].astype(float)}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What must not leave this machine: pickles, credentials, its paths. A folder is read as a stranger would get it."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -24,6 +25,12 @@ MACHINE_PATH = re.compile(
     r"|srv|tmp|Users|usr|var|work|workspace)/[\w.@+-]+[\w./@+-]*|file:///[\w./@+-]+)"
     r"|\b[A-Za-z]:\\+(?:[\w .@+-]+\\+)+[\w .@+-]*"
 )
+BYTE_ORDER_MARKS = {  # the longer ones first: they begin with the shorter ones
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 TEXT_LIMIT = 32 * 2**20  # bytes; no text of ours comes near it
 
 
@@ -47,7 +54,7 @@ def refuse_unsafe(folder: Path, source: Path) -> None:
     problems: dict[str, None] = {}  # in order, each once
     for place in (folder, source):
         for name in map(Path.as_posix, files_below(place)):
-            if not name.startswith(".git/") and "__pycache__" not in name:
+            if not name.startswith(".git/") and "__pycache__" not in Path(name).parts:
                 found = faults(place / name, place == folder)
                 problems |= {f"\n  {name}{problem}: remove it": None for problem in found}
     if problems:
@@ -94,6 +101,9 @@ def readable_text(path: Path) -> str:
     if path.stat().st_size > TEXT_LIMIT:
         return ""
     data = path.read_bytes()
+    for mark, encoding in BYTE_ORDER_MARKS.items():  # as Windows' tools write it
+        if data.startswith(mark):
+            return data.decode(encoding, errors="replace")
     return "" if b"\0" in data[:8192] else data.decode(errors="replace")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 from air_model.modeling_air import AirModel
-from air_model.processing_air import AirProcessor, task_from_config
+from air_model.processing_air import task_from_config
 from air_model.publishing.card import example_puzzle, model_card
 from air_model.publishing.safety import Refused, files_below, shorten_paths
 from air_model.records import read_evaluations, read_json, run_record, setting, write_json
@@ -98,8 +98,7 @@ def stage_model(
     config.architectures, config.code_version = ["AirModel"], AirConfig.code_version
     config.auto_map = {"AutoConfig": "configuration_air.AirConfig", "AutoModel": "modeling_air.AirModel"}
     config.dtype = max((name for name in counts if name != "parameters"), key=counts.__getitem__)
-    config.save_pretrained(folder)
-    AirProcessor.from_config(config).save_pretrained(folder)
+    config.save_pretrained(folder)  # and the processor
     staged.add([*weights, *(source / name for name in TOKENIZER_FILES)])
     staged.add(PACKAGE / name for name in (*TRAVELLING_FILES, "LICENSE"))
     if (run := run_record(source)) is not None:

@@ -311,6 +311,18 @@ def test_a_row_without_a_rating_among_rated_ones_is_unrated(tmp_path):
     assert load_puzzles(path, "train").rating.tolist() == [3, -1, 5]
 
 
+def test_a_row_without_a_rating_is_built_unrated_and_left_out_of_the_statistics(tmp_path):
+    rows = [(*row[:2], rating) for row, rating in zip(sudoku_rows(3), (3, "", 5))]
+    source, out = write_csv(tmp_path / "a.csv", rows, ("q", "a", "rating")), tmp_path / "o"
+    assert build("sudoku-extreme", "--source", source, "--output-dir", out) == 0
+    assert load_puzzles(out, "train").rating.tolist() == [3, -1, 5]
+    statistics = json.loads((out / "air_dataset.json").read_text())["statistics"]["train"]
+    assert statistics["rating"] == {"mean": 4.0, "min": 3, "median": 3, "max": 5}
+    unrated = write_csv(tmp_path / "b.csv", [row[:2] for row in rows], ("q", "a"))
+    assert build("sudoku-extreme", "--source", unrated, "--output-dir", tmp_path / "p") == 0
+    assert load_puzzles(tmp_path / "p", "train").rating is None
+
+
 def test_a_missing_split_or_column_names_what_there_is(tmp_path):
     write_csv(tmp_path / "train_2.csv", sudoku_rows(2))
     with pytest.raises(FileNotFoundError, match="train_2.csv"):

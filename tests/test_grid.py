@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -95,6 +96,15 @@ def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(t
     command = ["--grid", "variant=Lx_H,Lx_Hx", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path)]
     assert main([*command, "--launcher", "here", "--curves", str(curves), "max_steps=2"]) == 130
     assert [json.loads(line)["variant"] for line in curves.read_text().splitlines()] == ["Lx_H"]
+
+
+def test_the_curve_of_a_run_without_evaluation_data_is_empty(tmp_path):
+    report = {"variant": "Lx_H", "seed": 0, "grid": [4, 4], "config": {"num_hidden_layers": 1}, "parameters": 9}
+    report |= {"metrics": {"eval": None}, "wall_seconds": 1.0, "date": "2026-01-01T00:00"}
+    run = SimpleNamespace(name="a", rung="", folder=tmp_path / "a", finished=lambda: True, report=lambda: report)
+    assert grid.write_curves([run], tmp_path / "curves.jsonl") == 1
+    row = json.loads((tmp_path / "curves.jsonl").read_text())
+    assert (row["n"], row["exact"]) == (None, {})
 
 
 def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):

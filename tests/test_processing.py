@@ -20,6 +20,7 @@ from air_model.processing_air import (
     make_task,
     task_from_config,
 )
+from air_model.reading_air import encode_puzzles
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows of ../shared/data are not here")
@@ -319,6 +320,31 @@ def test_processor_round_trip_and_batches():
     assert ids.shape == (2, 81) and ids.dtype == torch.int64
     assert processor.decode(ids) == [PUZZLE, ANSWER] and processor.decode(ids[0]) == PUZZLE
     assert processor.check(PUZZLE, ids[1]).valid and processor.check(ids[0], ANSWER).valid
+
+
+@pytest.mark.parametrize("task", [SudokuTask(4), SudokuTask(6, box_height=3), MazeTask(2, 3), GridTask(2, 2, 4)])
+def test_the_puzzles_that_are_ill_formed_are_found_at_once(task):
+    grids = np.random.default_rng(0).integers(0, task.vocab_size, (400, task.seq_len), np.uint8)
+    grids[np.random.default_rng(1).random(grids.shape) < 0.6] = task.blank_token
+    refused = []
+    for grid in grids:
+        try:
+            task.check_puzzle(grid)
+        except ValueError:
+            refused.append(True)
+        else:
+            refused.append(False)
+    assert 0 < sum(refused) < 400 and task.ill_formed(grids).tolist() == refused
+
+
+def test_only_ill_formed_puzzles_are_looked_at_one_by_one(monkeypatch):
+    task, seen = SudokuTask(4), []
+    monkeypatch.setattr(task, "check_puzzle", lambda tokens: (seen.append(tokens), SudokuTask(4).check_puzzle(tokens)))
+    good, bad = task.encode("1" + "." * 15), task.encode("11" + "." * 14)
+    for puzzles in (np.stack([good, good, bad, good]), ["1" + "." * 15, good, "11" + "." * 14, "foreign letters"]):
+        with pytest.raises(ValueError, match="Puzzle 3: Contradicting clues: row 1, column 1 and row 1, column 2"):
+            encode_puzzles(task, puzzles)
+    assert len(seen) == 2
 
 
 def test_processor_refuses_contradictions_unless_told_otherwise():

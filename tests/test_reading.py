@@ -181,14 +181,15 @@ def test_json_grids_of_numbers_need_to_be_told_what_they_are(tmp_path):
     assert loaded.task.decode(loaded.inputs[0]) == FOUR and loaded.task.decode(loaded.labels[0]) == ANSWER
 
 
-@pytest.mark.parametrize("kind", ["office", "binary", "columns"])
+@pytest.mark.parametrize("kind", ["office", "binary", "columns", "nested"])
 def test_what_holds_no_puzzles_is_refused_in_one_sentence(kind):
-    data = {"binary": b"\xff\xfe\x00\x01" * 9, "columns": b'[{"name": "x"}]'}.get(kind)
+    data = {"binary": b"\xff\xfe\x00\x01" * 9, "columns": b'[{"name": "x"}]', "nested": b"[" * 200_000}.get(kind)
     if kind == "office":
         with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
             archive.writestr("[Content_Types].xml", "")
         data = out.getvalue()
-    says = {"office": "save it as CSV", "binary": "is no text file", "columns": "has the columns name"}[kind]
+    says = {"office": "save it as CSV", "binary": "is no text file", "columns": "has the columns name"}
+    says = (says | {"nested": "nests lists deeper"})[kind]
     with pytest.raises(ValueError, match=says):
         puzzles_in(io.BytesIO(data), "the file", [NINE])
 

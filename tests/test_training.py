@@ -23,7 +23,7 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
-from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state
+from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state, whole_folder
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
@@ -250,6 +250,14 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert not (after & ~before).any() and (filled >= 1).all() and (filled < before.sum(1)).all()
     assert len(filled.unique()) > 4
     assert (batch.inputs == batch.labels)[~after].all()
+
+
+def test_easier_copies_leave_the_only_open_cell_open():
+    puzzles = sudokus(2)
+    inputs = puzzles.labels.copy()
+    inputs[:, 5] = 1
+    batch = PuzzleSampler(PuzzleSet(inputs, puzzles.labels, SUDOKU), 16, seed=0, easier_share=1.0).draw(1)
+    assert (batch.inputs == 1).sum(1).tolist() == [1] * 16
 
 
 def test_start_step_counts_on_where_an_earlier_machine_stopped(tmp_path, recipe):
@@ -972,6 +980,27 @@ def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
     assert (run / "model" / "config.json").is_file()
 
 
+def test_a_folder_survives_a_kill_between_the_renames_and_a_write_that_fails(tmp_path):
+    (tmp_path / ".m.old").mkdir()
+    (tmp_path / ".m.old" / "good").touch()
+    with pytest.raises(OSError), whole_folder(tmp_path / "m"):
+        raise OSError(errno.ENOSPC, "disk full")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["m", "m/good"]
+
+
+def test_two_processes_that_write_a_folder_do_not_mix_their_files(tmp_path):
+    def write() -> None:
+        with whole_folder(tmp_path / "m") as folder:
+            (folder / "theirs").touch()
+
+    with whole_folder(tmp_path / "m") as folder:
+        (folder / "ours").touch()
+        other = own_process(write)
+        other.join(60)
+        assert other.exitcode == 0 and [path.name for path in (tmp_path / "m").iterdir()] == ["theirs"]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["m", "m/ours"]
+
+
 def test_a_run_that_starts_anew_takes_no_model_of_the_one_before(recipe, tmp_path):
     stale = tmp_path / "run" / ".model.old"
     stale.mkdir(parents=True)
@@ -1406,6 +1435,58 @@ def test_a_chain_that_is_killed_in_its_second_stage_resumes_to_the_same_mean_of_
 def test_a_stage_of_another_width_than_its_start_is_not_averaged(recipe, capsys):
     assert recipe("run", stages=[{"max_steps": 1}, {"hidden_size": 32, "average": True}]) == 1
     assert "Stage 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [{"level_token": "add"}, {"qk_norm": True}, {"shared_block": False}])
+def test_a_stage_with_weights_that_its_start_lacks_is_not_averaged(recipe, tmp_path, capsys, value):
+    assert recipe("run", stages=[{"max_steps": 1}, {"max_steps": 1, "average": True, **value}]) == 1
+    assert "whose weights are of other shapes" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_chain_whose_folder_was_moved_goes_on(recipe, tmp_path, monkeypatch):
+    values = {"stages": [{"max_steps": 2}, {"max_steps": 6}], "eval_every": 0, "lr_min_ratio": 0.1}
+    step = Trainer.train_step
+
+    def killed(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recipe("here", **values)
+    first = (tmp_path / "here/stage_1/run.json").read_text()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert recipe("there", "--resume", **values) == 0  # the half-done stage goes on
+    assert (tmp_path / "there/stage_1/run.json").read_text() == first
+    (tmp_path / "there").rename(tmp_path / "here")
+    assert recipe("here", "--resume", **values) == 0  # nothing is left to do
+    values["stages"][1]["start"] = "model"
+    assert recipe("here", "--resume", **values) == 1  # another start is another run
+
+
+def test_a_second_process_that_comes_late_joins_the_chain(recipe, tmp_path):
+    stages = [{"max_steps": 1}, {"max_steps": 1, "average": True}]
+    assert recipe("one", stages=stages, eval_every=0) == 0  # writes the recipe file
+    meets, waits = torch.distributed.init_process_group, tmp_path / "the first one waits"
+
+    def main(late: bool) -> int:
+        if late:
+            wait_for(waits)
+        else:
+            torch.distributed.init_process_group = lambda *a, **k: (waits.touch(), meets(*a, **k))[1]
+        return ta.main(command(tmp_path, "two")[1:])
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
+    both = [own_process(main, rank["RANK"] == "1", **meet, **rank) for rank in ranks]
+    for process in reversed(both):
+        process.join(240)
+        assert process.exitcode == 0
+    assert json.loads((tmp_path / "two/run.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "checkpoints").glob("*/run.json")))

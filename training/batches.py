@@ -117,8 +117,10 @@ class PuzzleSampler:
             inputs, labels = (tokens.gather(1, grid.gather(1, cells)) for grid in (inputs, labels))
         if self.easier_share:
             # For Sudokus the data mixing of arXiv:2601.10679, for mazes our own.
-            most = ((is_open(inputs, labels).sum(1) - 1) * self.easier_most).floor().clamp(min=0)
-            inputs = filled_in(inputs, labels, uniform, self.easier_share, 1 + (uniform() * most).long())
+            all_but_one = is_open(inputs, labels).sum(1) - 1
+            most = (all_but_one * self.easier_most).floor().clamp(min=0)
+            count = (1 + (uniform() * most).long()).minimum(all_but_one)  # none, where one cell is open
+            inputs = filled_in(inputs, labels, uniform, self.easier_share, count)
         if self.nearly_share:  # our own
             left = 1 + (uniform() * NEARLY).long()
             count = is_open(inputs, labels).sum(1) - left

@@ -24,7 +24,7 @@ from air_model.modeling_air import AirModel
 from air_model.pipeline_air import save_release
 from air_model.records import read_json, whole_folder
 from air_model.training.launch import RunError
-from air_model.training.recipe import FREE_ON_RESUME, MODEL_FIELDS, TrainConfig, recipe_differences
+from air_model.training.recipe import MODEL_FIELDS, TrainConfig, free_on_resume, recipe_differences
 
 # What of a trainer state.json keeps as it is.
 STATE = ("step", "since_log", "best", "last_metrics", "earlier_runs", "evaluation_owed")
@@ -244,7 +244,7 @@ def load_checkpoint(trainer: Any) -> bool:
 
 
 def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
-    allowed = set(FREE_ON_RESUME)
+    allowed = set(free_on_resume(state["recipe"], trainer.recipe.flat(), trainer.output_dir))
     # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
     if trainer.train.lr_min_ratio == 1.0:
         allowed |= {"max_steps", "epochs"}

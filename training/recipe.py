@@ -308,9 +308,19 @@ def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfi
     return AirConfig.from_variant(variant, **values)
 
 
-def has_finished(report: dict[str, Any], flat: dict[str, Any]) -> bool:
+def free_on_resume(old: dict[str, Any], new: dict[str, Any], folder: Path) -> set[str]:
+    """Keys of the flat recipe of a run in `folder` that may change without making it another run."""
+    before, now = (Path(values.get("init_from") or "") for values in (old, new))
+    # A stage starts from another one beside it, wherever the folder of their chain has been moved.
+    moved = before.parts[-2:] == now.parts[-2:] and now.parent.parent == folder.parent
+    return FREE_ON_RESUME | {"init_from"} if moved else FREE_ON_RESUME
+
+
+def has_finished(report: dict[str, Any], flat: dict[str, Any], folder: Path) -> bool:
     """Whether run.json tells of a finished run of this recipe; the same folder with other values is another run."""
-    return report.get("status") == "finished" and not recipe_differences(report["config"], flat, FREE_ON_RESUME)
+    if report.get("status") != "finished":
+        return False
+    return not recipe_differences(report["config"], flat, free_on_resume(report["config"], flat, folder))
 
 
 def recipe_differences(old: dict[str, Any], new: dict[str, Any], allowed: set[str] = frozenset()) -> list[str]:

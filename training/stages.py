@@ -19,18 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from air_model.configuration_air import AirConfig
+from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.records import append_runs_to, command_line, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
-from air_model.training.launch import already_there, is_first_process, say
+from air_model.training.launch import already_there, is_first_process, join_processes, say
 from air_model.training.recipe import Recipe, has_finished, make_recipe, override, recipe_values
 from air_model.training.run import load_data, run_training
 from air_model.training.trainer import evaluate_model
 
-SHAPES = (
-    "variant", "hidden_size", "intermediate_size", "expansion", "num_hidden_layers", "num_attention_heads",
-    "cell_embedding", "position_embedding", "puzzle_embedding_size", "prefix_length",
-)  # fmt: skip
 SUMMARY = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")  # of a stage, for its chain
 
 
@@ -66,13 +64,20 @@ def read_stages(name: str | os.PathLike, overrides: dict[str, Any]) -> list[Stag
         stage = Stage(recipe, str(start), average)
         if not stages and stage.start in ("last", "model"):
             raise ValueError(f"start={stage.start} of the first stage of {name}: there is none before it.")
-        before = stages[-1].recipe.model if stages else {}
-        if average and (not stages or any(before.get(key) != recipe.model.get(key) for key in SHAPES)):
+        if average and not (stages and _shapes(stages[-1].recipe) == _shapes(recipe)):
             raise ValueError(
                 f"Stage {number} of {name} cannot be averaged with its start, whose weights are of other shapes."
             )
         stages.append(stage)
     return stages
+
+
+def _shapes(recipe: Recipe) -> dict[str, torch.Size]:
+    """Of all weights, by name."""
+    values = dict(recipe.model)
+    with torch.device("meta"):
+        model = AirModel(AirConfig.from_variant(values.pop("variant"), **values))
+    return {name: weight.shape for name, weight in model.state_dict().items()}
 
 
 def run_stages(
@@ -90,12 +95,15 @@ def run_stages(
     """
     output_dir, first_process = Path(os.path.abspath(output_dir)), is_first_process()
     folders = [output_dir / f"stage_{number}" for number in range(1, len(stages) + 1)]
+    wait = join_processes(None, "train_accelerate.py")[-1]
     if not (resume or overwrite) and any(path.exists() for path in (output_dir / "run.json", *folders)):
         raise already_there(output_dir)
+    wait()  # everybody has looked
     if overwrite and not resume and first_process:
         for path in (output_dir / "model", *output_dir.glob("stage_*")):
             shutil.rmtree(path, ignore_errors=True)
         (output_dir / "run.json").unlink(missing_ok=True)
+    wait()  # nobody sees what is deleted
     record: dict[str, Any] = {}
     starts: dict[str, Path] = {}  # what the stage before left
     for number, (stage, folder) in enumerate(zip(stages, folders)):
@@ -105,9 +113,9 @@ def run_stages(
         if first_process:
             say(f"Stage {number + 1} of {len(stages)}: {folder}")
         report = read_run(folder)
-        if not has_finished(report, recipe.flat()):
+        if not has_finished(report, recipe.flat(), folder):
             torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
-            report = run_training(recipe, folder, resume=folder.exists())
+            report = run_training(recipe, folder, resume=resume)
         if report["status"] == "finished" and stage.average:
             report = _averaged(recipe, folder, report, first_process)
         part = {name: report.get(name) for name in SUMMARY} | {"start": stage.start}

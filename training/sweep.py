@@ -93,7 +93,7 @@ class Run:
         return read_run(self.folder)
 
     def finished(self) -> bool:
-        return has_finished(self.report(), self.expected())
+        return has_finished(self.report(), self.expected(), self.folder)
 
     def read(self) -> Recipe:
         """Its recipe, from the words of its command line.
@@ -467,7 +467,7 @@ def write_curves(runs: list[Run], target: Path) -> int:
             "seed": report["seed"],
             "grid": "x".join(map(str, report["grid"])),
             "layers": report["config"]["num_hidden_layers"],
-            "n": report["metrics"]["eval"]["n"],
+            "n": (report["metrics"]["eval"] or {}).get("n"),  # none, where nothing was held out
             "parameters": report["parameters"],
             "seconds": round(report["wall_seconds"]),
             "date": report["date"][:10],
