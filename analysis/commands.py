@@ -227,7 +227,7 @@ def attention_sentence(table: dict[str, Any], metric: str) -> str:
         pairs = [(e["n_queries"], e["metrics"][metric]["mean"]) for e in classes.values() if e["n_queries"]]
         if pairs:
             (nearer if sum(n * mean for n, mean in pairs) > 0 else others).append(layer)
-    ends = ((nearer, "L-updates look nearer than H-updates"), (others, "they do not"))
+    ends = ((nearer, "L-updates look nearer than H-updates"), (others, "L-updates look no nearer than H-updates"))
     parts = [f"in layer{'s' * (len(at) > 1)} {', '.join(at)} {what}" for at, what in ends if at]
     return f"Averaged over all rows, {' and '.join(parts) or 'there is nothing to compare'} ({metric}).\n"
 

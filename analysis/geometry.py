@@ -340,6 +340,8 @@ def sentences(found: dict[str, Any], paths: dict[str, Any], probed: dict[str, An
         end = f"{max(STATES.values(), key=last.get)} holds them more openly"
         if abs(last["z_H"] - last["z_L"]) <= 0.01:
             end = "the two states do not differ by more than 0.01"
+        if max(last["z_H"], last["z_L"]) <= last["input"]:
+            end = "neither holds more than that cell"
         probe = (
             f"A linear probe reads {probed['what']} off z_L with an AUC of {last['z_L']:.3f} and off z_H with "
             f"{last['z_H']:.3f} after the last ACT step ({last['input']:.3f} off the puzzle's cell alone): {end}."

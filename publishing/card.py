@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from air_model.analysis.common import INJECTION, variant_name
 from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import AirConfig
 from air_model.pipeline_air import takes_size
@@ -82,7 +83,7 @@ def model_card(
         interval=with_interval,
         rated=rated,
         seed=(run or {}).get("seed", ""),
-        rule=f"Variant `{config.variant}`" if config.variant else "A combination of options without a name of its own",
+        rule=rule_text(config),
         config=config,
         counts=counts,
         dtypes=", ".join(sorted(key for key in counts if key != "parameters")),
@@ -96,6 +97,14 @@ def model_card(
         version=AirConfig.code_version,
     )
     return str(card) + "\n"
+
+
+def rule_text(config: AirConfig) -> str:
+    """'Variant `Lx_H`', or whose rule it follows with other options."""
+    rule = variant_name(config, INJECTION)
+    return (
+        f"Variant `{config.variant}`" if config.variant else f"Rule `{rule}`, own options" if rule else "An own rule"
+    )
 
 
 def example_puzzle(config: AirConfig) -> str | None:
