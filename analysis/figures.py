@@ -360,15 +360,19 @@ def draw_film_strip(rollout: Any, puzzle: Any, task: GridTask, path: str | Path,
 def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, **which: Any) -> Path:
     """Both states through the roll-out until nothing changes any more, as a .gif: changed cells marked, the state just
     updated framed. Arguments as of `draw_rollout`; raises ValueError for another suffix."""
-    from PIL import Image
-
     path = Path(path)
     if path.suffix != ".gif":
         raise ValueError(f"Animations are written as .gif, got {path.name!r}.")
     film = _Film(rollout, puzzle, task, **which)
     moving = [np.flatnonzero((g[1:] != g[:-1]).any(-1)) for g in film.states.values()]
     last = max((int(m[-1]) + 1 for m in moving if len(m)), default=0)
-    images = list(_frames(film, range(min(len(film.updates), last + 1 + film.per_step))))
+    return save_animation(list(_frames(film, range(min(len(film.updates), last + 1 + film.per_step)))), path, 140)
+
+
+def save_animation(images: Sequence[np.ndarray], path: Path, milliseconds: int) -> Path:
+    """Pictures (height, width, 3) uint8 as a .gif, each for so long; the last one stays."""
+    from PIL import Image
+
     # One palette for all frames: without it colours flicker and the file grows.
     some = np.concatenate([images[0], images[len(images) // 2], images[-1]])
     palette = Image.fromarray(some).quantize(colors=128, dither=Image.Dither.NONE)
@@ -376,7 +380,7 @@ def animate_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path,
     colours[colours.sum(-1).argmax()] = 255  # white stays white on a white page
     palette.putpalette(colours.astype(np.uint8).tobytes())
     frames = [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [140] * (len(frames) - 1) + [2500]  # milliseconds; the last picture stays
+    durations = [milliseconds] * (len(frames) - 1) + [2500]
     with whole(path) as partial:
         frames[0].save(partial, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
     return path

@@ -1,7 +1,7 @@
 """Search by pins, drawn: the guesses of a tree, what the rules refused, and the way to the answer.
 
-study_searches(model, puzzles, folder)      # search.json and figures/search_N.png
-draw_search(task, tree, path)               # one tree of `Answers.trees`
+study_searches(model, puzzles, folder)      # search.json, figures/search_N.png and .gif
+draw_search(task, tree, "tree.png")         # one tree of `Answers.trees`; animate_search: as it grows
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import itertools
 import os
 from pathlib import Path
 
-from air_model.analysis.figures import PALETTE, new_figure, save
+import numpy as np
+from matplotlib.figure import Figure
+
+from air_model.analysis.figures import PALETTE, new_figure, save, save_animation
 from air_model.answers_air import Node
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
@@ -35,13 +38,30 @@ def study_searches(
     found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
              for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip
     pictured = enumerate(answers.trees[:pictures])
-    drawn = [draw_search(puzzles.task, tree, Path(folder) / f"figures/search_{i}.png") for i, tree in pictured]
+    drawn = [draw(puzzles.task, tree, Path(folder) / f"figures/search_{i}.{end}") for i, tree in pictured
+             for draw, end in ((draw_search, "png"), (animate_search, "gif"))]  # fmt: skip
     return [write_json(Path(folder) / "search.json", found), *drawn]
 
 
 def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Path:
     """The tree from the puzzle as given (top) to the last guesses; numbers are the order of judging."""
+    return save(_figure_of(task, tree), path)
+
+
+def animate_search(task: GridTask, tree: list[Node], path: str | os.PathLike, frames: int = 60) -> Path:
+    """The same tree as it grows, as a .gif: guesses, refusals, and in the end the way to the answer."""
+    images = []
+    for shown in np.unique(np.linspace(1, len(tree), min(frames, len(tree))).astype(int)):
+        figure = _figure_of(task, tree, int(shown))
+        figure.canvas.draw()
+        images.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    return save_animation(images, Path(path), 350)
+
+
+def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Figure:
+    """Of the first nodes alone, where `shown` says how many; each stays where it is in the whole tree."""
     x, depth = _places(tree)
+    whole, tree = len(tree), tree[:shown]
     way, at = set(), next((k for k, node in enumerate(tree) if node.accepted), -1)
     while at >= 0:
         way.add(at)
@@ -59,12 +79,14 @@ def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Pa
         ax.scatter(x[k], -depth[k], s=170, color=colour, zorder=2)
         ax.annotate(str(k + 1), (x[k], -depth[k]), ha="center", va="center", fontsize=7, color="white", zorder=3)
     solved = any(node.accepted for node in tree)
-    end = f"answer {len(tree)} accepted (green)" if solved else "none accepted"
+    end = (
+        f"answer {len(tree)} accepted (green)" if solved else "none accepted" if len(tree) == whole else "so far none"
+    )
     ax.set_title(f"{len(tree)} nodes tried, each a guess more than its parent: {end}; grey: refused", fontsize=9)
     ax.set_xlim(-0.8, max(x) + 0.8)
     ax.set_ylim(-max(depth) - 0.7, 0.5)
     ax.axis("off")
-    return save(figure, path)
+    return figure
 
 
 def _places(tree: list[Node]) -> tuple[list[float], list[int]]:

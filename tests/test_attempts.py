@@ -330,12 +330,16 @@ def test_a_puzzle_of_many_nodes_knows_them_apart_in_a_hook():
 
 
 def test_a_search_tree_is_drawn_and_told(tmp_path):
-    from air_model.analysis.search import _places, draw_search
+    from PIL import Image
+
+    from air_model.analysis.search import _places, animate_search, draw_search
 
     answers = solve_puzzles(halting_model(), None, puzzles_of(1, blanks=14), attempts=6, return_rollout=True)
     x, depth = _places(answers.trees[0])
     assert len({*zip(x, depth)}) == 6 and depth[0] == 0, "no two nodes in one place"
     assert draw_search(TASK, answers.trees[0], tmp_path / "tree.png").stat().st_size > 5000
+    film = Image.open(animate_search(TASK, answers.trees[0], tmp_path / "tree.gif", frames=4))
+    assert film.n_frames == 4, "whatever the number of nodes"
 
 
 def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
