@@ -299,12 +299,17 @@ def test_an_array_of_digits_is_never_taken_for_tokens(pipe, grid):
     assert processor.check(FOUR, digits(ANSWER), values="digits").valid
 
 
+def as_solved(answer: dict) -> dict:
+    """But for the confidence, whose last digits depend on how many puzzles are computed together."""
+    return {name: value for name, value in answer.items() if name != "confidence"}
+
+
 def test_tokens_from_the_processor_need_no_argument(pipe):
     ids = pipe.processor([FOUR, OTHER])["input_ids"]
     wanted = pipe([FOUR, OTHER])
     for tokens in (ids, {"input_ids": ids}, {"input_ids": ids.tolist()}, ids.numpy()):
         assert pipe(tokens) == wanted
-    assert pipe(ids[1].numpy(), values="tokens") == wanted[1]
+    assert as_solved(pipe(ids[1].numpy(), values="tokens")) == as_solved(wanted[1])
     with pytest.raises(ValueError, match="no digit from 0"):
         pipe(ids.numpy(), values="digits")
     with pytest.raises(ValueError, match="values must be"):
@@ -317,7 +322,8 @@ def test_lists_of_rows_letters_and_digits_are_one_puzzle(pipe):
     for grid in (rows, tuple(rows), [list(row) for row in rows], list(FOUR), np.array(list(FOUR)).reshape(4, 4)):
         assert pipe(grid) == wanted
     assert pipe([[int(c) if c != "." else None for c in row] for row in rows], values="digits") == wanted
-    assert pipe([rows, rows]) == [wanted, wanted] and pipe([FOUR] * 4) == [wanted] * 4
+    for grids in ([rows, rows], [FOUR] * 4):
+        assert [*map(as_solved, pipe(grids))] == [as_solved(wanted)] * len(grids)
 
 
 def test_a_maze_may_be_a_list_of_rows_or_of_letters():

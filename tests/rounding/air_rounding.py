@@ -34,7 +34,9 @@ def rounding(seed: int, size: float | None = None) -> Iterator[None]:
         # What a compiler made, or an exporter traces, is another code path already.
         if not isinstance(module, nn.Linear) or out.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        noise = _noise(seed + (1 if getattr(module, "packed", None) is None else 2) * 1000, *out.shape)
+        held = getattr(module, "held", {}).get(out.dtype)
+        packed = held is not None and held.packed is not None
+        noise = _noise(seed + (2 if packed else 1) * 1000, *out.shape)
         if out.dtype in SIZE:
             return out * (1 + noise.to(out.dtype) * (size or SIZE[out.dtype]))
         # A sum in float32 that ends up beyond the middle of two neighbours: one in ten thousand outputs.
