@@ -148,10 +148,16 @@ def test_any_grid_is_the_product_of_its_axes(tmp_path):
     }  # fmt: skip
 
 
+def test_several_seeds_of_one_recipe_are_a_grid(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, suite=None, task=None, recipe="sudoku_6x6", seeds="0-2,1"))
+    assert [run.name for run in runs] == ["seed0", "seed1", "seed2"]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"suite": None},
+        {"suite": None, "seeds": "0"},
+        {"grid": ["lr=1e-3,1e-3"]},
         {"grid": ["lr"]},
         {"grid": ["variant=LxH"], "suite": None},
         {"overrides": ["lrr=1"]},

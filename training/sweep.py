@@ -162,8 +162,13 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         if not values:
             raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
         axes[key] = split_values(values)
-    if not axes:
-        raise ValueError("Nothing to run: give --suite, or --grid key=value,value (more than once for a product).")
+        if len(set(axes[key])) < len(axes[key]):
+            raise ValueError(f"--grid {text!r} names a value twice.")
+    seeds = list(dict.fromkeys(parse_seeds(arguments.seeds)))
+    if not axes and len(seeds) < 2:
+        raise ValueError(
+            "Nothing to run: give --suite, --grid key=value,value (more than once for a product), or several --seeds."
+        )
     recipe = arguments.recipe or (SMALL_RECIPE if arguments.suite in SMALL_SUITES else RECIPES.get(arguments.task))
     if recipe is None:
         raise ValueError("Give --task sudoku or --task maze, or a --recipe.")
@@ -181,11 +186,11 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     elif arguments.suite in SUITES:
         common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
     runs = []
-    for seed in parse_seeds(arguments.seeds):
+    for seed in seeds:
         for values in itertools.product(*axes.values()):
             point = dict(zip(axes, values))
-            name = "-".join(v if k == "variant" else f"{k}={v}" for k, v in point.items())
-            name = re.sub(r"[^\w.=,+-]+", "_", f"{name}-seed{seed}")
+            parts = [v if k == "variant" else f"{k}={v}" for k, v in point.items()]
+            name = re.sub(r"[^\w.=,+-]+", "_", "-".join([*parts, f"seed{seed}"]))
             rung = point.pop("rung", "")
             changed = rung_values(rung) if rung else {}
             overrides = {**changed, **common, **point, "seed": seed, "run_name": name}
