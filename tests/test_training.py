@@ -1,5 +1,6 @@
 """The training loop: recipes, fresh puzzles, slots, checkpoints, resuming, and what happens when things go wrong."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -1404,21 +1405,27 @@ def test_a_smoke_run_takes_the_epochs_and_dashed_keys_that_it_is_given(tmp_path)
 # ---- stages, launchers, nearly solved copies
 
 
+@contextlib.contextmanager
+def killed_at(step: int, monkeypatch):
+    """A training inside is killed before it makes that step."""
+    train_step = Trainer.train_step
+
+    def killed(self):
+        if self.step == step:
+            raise KeyboardInterrupt
+        train_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", killed)
+        yield
+
+
 def test_a_chain_that_is_killed_in_its_second_stage_resumes_to_the_same_mean_of_weights(recipe, tmp_path, monkeypatch):
     stages = [{"max_steps": 4}, {"max_steps": 12, "lr": 5e-3, "average": True}]
     values = {"stages": stages, "eval_every": 0}
     assert recipe("whole", **values) == 0
-    step = Trainer.train_step
-
-    def killed(self):
-        if self.step == 6:
-            raise KeyboardInterrupt
-        step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            recipe("killed", **values)
+    with killed_at(6, monkeypatch):
+        recipe("killed", **values)
     first = (tmp_path / "killed/stage_1/run.json").read_text()
     assert recipe("killed", **values) == 1  # holds a run already
     assert recipe("killed", "--resume", **values) == 0
@@ -1445,17 +1452,8 @@ def test_a_stage_with_weights_that_its_start_lacks_is_not_averaged(recipe, tmp_p
 
 def test_a_chain_whose_folder_was_moved_goes_on(recipe, tmp_path, monkeypatch):
     values = {"stages": [{"max_steps": 2}, {"max_steps": 6}], "eval_every": 0, "lr_min_ratio": 0.1}
-    step = Trainer.train_step
-
-    def killed(self):
-        if self.step == 5:
-            raise KeyboardInterrupt
-        step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            recipe("here", **values)
+    with killed_at(5, monkeypatch):
+        recipe("here", **values)
     first = (tmp_path / "here/stage_1/run.json").read_text()
     (tmp_path / "here").rename(tmp_path / "there")
     assert recipe("there", "--resume", **values) == 0  # the half-done stage goes on
