@@ -21,11 +21,26 @@ if TYPE_CHECKING:
     import torch
 
 
+def make_folder(path: str | os.PathLike) -> Path:
+    """The folder, with those above it, made where it was missing.
+
+    Raises:
+        ValueError: a file is in its way.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(place for place in (path, *path.parents) if place.exists())
+        raise ValueError(f"{file} is a file, not a folder: name another place than {path}.") from None
+    return path
+
+
 @contextlib.contextmanager
 def whole(path: str | os.PathLike) -> Iterator[Path]:
     """A path beside `path` to write to: it takes its place at the end, so that a reader never sees half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield partial

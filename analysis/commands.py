@@ -25,7 +25,7 @@ from air_model.analysis.interventions import parse_intervention
 from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import in_size, load_model
 from air_model.processing_air import GridTask, make_task
-from air_model.records import read_json, whole, write_json, write_text
+from air_model.records import make_folder, read_json, whole, write_json, write_text
 from air_model.solving_air import AirRollout
 
 Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is the model's own folder
@@ -293,7 +293,7 @@ def analyze(command: str, options: Options) -> Path:
         study = load_study(model, own)
         attends = study.config.token_mixer == "attention"  # where a model has none, its report says so
         every = [one for one in STUDIES if attends or one != "attention"]
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         sections = {one: STUDIES[one](study, own) for one in (every if command == "report" else [command])}
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))

@@ -34,7 +34,7 @@ from air_model.datasets_builders.loading import PuzzleSet
 from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, SUDOKU_EDGES, calibration, score, wilson
 from air_model.modeling_air import AirModel
 from air_model.processing_air import Symmetry
-from air_model.records import whole
+from air_model.records import make_folder, whole
 from air_model.solving_air import AirUpdate
 
 COLUMNS = ("row", "tokens", "q_halt_logits", "act_steps", "attempts", "view", "complete", "consistent", "valid")
@@ -76,7 +76,7 @@ class Evaluation:
 
     def run(self) -> None:
         """Solve this process's share of what no part holds yet."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         total = len(self.puzzles)
         rows = np.setdiff1d(np.arange(total), self.read()["row"])[self.rank :: self.world]
         # Nobody writes before everybody has read, or the shares would not fit together.

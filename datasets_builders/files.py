@@ -6,6 +6,7 @@ What a file is shows in its first bytes, not in its name. A file is a table (col
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -27,6 +28,7 @@ COLUMNS = {"question": PUZZLE_KEYS, "answer": ANSWER_KEYS, "rating": ("rating",)
 NEEDED = ("question", "answer")
 CHUNK = 50_000
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, csv.Error)
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Windows' tools write text
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".zip")
 ENDINGS += tuple(f"{ending}.gz" for ending in ENDINGS[:5])
 
@@ -68,6 +70,9 @@ def _head(file: BinaryIO, name: str, count: int) -> bytes:
 def contents(file: BinaryIO, name: str) -> Table | str | list:
     """What an unpacked file holds: a table, text, or JSON that is neither (grids as lists)."""
     head = _head(file, name, 1 << 16)
+    if head[:2] in UTF16:
+        file = io.BytesIO(_text(file, name).encode())
+        head = file.getvalue()[: 1 << 16]
     if head[:4] == b"PAR1":
         return _parquet(file)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
@@ -97,7 +102,7 @@ def contents(file: BinaryIO, name: str) -> Table | str | list:
 def _text(file: BinaryIO, name: str) -> str:
     try:
         held = file.read()
-        if held[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as Windows' tools write it
+        if held[:2] in UTF16:
             held = held.decode("utf-16").encode()
         if b"\0" in held or held and not re.search(rb"[\t\r\n -~]", held):
             raise ValueError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import load_model
-from air_model.records import write_json
+from air_model.records import make_folder, write_json
 
 INPUTS = ("input_ids", "puzzle_ids", "z_h", "z_l")
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "next_z_h", "next_z_l")
@@ -157,7 +157,7 @@ def export(source: str, folder: Path, formats: list[str]) -> dict[str, Any]:
     """
     # An exported program keeps its weights' wish for gradients, and would then refuse to overwrite temporaries.
     model = load_model(source, "cpu", torch.float32).requires_grad_(False)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     report: dict[str, Any] = {"model": source, "inputs": list(INPUTS), "outputs": list(OUTPUTS), "files": {}}
     report["halts_where"] = f"q_halt_logits > {'q_continue_logits' if model.config.q_continue else 0}"
     with tempfile.TemporaryDirectory(dir=folder) as temporary:

@@ -38,7 +38,7 @@ def add_solving_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
     add("--device", help="default: the GPU if there is one")
     text = "default: bfloat16 on a GPU, and for a search where the CPU multiplies it, else float32"
-    add("--dtype", help=f"float32 or bfloat16; {text}")
+    add("--dtype", choices=["float32", "bfloat16", "float16", "float64"], help=text)
     text = "what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)"
     add("--values", choices=["digits", "tokens"], help=text)
 

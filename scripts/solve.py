@@ -74,6 +74,10 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[Any]:
     is_folder = os.path.isdir(word)
     if is_folder or re.search(r"\.(txt|csv|tsv|gz|zip|jsonl?|parquet|sd[kmx]|ss)$", word, re.IGNORECASE):
         raise ValueError(f"{word} is {'a folder' if is_folder else 'no file here'}: give a file of puzzles, or text.")
+    # Mostly letters, and such as no puzzle of this length has: a file's name with a slip in it.
+    letters = re.findall("[a-z]", word.lower())
+    if 2 * len(letters) > len(word) < 256 and set(letters) & set("hijklmnpqrtuvwyz"):
+        raise ValueError(f"{word!r} is no file here, and no puzzle. Examples: --help.")
     return puzzles_in(io.BytesIO(word.encode()), "The argument", tasks)
 
 

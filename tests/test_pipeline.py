@@ -376,6 +376,8 @@ def test_the_script_reads_packed_csvs_with_a_byte_order_mark_and_quoted_names(fo
 def test_the_script_takes_a_file_that_is_not_there_and_a_second_hub_id_for_what_they_are(folder, tmp_path, capsys):
     assert solve_script.main(["--model", str(folder), str(tmp_path / "none.txt")]) == 1
     assert "none.txt is no file here" in capsys.readouterr().err
+    assert solve_script.main(["--model", str(folder), "puzzles"]) == 1
+    assert "'puzzles' is no file here, and no puzzle" in capsys.readouterr().err
     assert solve_script.parse_args(["--model", "a", "user/air-nine", PUZZLE]).model == ["a", "user/air-nine"]
     both = solve_script.parse_args(["--model", "a", PUZZLE, "--model", "nowhere", OTHER])
     assert (both.model, both.puzzles) == (["a", "nowhere"], [PUZZLE, OTHER])

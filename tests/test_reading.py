@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_model
 
 from air_model import PuzzleSolvingPipeline
 from air_model.datasets_builders import load_puzzles
-from air_model.datasets_builders.files import puzzles_in
+from air_model.datasets_builders.files import puzzles_in, read_rows
 from air_model.pipeline_air import readings
 from air_model.processing_air import MazeTask, SudokuTask
 from air_model.reading_air import puzzles_a_line, split_puzzles
@@ -458,6 +458,13 @@ def test_a_text_file_may_have_any_common_encoding(encoding):
     held = io.BytesIO(("# Rätsel für heute\n" + "\n".join(ROWS)).encode(encoding))
     (puzzle,) = puzzles_in(held, "file", [NINE])
     assert NINE.decode(NINE.encode(puzzle)) == PUZZLE
+
+
+def test_a_table_may_be_written_in_utf_16(tmp_path):
+    table = f"question,answer\n{PUZZLE},{PUZZLE}\n"
+    (tmp_path / "table.csv").write_bytes(table.encode("utf-16"))
+    ((questions, answers, *_),) = read_rows(tmp_path / "table.csv", bad := [])
+    assert (questions, answers, bad) == ([PUZZLE], [PUZZLE], [])
 
 
 def test_a_complaint_is_about_the_size_that_a_puzzle_looks_like():

@@ -592,6 +592,18 @@ def test_every_stage_of_a_shipped_recipe_has_a_miniature(tmp_path, path):
     assert stages and {recipe.model["hidden_size"] for recipe in small} == {32}
 
 
+def test_a_run_that_cannot_begin_says_why(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for words, says in (
+        (["--smoke", "task=foo", "--output-dir", str(tmp_path / "run")], "No miniature data for task=foo"),
+        (["--smoke", "--output-dir", str(tmp_path / "file")], "file is a file, not a folder"),
+        (["--smoke", "--output-dir", str(tmp_path / "file" / "run")], "file is a file, not a folder"),
+    ):
+        assert ta.main(["--recipe", "quickstart", *words]) == 1
+        assert says in capsys.readouterr().err
+        assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_a_smoke_run_of_another_task_may_overwrite_one(tmp_path):
     for name in ("quickstart", "maze_small"):
         words = ["--recipe", name, "--output-dir", str(tmp_path), "--smoke", "--overwrite", "max_steps=1"]

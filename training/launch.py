@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from air_model.records import make_folder
+
 
 class RunError(ValueError):
     """Something that the user can put right; `main` prints it as one message and exits with status 1."""
@@ -49,7 +51,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     existed = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -37,6 +37,8 @@ def on_miniature_data(task_name: str, folder: Path) -> dict[str, Any]:
 
 def miniature_data(task_name: str, folder: Path) -> Path:
     """4 x 4 Sudokus or 6 x 6 mazes as train.csv and test.csv; made once, the same every time."""
+    if task_name not in ("sudoku", "maze"):
+        raise ValueError(f"No miniature data for task={task_name}, only for sudoku and maze: give data=... as well.")
     if (folder / "test.csv").is_file():
         return folder
     for seed, (split, n) in enumerate((("train", 64), ("test", 32))):

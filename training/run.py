@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from air_model.processing_air import make_task
-from air_model.records import append_runs_to, read_run
+from air_model.records import append_runs_to, make_folder, read_run
 from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
 from air_model.training.journal import leave_curve, make_trackers
 from air_model.training.lattices import LatticeTrainer
@@ -85,7 +85,7 @@ def run_training(
     refuse_lonely_process(int(os.environ.get("WORLD_SIZE") or 1))
     first_process = is_first_process()
     if append_runs is not None and first_process:
-        Path(append_runs).parent.mkdir(parents=True, exist_ok=True)  # a wrong place is found before the training
+        make_folder(Path(append_runs).parent)  # a wrong place is found before the training
     with alone_in(output_dir) if first_process else contextlib.nullcontext(), signals or Signals() as signals:
         if (output_dir / "run.json").exists() and not (resume or overwrite):
             raise already_there(output_dir)

@@ -22,7 +22,7 @@ import torch
 from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
-from air_model.records import append_runs_to, command_line, read_run, whole_folder, write_json
+from air_model.records import append_runs_to, command_line, make_folder, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
 from air_model.training.launch import already_there, is_first_process, join_processes, say
 from air_model.training.recipe import Recipe, has_finished, make_recipe, override, recipe_values
@@ -125,7 +125,7 @@ def run_stages(
         if number + 1 < len(stages) and record["status"] == "finished":
             record["status"] = "running"
         if first_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(output_dir)
             write_json(output_dir / "run.json", record)
         if report["status"] != "finished":
             return record

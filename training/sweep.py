@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from air_model.configuration_air import AirConfig
-from air_model.records import append_runs_to, read_lines, read_run, write_lines
+from air_model.records import append_runs_to, make_folder, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, Signals, is_taken, say
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import Recipe, as_words, has_finished, read_recipe, split_word
@@ -86,7 +86,7 @@ class Run:
 
     def log(self) -> TextIO:
         """log.txt in its folder, to append to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return (self.folder / "log.txt").open("a")
 
     def report(self) -> dict[str, Any]:
