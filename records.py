@@ -195,11 +195,12 @@ def append_runs_to(target: Path, reports: list[dict[str, Any]]) -> int:
 
 
 def earlier_runs(source: str) -> list[dict[str, Any]]:
-    """The runs that made the model a run starts from (`init_from`), oldest first: name, steps and seconds of each."""
+    """The runs that made the model a run starts from (`init_from`), oldest first: name, steps, seconds and rate."""
     # It is only a record: whatever is wrong with it must not cost the run that goes on.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if source and (run := run_record(source)):
-            return [*run.get("earlier_runs", []), {k: run.get(k) for k in ("name", "steps", "wall_seconds")}]
+            kept = {k: run.get(k) for k in ("name", "steps", "wall_seconds", "tflops")}
+            return [*run.get("earlier_runs", []), kept]
     return []
 
 

@@ -29,7 +29,7 @@ from air_model.training.recipe import Recipe, has_finished, make_recipe, overrid
 from air_model.training.run import load_data, run_training
 from air_model.training.trainer import evaluate_model
 
-SUMMARY = ("name", "status", "steps", "wall_seconds", "metrics", "average", "config")  # of a stage, for its chain
+SUMMARY = ("name", "status", "steps", "wall_seconds", "tflops", "metrics", "average", "config")  # of a stage
 
 
 class Stage(NamedTuple):
