@@ -268,13 +268,16 @@ class PuzzleSolvingPipeline(Pipeline):
     def _opened(self, inputs: Any, values: str | None) -> tuple[Any, str | None]:
         """Tables, columns and tensors as lists and arrays, and what numbers in them are."""
         task = self.processor.grid_task
-        if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a pandas table: its rows, not its columns
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_dicts"):  # a polars table
+            inputs = inputs.to_dicts()
+        elif hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # a pandas table: its rows, not its columns
             grid = inputs.shape == (task.height, task.width) and not {*PUZZLE_KEYS} & {*map(str, inputs.columns)}
             inputs = inputs.to_numpy() if grid else inputs.to_dict("records")
         if isinstance(inputs, Mapping):  # a row of a data set, or a batch of them: one column holds the puzzles
             inputs, values = puzzle_of(inputs, values)
-        for method in ("to_list", "to_pylist"):  # a column of pandas, polars or arrow
-            inputs = getattr(inputs, method)() if hasattr(inputs, method) else inputs
+        for method in ("to_list", "to_pylist"):  # a column of pandas, polars or arrow; data sets are read as they go
+            if hasattr(inputs, method) and not hasattr(inputs, "with_format"):
+                inputs = getattr(inputs, method)()
         if isinstance(inputs, Tensor):
             inputs = inputs.detach().cpu().numpy()
             values = values or task.values_of(inputs, tensor=True)
@@ -424,7 +427,7 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
         with _without_bars():
             model.save_pretrained(temporary)  # also writes the processor that follows from its config
         if processor is not None:

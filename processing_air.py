@@ -753,7 +753,7 @@ class AirProcessor(ProcessorMixin):
             text: a puzzle as text, rows, S digits or tokens, or a list (or (N, S) array) of them.
             values: "digits" or "tokens": what numbers are. Needed where they may be either; a tensor holds tokens.
             return_tensors: "pt" (default), "np" or None (lists).
-            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without a path). Texts of
+            check: (default True) refuse ill-formed puzzles (contradicting clues, a maze without S or G). Texts of
                 mazes with path marks are answers, not puzzles: only their letters are checked.
 
         Returns:

@@ -219,7 +219,7 @@ def is_title(line: str, letters: Collection[str]) -> bool:
     """Whether a line is a number ("2.") or begins with a word ("Grid 01", "2. Easy"), rather than with cells."""
     if "4" in letters and re.fullmatch(r"\s*(\d{1,2}\.|\d{1,3}[):])\s*", line):
         return True
-    word = re.match(r"[^\w#]*(?:\d{1,4}[.):]\s*)?([A-Za-z]{2,})(?![\w.*?#])", line)
+    word = re.match(r"[^\w#]*(?:\d{1,4}[.):]\s*)?((?:[^\W\d_]|\ufffd){2,})(?![\w.*?#])", line)
     return word is not None and 2 * sum(letter not in letters for letter in word[1]) >= len(word[1])
 
 

@@ -52,14 +52,15 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder beside `path` to fill; it takes its place at the end. Between the two renames there is `.NAME.old`."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced; "." gets its name
+    make_folder(path.parent)
     partial, old = (path.with_name(f".{path.name}.{end}") for end in (f"tmp-{os.getpid()}", "old"))
     if old.is_dir() and not path.exists():  # killed between the two renames
         os.replace(old, path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.tmp*"):
         if left == partial or not _is_running(left.name.rpartition("-")[2]):
             shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         yield partial
         if path.exists():

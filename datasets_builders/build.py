@@ -176,10 +176,14 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
             f"There is no file or folder {config.source!r}. --source is hub, generate, or the path of a CSV or folder."
         )
     found: dict[str, Path] = {}
-    files = tables_in(path)
-    for file in [p for p in files if p.name.endswith((".csv", ".csv.gz"))] or files:
+    # A CSV is what other forms of the same split are copies of.
+    for file in sorted(tables_in(path), key=lambda p: not p.name.endswith((".csv", ".csv.gz"))):
         split = re.match(r"[A-Za-z]*", file.name)[0].lower()
+        if split in ("", "all"):  # `datasets` knows no such split
+            raise ValueError(f"{file} names no split: call it train, test or the like.")
         if split in found:
+            if found[split].name.endswith((".csv", ".csv.gz")) and not file.name.endswith((".csv", ".csv.gz")):
+                continue
             raise ValueError(f"{path} has two files for the split {split!r}: {found[split].name} and {file.name}.")
         found[split] = file
     if "train" not in found:
@@ -288,8 +292,10 @@ def csv_splits(config: BuildConfig, bad: dict[str, list]) -> tuple[GridTask, dic
         raise ValueError(f"{files['train']} holds {task}, but {config.dataset} needs {TASKS[config.dataset]} puzzles.")
     out: dict[str, Iterator[Rows]] = {}
     for split, path in files.items():
-        bad[split] = []
         wanted = {"train": config.num_train, "test": config.num_test}.get(split)
+        if wanted == 0 and len(files) > 1:
+            continue
+        bad[split] = []
         cut = config.num_test if len(files) == 1 else None  # test rows out of the only file
         keep = _eligible(path, config.min_rating) if cut or wanted is not None else None
         if cut:
@@ -560,6 +566,10 @@ def _write(config: BuildConfig, work: Path) -> dict:
         files = source_files(config)
         where = {str(files[split]): rows for split, rows in skipped.items()}
         raise BadRows(where, "; nothing was written. --skip-bad leaves them out.")
+    if "train" not in splits:
+        raise ValueError(
+            "No good row is left to train on; nothing was written. Without --skip-bad all faults are listed."
+        )
     order = sorted(splits, key=lambda name: (name != "train", name))
     source = "@".join(config.hub()) if config.source == "hub" else Path(config.source).name
     return {

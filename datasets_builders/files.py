@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import re
 import sys
 import zipfile
@@ -142,7 +143,23 @@ def _json_rows(text: str) -> list | None:
         if len(inner) != 1:
             break
         value = inner[0]
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else _records(value) if isinstance(value, dict) else [value]
+
+
+def _records(table: dict) -> list[dict]:
+    """A record, or those of a table written column by column (lists, or as pandas does it by number of the row)."""
+    table = {key: list(column.values()) if isinstance(column, dict) else column for key, column in table.items()}
+    puzzles = next((column for key, column in table.items() if str(key).lower() in PUZZLE_KEYS), None)
+    if not isinstance(puzzles, list) or not all(isinstance(puzzle, (str, list)) for puzzle in puzzles):
+        return [table]
+    sizes, count = {len(puzzle) for puzzle in puzzles}, len(puzzles)
+    square = len(sizes) == 1 and math.isqrt(size := sizes.pop()) ** 2 == size
+    rows_of_a_maze = sum(puzzle.count("S") for puzzle in puzzles) < count
+    maze = any("G" in puzzle for puzzle in puzzles)
+    if not square or size < 16 or size == count or maze and rows_of_a_maze:  # the rows of one puzzle
+        return [table]
+    columns = [part if isinstance(part, list) and len(part) == count else [part] * count for part in table.values()]
+    return [dict(zip(table, row)) for row in zip(*columns)]
 
 
 def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
@@ -166,7 +183,9 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
                 )
             tokens = puzzle_of({held.names[column]: None})[1]
             held = [record[column] if column < len(record) else "" for record in held.records]
-            held = [{"input_ids": value} for value in held] if tokens and not isinstance(held[0], str) else held
+            held = (
+                [{"input_ids": value} for value in held] if tokens and held and not isinstance(held[0], str) else held
+            )
         elif any(is_one_grid(task, held) for task in tasks):
             held = [held]
         for puzzle in held:

@@ -311,7 +311,7 @@ def parse_ratings(texts: list[str], faults: dict[int, str]) -> np.ndarray:
         try:
             out[i] = int(float(text)) if text else UNRATED
         except (ValueError, OverflowError):
-            faults.setdefault(i, f"the rating {text!r} is not a number")
+            faults.setdefault(i, f"the rating {text!r} is not a number below 2**31")
     return out
 
 
@@ -415,7 +415,9 @@ def _from_tokens(
         if side * side != inputs.shape[1]:
             raise ValueError(f"{name}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
         ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
-        guess = "maze" if ends.all() and labels.max() <= 5 and (inputs == 1).any() else "sudoku"
+        filled = inputs != labels  # of a maze free cells, with path
+        is_maze = ends.all() and labels.max() <= 5 and (inputs[filled] == 2).all() and (labels[filled] == 5).all()
+        guess = "maze" if is_maze else "sudoku"
         task = make_task(task or guess, side, side)
     if "rating" in numbers and (numbers["rating"] == UNRATED).all():
         del numbers["rating"]

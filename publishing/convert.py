@@ -5,6 +5,7 @@ A checkpoint is the public code's `step_N` beside its `all_config.yaml`; `script
 
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def config_of(settings: Any, state: dict[str, Tensor], seq_len: int, task: str |
     if task is None:
         digits = height == side and vocab_size == side + 2 and "maze" not in str(settings.get("data_path") or "")
         task = "sudoku" if digits else "maze" if vocab_size == 6 else "grid"
+    if task != "grid" and height != side:
+        raise ValueError(f"{seq_len} cells are no square {task}: only square ones can be converted, or --task grid.")
     fields = {ours: arch[public] for public, ours in FIELDS.items()}
     fields |= {ours: arch.get(public, default) for public, (ours, default) in DEFAULTS.items()}
     fields |= {"task": task, "grid_height": height, "grid_width": seq_len // height, "vocab_size": vocab_size}
@@ -120,7 +123,7 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a public `step_N`, under the names of its inner module. Raises ValueError where it holds none."""
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, struct.error) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(f"{checkpoint} cannot be read as a checkpoint of tensors (truncated?): {reason}") from None
     if isinstance(state, dict) and (container := next((key for key in CONTAINERS if key in state), None)):

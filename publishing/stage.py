@@ -242,7 +242,8 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
     if source.samefile(PACKAGE / "spaces_demo"):  # the package brings the rest along
         staged.add(source / name for name in ("app.py", "README.md", "requirements.txt"))
     else:
-        shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)
+        mine = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "air_model")  # a dry run's copy is made anew
+        shutil.copytree(source, folder, ignore=mine, dirs_exist_ok=True)
     package = folder / "air_model"
     for name in SPACE_PACKAGES:
         shutil.copytree(PACKAGE / name, package / name, ignore=without)
@@ -274,4 +275,7 @@ def publish_folder(staged: Path, target: Path) -> None:
             f"--dry-run {target} already holds {foreign[0]}, which does not belong to the repository: give an "
             "empty or new folder."
         )
+    target.mkdir(parents=True, exist_ok=True)
+    mode = target.stat().st_mode  # rather than a temporary folder's, which is for one user
     shutil.copytree(staged, target, dirs_exist_ok=True)
+    target.chmod(mode)

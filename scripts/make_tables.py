@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--systems", type=Path, default=RESULTS / "published_systems.json", help="public systems of the leaderboard")
     add("--checkpoints", type=Path, default=tables.ROOT / "checkpoints", help="folder of trained models")
     add("--file", type=Path, action="append", help="a file with markers; default: README.md, docs/findings.md")
-    add("--tables", type=Path, default=RESULTS / "TABLES.md", help="all tables in one file")
-    add("--figures", type=Path, default=RESULTS / "figures", help="folder of the bar charts")
+    add("--tables", type=Path, help="all tables in one file; default, but for a --file of yours: results/TABLES.md")
+    add("--figures", type=Path, help="folder of the bar charts; default, but for a --file of yours: results/figures")
     add("--no-figures", action="store_true")
     add("--check", action="store_true", help="write nothing, exit 1 where something is out of date")
     return parser.parse_args(argv)
@@ -53,8 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         files = args.file or [tables.ROOT / "README.md", tables.ROOT / "docs" / "findings.md"]
         texts = {name: text for name, (_, text) in made.items()} | findings.parts_of_the_page(RESULTS, published)
         wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
-        wanted[args.tables] = tables.page(made, published, args.tables)
-        if not args.file:
+        ours = not (args.file or args.runs)
+        pages, figures = args.tables or ours and RESULTS / "TABLES.md", args.figures or ours and RESULTS / "figures"
+        if pages:
+            wanted[pages] = tables.page(made, published, pages)
+        if ours:
             shown = findings.for_the_space(RESULTS)
             wanted[SPACE / "findings.json"] = json.dumps(shown, indent=1, ensure_ascii=False) + "\n"
     except (ValueError, OSError, KeyError) as error:
@@ -66,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path} is out of date: run python scripts/make_tables.py")
         return 1 if stale else 0
     written = [write_text(path, wanted[path]) for path in stale]
-    if not args.no_figures:
-        written += tables.bar_charts(runs, published, args.figures)
-        written += [] if args.file else findings.draw(RESULTS, published, args.figures)
+    if figures and not args.no_figures:
+        written += tables.bar_charts(runs, published, figures)
+        written += findings.draw(RESULTS, published, figures) if ours else []
     for path in written:
         print(f"wrote {path}")
     return 0

@@ -67,7 +67,7 @@ def read_puzzles(word: str, tasks: list[GridTask]) -> list[Any]:
     from air_model.datasets_builders.files import puzzles_in
 
     if word == "-":
-        return puzzles_in(io.BytesIO(sys.stdin.read().encode()), "standard input", tasks)
+        return puzzles_in(io.BytesIO(sys.stdin.buffer.read()), "standard input", tasks)
     if os.path.isfile(word):  # False for a puzzle that is too long for a file's name
         with open(word, "rb") as file:
             return puzzles_in(file, word, tasks)
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         results[place] = {"puzzle": puzzle_of(texts[place])[0], **refusal(str(error))}
         said[place] = f"solve: {f'puzzle {place + 1}: ' if len(texts) > 1 else ''}{error}"
     if args.json:
-        print(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+        print(json.dumps(results[0] if len(results) == 1 else results, indent=1, default=str))
     for place, text in enumerate([] if args.json else said):
         if place in refused:
             print(text, file=sys.stderr)

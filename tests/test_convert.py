@@ -49,6 +49,11 @@ def test_a_converted_folder_loads_with_equal_outputs(public, tmp_path):
     ).exists()
 
 
+def test_a_maze_that_is_not_square_is_not_taken_for_one_row(public):
+    with pytest.raises(ValueError, match="15 cells are no square maze"):
+        convert(public(), 15, task="maze")
+
+
 def test_compiled_checkpoints_convert_like_plain_ones(public):
     plain = convert(public(), 16).state_dict()
     compiled = convert(public(edit=lambda s, _: {f"_orig_mod.{k}": v for k, v in s.items()}), 16).state_dict()

@@ -408,6 +408,51 @@ def test_every_kind_of_bad_row_is_listed_and_nothing_is_written(tmp_path, capsys
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv"]
 
 
+def test_a_good_folder_is_not_replaced_by_an_empty_one(tmp_path, capsys):
+    good = write_csv(tmp_path / "good.csv", sudoku_rows())
+    assert build("sudoku-extreme", "--source", good, "--output-dir", tmp_path / "o") == 0
+    bad = write_csv(tmp_path / "bad.csv", faulty_rows()[1:2])
+    assert build("sudoku-extreme", "--source", bad, "--output-dir", tmp_path / "o", "--skip-bad") == 1
+    assert "No good row is left" in capsys.readouterr().err and len(load_puzzles(tmp_path / "o", "train")) == 6
+
+
+def test_splits_come_from_files_of_any_form(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    write_csv(tmp_path / "in" / "train.csv", sudoku_rows())
+    rows = [dict(zip(("question", "answer"), row)) for row in sudoku_rows()[:2]]
+    (tmp_path / "in" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["sudoku-extreme", "--source", tmp_path / "in", "--output-dir", tmp_path / "o"]
+    assert build(*command) == 0 and len(load_puzzles(tmp_path / "o", "test")) == 2
+    assert build(*command, "--num-test", "0") == 0
+    with pytest.raises(FileNotFoundError, match="no split 'test'"):
+        load_puzzles(tmp_path / "o", "test")
+    write_csv(tmp_path / "in" / "2024.csv", sudoku_rows())
+    assert build(*command) == 1 and "2024.csv names no split" in capsys.readouterr().err
+
+
+def test_a_small_sudoku_with_the_ends_of_a_maze_is_still_one(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    inputs, labels = [3, 1, 1, 1, 1, 1, 1, 4, *[1] * 8], [3, 2, 5, 4, 4, 5, 2, 3, *[2] * 8]
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"inputs": [inputs], "labels": [labels]}), tmp_path / "data" / "train-0.parquet")
+    assert load_puzzles(tmp_path, "train").task == SudokuTask(4)
+
+
+@pytest.mark.parametrize("form", ["list", "split"])
+def test_a_table_in_json_may_be_written_column_by_column(tmp_path, form):
+    rows = sudoku_rows()
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("question", "answer"))}
+    if form == "split":  # what pandas writes
+        columns = {name: {str(i): value for i, value in enumerate(values)} for name, values in columns.items()}
+    (tmp_path / "table.json").write_text(json.dumps(columns))
+    found = load_puzzles(tmp_path / "table.json")
+    assert (found.task, len(found)) == (SudokuTask(4), len(rows))
+    (tmp_path / "one.json").write_text(json.dumps({"puzzle": ["S..#", "#..G"], "solution": ["Soo#", "#.oG"]}))
+    assert load_puzzles(tmp_path / "one.json", task=MazeTask(2, 4)).inputs.shape == (1, 8)
+
+
 def test_skip_bad_keeps_the_good_rows(tmp_path):
     source = write_csv(tmp_path / "bad.csv", faulty_rows())
     assert build("sudoku-extreme", "--source", source, "--skip-bad", "--output-dir", tmp_path / "o") == 0

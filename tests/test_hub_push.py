@@ -484,7 +484,11 @@ def test_the_published_space_starts_from_its_own_files(model_folder, tmp_path):
 
 
 def test_this_projects_space_folder_can_be_published(tmp_path):
-    assert push("space", "--repo-id", "user/demo", "--model", "user/air", "--dry-run", tmp_path / "dry") == 0
+    command = ["space", "--repo-id", "user/demo", "--model", "user/air", "--dry-run"]
+    assert push(*command, tmp_path / "first") == 0
+    assert push(*command, tmp_path / "dry", "--space", tmp_path / "first") == 0  # a copy that somebody changed
+    (tmp_path / "new").mkdir()
+    assert (tmp_path / "dry").stat().st_mode == (tmp_path / "new").stat().st_mode
     files = files_below(tmp_path / "dry")
     assert {"app.py", "README.md", "requirements.txt", "air_model/pipeline_air.py"} <= set(files)
     assert not any(name.endswith(".pyc") for name in files)

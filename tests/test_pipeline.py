@@ -96,6 +96,19 @@ def test_a_hugging_face_data_set_is_read_row_by_row(pipe):
     assert [f["solution"] for f in pipe(rows)] == [pipe(PUZZLE)["solution"], pipe(OTHER)["solution"]]
 
 
+def test_a_data_set_is_read_as_it_goes_and_with_its_transform(pipe):
+    datasets = pytest.importorskip("datasets")
+
+    def endless():
+        while True:
+            yield {"puzzle": PUZZLE}
+
+    stream = pipe(datasets.IterableDataset.from_generator(endless), attempts=1, batch_size=1)
+    assert next(iter(stream))["solution"] == pipe(PUZZLE, attempts=1)["solution"]
+    rows = datasets.Dataset.from_dict({"raw": [0, 1]}).with_transform(lambda batch: {"puzzle": [OTHER] * 2})
+    assert next(iter(pipe(rows)))["solution"] == pipe(OTHER)["solution"]
+
+
 def test_a_generator_is_not_read_to_its_end_at_once(pipe):
     drawn = []
 
@@ -354,7 +367,7 @@ def test_the_script_reads_text_files_csv_and_standard_input(folder, tmp_path, ca
     (tmp_path / "lines.txt").write_text(f"{PUZZLE}\n{OTHER}\n")
     (tmp_path / "table.csv").write_text(f"source,question,answer\nx,{PUZZLE},\n")
     (tmp_path / "column.csv").write_text(f"puzzle\n{OTHER}\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(PUZZLE + "\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PUZZLE}\n".encode("utf-16"))))
     files = ("drawn.txt", "lines.txt", "table.csv", "column.csv")
     words = [OTHER, *(str(tmp_path / name) for name in files), "-"]
     assert solve_script.main(["--model", str(folder), "--json", *words]) == 0

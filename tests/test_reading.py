@@ -453,6 +453,12 @@ def test_numbers_alone_in_a_line_are_titles():
         assert [NINE.decode(NINE.encode(puzzle)) for puzzle in split_puzzles(text, [NINE])] == [PUZZLE] * 2
 
 
+@pytest.mark.parametrize("title", ["Übung {}", "Головоломка {}", "数独 {}", "R\ufffdtsel {}"])
+def test_titles_may_be_in_any_language(title):
+    text = "\n".join([title.format(1), *ROWS, title.format(2), *ROWS])
+    assert [NINE.decode(NINE.encode(puzzle)) for puzzle in split_puzzles(text, [NINE])] == [PUZZLE] * 2
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
 def test_a_text_file_may_have_any_common_encoding(encoding):
     held = io.BytesIO(("# Rätsel für heute\n" + "\n".join(ROWS)).encode(encoding))

@@ -162,6 +162,14 @@ def test_the_command_writes_tables_and_charts_and_then_finds_them_up_to_date(tmp
     assert make_tables.main([*command, "--check"]) == 0
 
 
+def test_a_report_of_ones_own_leaves_this_projects_pages_alone(tmp_path, capsys):
+    (tmp_path / "runs.jsonl").write_text(json.dumps(record()) + "\n")
+    (tmp_path / "report.md").write_text("<!-- table: injection -->\n<!-- /table -->\n")
+    command = ["--runs", str(tmp_path / "runs.jsonl"), "--file", str(tmp_path / "report.md"), "--check"]
+    assert make_tables.main(command) == 1
+    assert capsys.readouterr().out.count("is out of date") == 1
+
+
 def test_a_file_of_runs_that_is_not_there_empties_no_table(tmp_path, capsys):
     page = tmp_path / "report.md"
     page.write_text("<!-- table: injection -->\nfull\n<!-- /table -->\n")

@@ -993,6 +993,17 @@ def test_what_a_kill_left_of_a_model_folder_is_put_right(recipe, tmp_path):
     assert (run / "model" / "config.json").is_file()
 
 
+def test_a_folder_that_is_a_link_stays_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in "ab":
+        with whole_folder(tmp_path / "link") as folder:
+            (folder / name).touch()
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "real").iterdir()] == ["b"]
+    with pytest.raises(ValueError, match="b is a file, not a folder"), whole_folder(tmp_path / "real" / "b" / "c"):
+        raise AssertionError
+
+
 def test_a_folder_survives_a_kill_between_the_renames_and_a_write_that_fails(tmp_path):
     (tmp_path / ".m.old").mkdir()
     (tmp_path / ".m.old" / "good").touch()
