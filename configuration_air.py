@@ -140,7 +140,7 @@ class AirConfig(PreTrainedConfig):
         prefix_length: positions P that hold the puzzle embedding; default ceil(e / d).
         halt_max_steps: ACT steps of the published protocol.
         loss_type: "stablemax_cross_entropy" (float64) or "softmax_cross_entropy".
-        activation_dtype: of states and activations; None follows autocast, else the weights.
+        activation_dtype: of states and activations where no autocast is on; None: as the weights.
 
     Raises:
         ValueError: unknown fields, or a combination that cannot work; the message says what to change.

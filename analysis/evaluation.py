@@ -28,12 +28,12 @@ from tqdm.auto import tqdm
 
 from air_model.analysis.common import add_model
 from air_model.analysis.figures import PALETTE, new_figure, save
-from air_model.answers_air import Answers, symmetric_views
+from air_model.answers_air import Answers, keep_givens, symmetric_views
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
 from air_model.metrics.puzzle_accuracy.scores import MAZE_EDGES, SUDOKU_EDGES, calibration, score, wilson
 from air_model.modeling_air import AirModel
-from air_model.processing_air import Symmetry
+from air_model.processing_air import PAD, Symmetry
 from air_model.records import make_folder, whole
 from air_model.solving_air import AirUpdate
 
@@ -93,15 +93,14 @@ class Evaluation:
         def keep(at: np.ndarray, answers: Answers) -> None:
             nonlocal exact, seen
             pending.append((rows[at], answers))
-            exact += int((answers.tokens == mine.labels[at]).all(-1).sum())
+            exact += int(_right(answers.tokens, mine.labels[at]).sum())
             seen += len(at)
             bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
             if time.perf_counter() - self.saved > self.save_seconds:
                 self.write(pending)
 
-        ids = mine.puzzle_ids if self.models[0].config.num_puzzle_identifiers > 1 else None
-        given = {"check": False, "puzzle_ids": ids, "on_answers": keep, **self.options}
+        given = {"check": False, "puzzle_ids": _ids(self.models[0], mine), "on_answers": keep, **self.options}
         with bar:
             self.stats = solve_puzzles(self.models, self.puzzles.task, mine.inputs, **given).stats
         if pending:
@@ -161,6 +160,16 @@ class Evaluation:
             self.folder.parent.rmdir()
 
 
+def _right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which answers (N, S) are right wherever there is a label, bool (N,)."""
+    return ((answers == labels) | (labels == PAD)).all(-1)
+
+
+def _ids(model: AirModel, puzzles: PuzzleSet) -> np.ndarray | None:
+    """The puzzles' rows of the model's puzzle table, where it has one."""
+    return puzzles.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
+
+
 def thought_curve(
     model: AirModel,
     puzzles: PuzzleSet,
@@ -189,6 +198,7 @@ def thought_curve(
     exact, valid, q = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.float32)
     halted_at, halted_right = np.full(n, max_act_steps + 1), np.zeros(n, bool)  # the puzzle as given, under halt="q"
     last = len(model.config.schedule) - 1
+    ids = None if (ids := _ids(model, puzzles)) is None else torch.from_numpy(ids)
 
     pairs = zip(map(Symmetry, *views), map(Symmetry, *views.inverse()))  # there and back
     for v, (view, home) in enumerate(tqdm(pairs, total=len(exact), desc="views", disable=not progress)):
@@ -199,7 +209,8 @@ def thought_curve(
             rows, step = update.rows.cpu().numpy(), int(update.steps[0]) + 1  # all puzzles are at one step: halt="max"
             q_halt, q_continue = model.q_head(z_h[:, 0]).unbind(-1)
             answer = home.apply(model.decode_state(z_h).argmax(-1).cpu().numpy().astype(np.uint8))
-            right = (answer == puzzles.labels[rows]).all(-1)
+            answer = keep_givens(task, puzzles.inputs[rows], answer)
+            right = _right(answer, puzzles.labels[rows])
             if v == 0:
                 stops = model.halts(q_halt, q_continue).cpu().numpy() & (halted_at[rows] > max_act_steps)
                 halted_at[rows[stops]], halted_right[rows[stops]] = step, right[stops]
@@ -209,7 +220,7 @@ def thought_curve(
                 q[v, at[step], rows] = q_halt.float().cpu().numpy()
 
         options = {"max_act_steps": max_act_steps, "batch_size": batch_size, "return_logits": False}
-        model.solve(torch.from_numpy(view.apply(puzzles.inputs)), halt="max", hook=look, **options)
+        model.solve(torch.from_numpy(view.apply(puzzles.inputs)), ids, halt="max", hook=look, **options)
 
     tries = range(1, len(exact) + 1)
     result: dict[str, Any] = {"n": n, "steps": steps, "attempts": list(tries)}

@@ -10,6 +10,7 @@ import collections
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,13 +28,21 @@ REFUSED, ON_THE_WAY, ACCEPTED = "#999999", PALETTE[4], PALETTE[2]
 
 
 def study_searches(
-    model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLike, pictures: int = 2, progress: bool = True
+    model: AirModel, puzzles: PuzzleSet, folder: str | os.PathLike, pictures: int = 2, **options: Any
 ) -> list[Path]:
-    """Search at every puzzle; the trees as JSON, the first few as pictures. Returns what was written."""
-    options = {"attempts": None, "halt": "rules", "check": False, "return_rollout": True, "progress": progress}
-    answers = solve_puzzles(model, puzzles.task, puzzles.inputs, **options)
-    if answers.trees is None:
+    """Search at every puzzle; the trees as JSON, the first few as pictures. Returns what was written.
+
+    Args:
+        options: of `solve_puzzles`: dtype, batch_size, progress.
+
+    Raises:
+        ValueError: a task without rules.
+    """
+    if puzzles.task.name == "grid":
         raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")
+    options |= {"attempts": None, "halt": "rules", "check": False, "return_rollout": True}
+    ids = puzzles.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
+    answers = solve_puzzles(model, puzzles.task, puzzles.inputs, puzzle_ids=ids, **options)
     answers.rollout = None  # not part of the file
     found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
              for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip

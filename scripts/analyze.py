@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     from air_model.analysis.commands import analyze, redraw_published
 
     need_positive(args, "limit", "batch_size")
+    if args.pictures < 0:
+        raise ValueError(f"--pictures must be 0 or more, got {args.pictures}.")
     if args.command == "published":
         print("\n".join(map(str, redraw_published(Path(args.data), args.output_dir))))
     elif not args.models:
@@ -70,9 +72,13 @@ def search(args: argparse.Namespace) -> list[Path]:
     from air_model.analysis.search import study_searches
     from air_model.datasets_builders.loading import load_for_models
 
+    if len(args.models) > 1:
+        raise ValueError(f"search draws the trees of one model, got {len(args.models)}: call it for each.")
     model = load_model(args.models[0], args.device)
     puzzles = load_for_models([model], args.data, args.split, args.limit)
-    return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, args.pictures, args.progress)
+    options = {name: getattr(args, name) for name in ("dtype", "batch_size", "progress")}
+    pictures = args.pictures if args.figures else 0
+    return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, pictures, **options)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,26 @@ def test_the_ladder_has_every_variant_on_every_rung_and_the_small_table_twelve(t
     assert len(grid.make_runs(arguments(tmp_path, suite="small", task=None, seeds="0"))) == 12
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--grid", "lr=1e-3", "--grid", "lr=3e-3"], "--grid lr is given twice"),
+        (["--grid", "lr=1e-3,3e-3", "lr=7e-3"], "lr= is given to all runs and as --grid lr"),
+        (["--grid", "data=a/b.csv,a_b.csv"], "Two points of the grid would both be called data=a_b.csv-seed0"),
+    ],
+)
+def test_a_grid_that_asks_for_two_things_at_once_is_refused(words, says, tmp_path, capsys):
+    assert main(["--task", "sudoku", "--output-dir", str(tmp_path), "--dry-run", *words]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_grid_of_epochs_has_no_other_budget(tmp_path, capsys):
+    assert (
+        main(["--task", "sudoku", "--mini", "--output-dir", str(tmp_path), "--dry-run", "--grid", "epochs=1,2"]) == 0
+    )
+    assert " max_steps=" not in capsys.readouterr().out
+
+
 def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
     command = ["--grid", "variant=Lx_H,Lx_Hx", "--task", "sudoku", "--mini", "--output-dir", str(tmp_path)]
     curves = tmp_path / "curves.jsonl"
@@ -113,7 +133,8 @@ def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):
     curves.write_text(json.dumps({"suite": "grid-sudoku", "name": "Lx_H-seed0"}) + "\n")
     assert main([*command, "--curves", str(curves)]) == 0
     assert [line.count("variant=Lx_Hx") for line in capsys.readouterr().out.splitlines()] == [1]
-    assert main([*command, "--curves", str(curves), "--grid", "variant=Lx_H", "--launcher", "slurm"]) == 0
+    command[1] = "variant=Lx_H"
+    assert main([*command, "--curves", str(curves), "--launcher", "slurm"]) == 0
     assert "All 1 runs are in" in capsys.readouterr().out
 
 

@@ -33,6 +33,7 @@ from air_model.training.checkpoints import CheckpointStore, _hash, read_state
 from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
 from air_model.training.journal import lasting_id
 from air_model.training.launch import TAKEN, alone_in, refuse_lonely_process
+from air_model.training.miniature import miniature_data
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
 from air_model.training.stages import read_stages
 from air_model.training.start import widened
@@ -152,6 +153,7 @@ def test_every_recipe_is_valid_and_names_the_keys_that_users_override(name):
         ("head_relations=[row", "as YAML"),
         ("compile=bogus", "max-autotune"),
         ("beta1=2", "below 1"),
+        ("seed=9223372036854775808", "below 2"),
         ("lr=nan", "a number"),
         ("grad_clip=-1", "0 or more"),
         ("train_size=-5", "1 or more"),
@@ -259,6 +261,14 @@ def test_easier_copies_leave_the_only_open_cell_open():
     inputs[:, 5] = 1
     batch = PuzzleSampler(PuzzleSet(inputs, puzzles.labels, SUDOKU), 16, seed=0, easier_share=1.0).draw(1)
     assert (batch.inputs == 1).sum(1).tolist() == [1] * 16
+
+
+def test_a_run_without_evaluation_data_ships_its_last_weights_when_it_goes_on(recipe, tmp_path):
+    data = str(miniature_data("sudoku", tmp_path / "data") / "train.csv")
+    assert recipe("run", data=data, eval_data=None, max_steps=2) == 0
+    assert recipe("run", "--resume", data=data, eval_data=None, max_steps=4) == 0
+    best, last = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("model", "model_last"))
+    assert same(best, last)
 
 
 def test_start_step_counts_on_where_an_earlier_machine_stopped(tmp_path, recipe):
@@ -1460,6 +1470,16 @@ def test_a_chain_that_is_killed_in_its_second_stage_resumes_to_the_same_mean_of_
     record = json.loads((tmp_path / "killed/run.json").read_text())
     assert record["status"] == "finished" and [part["steps"] for part in record["stages"]] == [4, 12]
     assert record["stages"][1]["average"]["n"] == 8
+
+
+def test_a_chain_is_not_deleted_for_one_that_cannot_run(recipe, tmp_path, capsys):
+    values = {"stages": [{"max_steps": 1}, {"max_steps": 1}], "eval_every": 0}
+    assert recipe("run", **values) == 0
+    assert recipe("run", "--overwrite", **values, data=str(tmp_path / "none")) == 1
+    assert "There is no file or folder" in capsys.readouterr().err
+    with alone_in(tmp_path / "run/stage_2"):
+        assert recipe("run", "--overwrite", **values) == TAKEN
+    assert all((tmp_path / "run" / name / "run.json").is_file() for name in ("stage_1", "stage_2", "."))
 
 
 def test_a_stage_of_another_width_than_its_start_is_not_averaged(recipe, capsys):

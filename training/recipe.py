@@ -27,7 +27,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # keys, what h
     ("lr_min_ratio tail_share", lambda v: 0 <= v <= 1, "between 0 and 1"),
     ("beta1 beta2", lambda v: 0 <= v < 1, "at least 0 and below 1"),
     ("lr muon_lr puzzle_lr weight_decay muon_weight_decay puzzle_weight_decay", lambda v: v >= 0, "0 or more"),
-    ("atan2_scale warmup_steps grad_clip ema max_minutes seed data_seed", lambda v: v >= 0, "0 or more"),
+    ("atan2_scale warmup_steps grad_clip ema max_minutes", lambda v: v >= 0, "0 or more"),
+    ("seed data_seed", lambda v: 0 <= v < 2**63, "from 0 to below 2**63"),
     ("eval_every eval_limit final_eval_limit eval_batch_size", lambda v: v >= 0, "0 or more"),
 )
 

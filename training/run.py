@@ -185,7 +185,8 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     try:
         with trainer.ema.applied() if trainer.ema is not None else contextlib.nullcontext():
             trainer.save_model("model_last")
-            if trainer.is_main and not (trainer.output_dir / "model").is_dir():
+            # Where nothing was ever evaluated, the last weights are the best that is known.
+            if trainer.is_main and not (trainer.best and (trainer.output_dir / "model").is_dir()):
                 trainer.save_model("model")
     except (OSError, SafetensorError) as error:
         raise RunError(

@@ -24,8 +24,8 @@ from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.records import append_runs_to, command_line, make_folder, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
-from air_model.training.launch import already_there, is_first_process, join_processes, say
-from air_model.training.recipe import Recipe, has_finished, make_recipe, override, recipe_values
+from air_model.training.launch import FolderTaken, already_there, is_first_process, is_taken, join_processes, say
+from air_model.training.recipe import Recipe, has_finished, make_recipe, model_config, override, recipe_values
 from air_model.training.run import load_data, run_training
 from air_model.training.trainer import evaluate_model
 
@@ -100,6 +100,10 @@ def run_stages(
         raise already_there(output_dir)
     wait()  # everybody has looked
     if overwrite and not resume and first_process:
+        if taken := [folder for folder in folders if is_taken(folder)]:
+            raise FolderTaken(f"Another process is training into {taken[0]}: nothing was deleted.")
+        for stage in stages:  # one that cannot run costs no earlier run
+            model_config(stage.recipe, load_data(stage.recipe)[0].task)
         for path in (output_dir / "model", *output_dir.glob("stage_*")):
             shutil.rmtree(path, ignore_errors=True)
         (output_dir / "run.json").unlink(missing_ok=True)

@@ -157,10 +157,14 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     if arguments.suite:
         axes |= {"rung": list(RUNGS)[1:]} if arguments.suite == "ladder" else {}
         axes["variant"] = {**SUITES, **SMALL_SUITES}[arguments.suite]
+    named: set[str] = set()
     for text in arguments.grid:
         key, values = split_word(text)
         if not values:
             raise ValueError(f"Cannot read --grid {text!r}: write key=value,value,...")
+        if key in named:
+            raise ValueError(f"--grid {key} is given twice: join its values by commas.")
+        named.add(key)
         axes[key] = split_values(values)
         if len(set(axes[key])) < len(axes[key]):
             raise ValueError(f"--grid {text!r} names a value twice.")
@@ -176,10 +180,12 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
     for key, instead in (("seed", "give --seeds 0-4"), ("run_name", "runs are named after their point of the grid")):
         if key in axes or key in common:
             raise ValueError(f"{key}= does not go with a grid: {instead}.")
+    if twice := sorted(named & common.keys()):
+        raise ValueError(f"{twice[0]}= is given to all runs and as --grid {twice[0]}: leave one of them out.")
     base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
     if arguments.mini:
         small = miniature(read_recipe(recipe).model, steps=60)
-        small = {k: v for k, v in small.items() if not (k == "max_steps" and "epochs" in common)}
+        small = {k: v for k, v in small.items() if not (k == "max_steps" and "epochs" in {**common, **axes})}
         if not getattr(arguments, "dry_run", False):
             miniature_data(arguments.task or "sudoku", base / "data")
         common = {"easier_share": 0.0, **small, "data": str(base / "data"), **common}
@@ -193,7 +199,13 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
             name = re.sub(r"[^\w.=,+-]+", "_", "-".join([*parts, f"seed{seed}"]))
             rung = point.pop("rung", "")
             changed = rung_values(rung) if rung else {}
+            if "epochs" in {**common, **point}:
+                changed.pop("max_steps", None)
             overrides = {**changed, **common, **point, "seed": seed, "run_name": name}
+            if any(run.name == name for run in runs):
+                raise ValueError(
+                    f"Two points of the grid would both be called {name}: give values that differ in words."
+                )
             runs.append(Run(name, base / name, recipe, overrides, arguments.gpus_per_run, rung))
             runs[-1].check()  # a wrong key or value is found now, not hours later
     return runs

@@ -51,6 +51,9 @@ class BadLoss(RunError):
     """The loss stopped being a number."""
 
 
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
 class Trainer:
     """One run: everything that is made once, and the loop over optimizer steps."""
 
@@ -75,6 +78,8 @@ class Trainer:
         self.eval_set = eval_set
         self.data = {"train": _describe(train_set), "eval": None if eval_set is None else _describe(eval_set)}
         self.max_steps = self.train.steps(self.sampler.num_puzzles)
+        if self.train.start_step >= self.max_steps:
+            raise RunError(f"start_step={self.train.start_step} leaves nothing to train of {self.max_steps} steps.")
 
         torch.manual_seed(self.train.seed)  # on the CPU, so that every machine starts from the same weights
         self._make_model()
@@ -502,7 +507,8 @@ class Trainer:
         work = self.clock.work
         seconds = max(1e-9, work["seconds"])
         tflops, peak = work["flops"] / seconds / 1e12, peak_tflops(self.device)
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        with self.autocast():
+            dtype = self.model.activation_dtype(self.device.type)
         machine = matmul_tflops(self.device, dtype) if status == "finished" else None
         return {
             "status": status,
@@ -527,7 +533,7 @@ class Trainer:
             "tflops_of_large_matmul": machine,
             "share_of_large_matmul": None if not machine else tflops / (machine * self.world),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "precision": "bf16 states, fp32 weights" if self.bf16 else "fp32",
+            "precision": f"{HALVES[dtype]} states, fp32 weights" if dtype in HALVES else "fp32",
             "peak_memory_bytes": peak_memory(self.device),
             "data": self.data,
             "config": self.recipe.flat(),
