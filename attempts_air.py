@@ -5,8 +5,8 @@
 
 A search by pins goes where a single pass was refused, and solves the puzzle again from fresh states with one more
 cell filled in (a node of a tree). Sudokus: of the open cells that clash the one whose two best digits the model
-believes most evenly, each digit in turn, the likeliest guesses below the surest answers first. Mazes: the marked cell that it believes least is walled up, so that it must
-look for another way, each time in another symmetric view.
+believes most evenly, each digit in turn, the likeliest guesses below the surest answers first. Mazes: the marked cell
+that it believes least is walled up, so that it must look for another way, each time in another symmetric view.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
 loop is `AirModel.solve`: the attempts at all puzzles share its batch.
