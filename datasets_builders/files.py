@@ -7,6 +7,7 @@ What a file is shows in its first bytes, not in its name. A file is a table (col
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -75,7 +76,7 @@ def contents(file: BinaryIO, name: str) -> Table | str | list:
         file = io.BytesIO(_text(file, name).encode())
         head = file.getvalue()[: 1 << 16]
     if head[:4] == b"PAR1":
-        return _parquet(file)
+        return _parquet(file, name)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{"):
         text = _text(file, name)
         try:
@@ -114,10 +115,23 @@ def _text(file: BinaryIO, name: str) -> str:
         ) from None
 
 
-def _parquet(file: BinaryIO) -> Table:
+@contextlib.contextmanager
+def whole_parquet(name: str) -> Iterator[None]:
+    """Says in a sentence, as a ValueError, that the parquet file opened inside is damaged."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except ArrowException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{name} is no complete parquet file ({reason}): download or write it again.") from None
+
+
+def _parquet(file: BinaryIO, name: str) -> Table:
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(file)
+    with whole_parquet(name):
+        table = pq.ParquetFile(file)
     names = table.schema_arrow.names
     batches = (batch.to_pydict() for batch in table.iter_batches(CHUNK))
     return Table([name.lower() for name in names], (list(row) for batch in batches for row in zip(*batch.values())))

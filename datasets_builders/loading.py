@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from air_model.datasets_builders.files import ENDINGS, read_rows
+from air_model.datasets_builders.files import ENDINGS, read_rows, whole_parquet
 from air_model.processing_air import PAD, GridTask, make_task, task_from_config
 from air_model.reading_air import as_array, as_text
 from air_model.records import read_json
@@ -165,7 +165,7 @@ def tables_in(folder: Path, pattern: str = "*") -> list[Path]:
 
 def find_csv(files: list[Path], split: str, folder: Path) -> Path:
     """The one table of a split among a folder's; FileNotFoundError naming what is there."""
-    found = [p for p in files if p.name.startswith(split)]
+    found = [p for p in files if p.name.lower().startswith(split)]
     have = ", ".join(p.name for p in found or files) or "no table at all"
     if not found:
         raise FileNotFoundError(
@@ -387,7 +387,10 @@ def _holds_tokens(file: Path) -> bool:
     import pyarrow.parquet as pq
 
     with open(file, "rb") as opened:
-        return opened.read(4) == b"PAR1" and {"inputs", "labels"} <= set(pq.read_schema(file).names)
+        if opened.read(4) != b"PAR1":
+            return False
+    with whole_parquet(str(file)):
+        return {"inputs", "labels"} <= set(pq.read_schema(file).names)
 
 
 def _from_tokens(

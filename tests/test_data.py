@@ -430,6 +430,13 @@ def test_splits_come_from_files_of_any_form(tmp_path, capsys):
     assert build(*command) == 1 and "2024.csv names no split" in capsys.readouterr().err
 
 
+def test_half_a_parquet_file_is_named(tmp_path):
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1" + bytes(20))
+    for data in (tmp_path, tmp_path / "train-0.parquet"):
+        with pytest.raises(ValueError, match="train-0.parquet is no complete parquet file"):
+            load_puzzles(data, "train")
+
+
 def test_a_small_sudoku_with_the_ends_of_a_maze_is_still_one(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
