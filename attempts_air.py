@@ -4,9 +4,9 @@
     answers = solve_puzzles(model, None, puzzles, attempts=8, retry="views")          # symmetric views
 
 A search by pins goes where a single pass was refused, and solves the puzzle again from fresh states with one more
-cell filled in (a node of a tree). Sudokus: of the open cells that clash the one whose two best digits the model
-believes most evenly, each digit in turn, the likeliest guesses below the surest answers first. Mazes: the marked cell
-that it believes least is walled up, so that it must look for another way, each time in another symmetric view.
+cell filled in (a node of a tree). Sudokus: the open cell whose two best digits the model believes most evenly, each
+digit in turn, the likeliest guesses first. Mazes: the marked cell that it believes least is walled up, so that it must
+look for another way, each time in another symmetric view.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
 loop is `AirModel.solve`: the attempts at all puzzles share its batch.
@@ -48,7 +48,6 @@ AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where t
 # believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
 RESTART = 64
 LEAST_BELIEF = 1e-6
-REST_COST = 0.03  # surer answers are followed first; with 0.1 and more a search dives (results/search_by_pins.md)
 # Of a maze: what every further view of it as given costs, and what a wall does. As much as gives two views first, then
 # walls below the first and further views in turn (results/LOG.md, "Mazes: search by walls").
 VIEW_COST, WALL_COST = 0.3, 0.7
@@ -766,16 +765,12 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
 def _split(
     task: GridTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
 ) -> tuple[np.ndarray, list[dict[int, float]]]:
-    """The open cell whose two best digits are most evenly believed, of those that clash, where some do.
-
-    Each digit costs its -log belief, and a little of that of the whole answer (`REST_COST`).
-    """
+    """The open cell whose two best digits are most evenly believed; each digit costs its -log belief."""
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
-    even = two[..., 0] - (1 - two.sum(-1))  # -1 to 1
+    even = two[..., 0] - (1 - two.sum(-1))
     open_cells = grids == task.blank_token
-    cells = np.where(open_cells, even + 3 * task.conflicts(answers), -np.inf).argmax(-1)
-    rest = np.where(open_cells, -np.log(two[..., 1]), 0).sum(-1)
-    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF)) + REST_COST * rest[:, None]
+    cells = np.where(open_cells, even, -np.inf).argmax(-1)
+    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
     some = open_cells.any(-1)
     return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs.tolist(), some)]
 

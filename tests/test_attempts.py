@@ -9,7 +9,7 @@ from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
-from air_model.attempts_air import REST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
+from air_model.attempts_air import RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 from air_model.search_air import bottlenecks, flood
 
@@ -99,20 +99,9 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     cells, costs = _split(TASK, grids.numpy(), grids.numpy(), beliefs_of(logits, loss_type))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
     assert cells.tolist() == [3] and list(costs[0]) == [2, 3, 4, 5]
-    rest = -np.log(0.45 / 1.01) - np.log(0.3) - 13 * np.log(0.25)
-    assert np.allclose(list(costs[0].values()), -np.log(shares) + REST_COST * rest, atol=1e-3)
+    assert np.allclose(list(costs[0].values()), -np.log(shares), atol=1e-3)
     full = np.full_like(grids, 2)
     assert _split(TASK, full, full, beliefs_of(logits, loss_type))[1] == [{}]
-
-
-def test_a_cell_that_clashes_is_split_before_one_that_does_not():
-    grids, beliefs = np.full((1, 16), TASK.blank_token, np.uint8), np.full((1, 16, 4), 0.25)
-    beliefs[0, 5] = 0.7, 0.2, 0.1, 0.0
-    answers = TASK.encode("1234341221434321")[None]
-    assert _split(TASK, grids, answers, beliefs)[0].tolist() == [5]
-    answers[0, 10] = answers[0, 11]  # in row 3; some cell of column 3 then clashes as well
-    (cell,) = _split(TASK, grids, answers, beliefs)[0]
-    assert cell != 5 and TASK.conflicts(answers)[0, cell]
 
 
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
