@@ -39,7 +39,7 @@ def load_study(model: str, options: Options) -> Study:
         in_size(air, puzzles.task),
         puzzles.inputs,
         puzzles.labels,
-        None if air.config.num_puzzle_identifiers < 2 else puzzles.puzzle_ids,
+        puzzles.ids_for(air),
         batch_size=options.batch_size,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         cache_dir=options.output_dir / "cache" if options.cache else None,

@@ -100,7 +100,7 @@ class Evaluation:
             if time.perf_counter() - self.saved > self.save_seconds:
                 self.write(pending)
 
-        given = {"check": False, "puzzle_ids": _ids(self.models[0], mine), "on_answers": keep, **self.options}
+        given = {"check": False, "puzzle_ids": mine.ids_for(self.models[0]), "on_answers": keep, **self.options}
         with bar:
             self.stats = solve_puzzles(self.models, self.puzzles.task, mine.inputs, **given).stats
         if pending:
@@ -165,11 +165,6 @@ def _right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((answers == labels) | (labels == PAD)).all(-1)
 
 
-def _ids(model: AirModel, puzzles: PuzzleSet) -> np.ndarray | None:
-    """The puzzles' rows of the model's puzzle table, where it has one."""
-    return puzzles.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
-
-
 def thought_curve(
     model: AirModel,
     puzzles: PuzzleSet,
@@ -198,7 +193,7 @@ def thought_curve(
     exact, valid, q = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.float32)
     halted_at, halted_right = np.full(n, max_act_steps + 1), np.zeros(n, bool)  # the puzzle as given, under halt="q"
     last = len(model.config.schedule) - 1
-    ids = None if (ids := _ids(model, puzzles)) is None else torch.from_numpy(ids)
+    ids = None if (ids := puzzles.ids_for(model)) is None else torch.from_numpy(ids)
 
     pairs = zip(map(Symmetry, *views), map(Symmetry, *views.inverse()))  # there and back
     for v, (view, home) in enumerate(tqdm(pairs, total=len(exact), desc="views", disable=not progress)):

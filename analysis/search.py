@@ -41,8 +41,7 @@ def study_searches(
     if puzzles.task.name == "grid":
         raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")
     options |= {"attempts": None, "halt": "rules", "check": False, "return_rollout": True}
-    ids = puzzles.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
-    answers = solve_puzzles(model, puzzles.task, puzzles.inputs, puzzle_ids=ids, **options)
+    answers = solve_puzzles(model, puzzles.task, puzzles.inputs, puzzle_ids=puzzles.ids_for(model), **options)
     answers.rollout = None  # not part of the file
     found = [{"puzzle": puzzles.task.decode(puzzle), **describe(puzzles.task, puzzle, answers, i)}
              for i, puzzle in enumerate(puzzles.inputs)]  # fmt: skip

@@ -54,6 +54,7 @@ CONFIGS = {  # the published tables and a stand-in: name -> options
 }
 ROWS_PER_SHARD = 500_000
 BATCH = 5000  # puzzles generated at once
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 STREAMS = {"train": 0, "test": 1, "grids": 2}
 
 
@@ -175,17 +176,18 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
         raise FileNotFoundError(
             f"There is no file or folder {config.source!r}. --source is hub, generate, or the path of a CSV or folder."
         )
-    found: dict[str, Path] = {}
-    # A CSV is what other forms of the same split are copies of.
-    for file in sorted(tables_in(path), key=lambda p: not p.name.endswith((".csv", ".csv.gz"))):
+    tables: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # CSVs, and other forms
+    for file in tables_in(path):
+        splits = tables[file.name.endswith((".csv", ".csv.gz"))]
         split = re.match(r"[A-Za-z]*", file.name)[0].lower()
-        if split in ("", "all"):  # `datasets` knows no such split
-            raise ValueError(f"{file} names no split: call it train, test or the like.")
-        if split in found:
-            if found[split].name.endswith((".csv", ".csv.gz")) and not file.name.endswith((".csv", ".csv.gz")):
-                continue
-            raise ValueError(f"{path} has two files for the split {split!r}: {found[split].name} and {file.name}.")
-        found[split] = file
+        if split in splits:
+            raise ValueError(f"{path} has two files for the split {split!r}: {splits[split].name} and {file.name}.")
+        splits[split] = file
+    # Beside CSVs, other forms are copies of them, or JSON that is no data, unless their name is that of another split.
+    others = {split: file for split, file in tables[False].items() if not tables[True] or split in SPLITS}
+    found = others | tables[True]
+    if nameless := found.keys() & {"", "all"}:  # `datasets` knows no such split
+        raise ValueError(f"{found[nameless.pop()]} names no split: call it train, test or the like.")
     if "train" not in found:
         raise FileNotFoundError(
             f"{path} has no train*.csv, .csv.gz, .jsonl, ...; it has:"

@@ -197,9 +197,8 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
                 )
             tokens = puzzle_of({held.names[column]: None})[1]
             held = [record[column] if column < len(record) else "" for record in held.records]
-            held = (
-                [{"input_ids": value} for value in held] if tokens and held and not isinstance(held[0], str) else held
-            )
+            if tokens and not any(isinstance(value, str) for value in held[:1]):
+                held = [{"input_ids": value} for value in held]
         elif any(is_one_grid(task, held) for task in tasks):
             held = [held]
         for puzzle in held:

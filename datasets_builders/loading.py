@@ -66,6 +66,10 @@ class PuzzleSet:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def ids_for(self, model: Any) -> np.ndarray | None:
+        """puzzle_ids, or None where the model has no table of them."""
+        return self.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
+
     def select(self, rows: np.ndarray | slice) -> PuzzleSet:
         """The PuzzleSet of some rows."""
         names = ("inputs", "labels", "rating", "puzzle_ids", "groups")

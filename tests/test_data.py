@@ -420,6 +420,7 @@ def test_splits_come_from_files_of_any_form(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     write_csv(tmp_path / "in" / "train.csv", sudoku_rows())
     rows = [dict(zip(("question", "answer"), row)) for row in sudoku_rows()[:2]]
+    (tmp_path / "in" / "dataset_infos.json").write_text('{"no": "data"}')
     (tmp_path / "in" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["sudoku-extreme", "--source", tmp_path / "in", "--output-dir", tmp_path / "o"]
     assert build(*command) == 0 and len(load_puzzles(tmp_path / "o", "test")) == 2
