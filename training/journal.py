@@ -176,10 +176,11 @@ def draw_curve(metrics: Path, target: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     dots = {"marker": "o", "markersize": 3}
+    rings = dots | {"markersize": 6, "fillstyle": "none"}  # seen where both are 1
     for axes, key, color, style in (
         (left, "train/loss", "#000000", {"linewidth": 1}),
         (right, "train/exact_accuracy", "#0072B2", {"linewidth": 1, "label": "training, halted slots"}),
-        (right, "eval/exact_accuracy", "#D55E00", {"label": "evaluation", **dots}),
+        (right, "eval/exact_accuracy", "#D55E00", {"label": "evaluation", **rings}),
         (right, "eval/cell_accuracy", "#009E73", {"label": "evaluation, cells", "ls": "--", "linewidth": 1, **dots}),
     ):
         points = [(row["step"], row[key]) for row in rows if key in row]
