@@ -416,21 +416,22 @@ def _from_tokens(
         columns.pop(column).flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
         for column in ("inputs", "labels")
     )
+    labels = np.where(labels == -100, PAD, labels)  # as losses have it: such cells do not count
     numbers = {column: part.to_numpy() for column, part in columns.items() if pa.types.is_integer(part.type)}
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
             raise ValueError(f"{name}: rows of {inputs.shape[1]} cells are no square grid; pass task=make_task(...).")
         ends = ((inputs == 3).sum(-1) == 1) & ((inputs == 4).sum(-1) == 1)
-        filled = inputs != labels  # of a maze free cells, with path
+        filled = (inputs != labels) & (labels != PAD)  # of a maze free cells, with path
         is_maze = ends.all() and labels.max() <= 5 and (inputs[filled] == 2).all() and (labels[filled] == 5).all()
         guess = "maze" if is_maze else "sudoku"
         task = make_task(task or guess, side, side)
     if "rating" in numbers and (numbers["rating"] == UNRATED).all():
         del numbers["rating"]
+    for what, tokens, least in (("inputs", inputs, PAD + 1), ("labels", labels, PAD)):
+        if tokens.shape[1:] != (task.seq_len,) or tokens.min() < least or tokens.max() >= task.vocab_size:
+            raise ValueError(f"{name}: the {what} are not puzzles of {task}; build the folder again.")
     inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)
-    if inputs.shape[1:] != (task.seq_len,) or (inputs == PAD).any() or inputs.max() >= task.vocab_size:
-        raise ValueError(f"{name}: the inputs are not puzzles of {task}; build the folder again.")
-    return PuzzleSet(
-        inputs, labels, task, *map(numbers.get, ("rating", "puzzle_id", "group")), source=name, fingerprint=fingerprint
-    )
+    more = map(numbers.get, ("rating", "puzzle_id", "group"))
+    return PuzzleSet(inputs, labels, task, *more, source=name, fingerprint=fingerprint)

@@ -448,6 +448,20 @@ def test_a_small_sudoku_with_the_ends_of_a_maze_is_still_one(tmp_path):
     assert load_puzzles(tmp_path, "train").task == SudokuTask(4)
 
 
+def test_labels_of_minus_100_do_not_count_and_tokens_that_no_byte_holds_are_refused(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    labels = SudokuTask(4).encode("1234341221434321").astype(int)
+    inputs, open_cells = np.where(np.arange(16) % 2, 1, labels), np.where(np.arange(16) % 2, labels, -100)
+    columns = {"inputs": [inputs], "labels": [open_cells]}
+    pq.write_table(pa.table(columns), tmp_path / "test-0.parquet")
+    assert (load_puzzles(tmp_path, "test").labels == np.maximum(open_cells, 0)).all()
+    pq.write_table(pa.table(columns | {"labels": [labels + 256]}), tmp_path / "test-0.parquet")
+    with pytest.raises(ValueError, match="the labels are not puzzles of SudokuTask"):
+        load_puzzles(tmp_path, "test")
+
+
 @pytest.mark.parametrize("form", ["list", "split"])
 def test_a_table_in_json_may_be_written_column_by_column(tmp_path, form):
     rows = sudoku_rows()
