@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from .configuration_air import AirConfig
-from .modeling_air import AirModel, stablemax_log_probs
+from .modeling_air import AirModel, stablemax_log_probs, widest
 from .processing_air import AirProcessor, GridTask, MazeTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
 from .search_air import bottlenecks
@@ -753,7 +753,7 @@ class Search(Attempts):
 
 def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
     """Probabilities of the digits, (R, S, V) -> (R, S, n), by the loss that the model was trained with."""
-    logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else logits.double().log_softmax(-1)
+    logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else widest(logits).log_softmax(-1)
     beliefs = logs[..., 2:].exp().cpu().numpy()
     return beliefs / beliefs.sum(-1, keepdims=True)
 

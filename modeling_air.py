@@ -73,9 +73,14 @@ def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator | N
     return init.trunc_normal_(tensor, mean=0.0, std=sigma, a=-2 * sigma, b=2 * sigma, generator=generator)
 
 
+def widest(tensor: Tensor) -> Tensor:
+    """In float64; in float32 on Apple's GPUs, which have no float64."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
 def stablemax_log_probs(logits: Tensor) -> Tensor:
-    """log(s / sum s) with s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 (source: HRM)."""
-    v = logits.double()
+    """log(s / sum s) with s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 (source: HRM; see `widest`)."""
+    v = widest(logits)
     s = torch.where(v < 0, 1 / (1 - v.clamp(max=0)), v + 1)
     return torch.log(s / s.sum(-1, keepdim=True))
 

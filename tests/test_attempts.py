@@ -104,6 +104,25 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     assert _split(TASK, full, full, beliefs_of(logits, loss_type))[1] == [{}]
 
 
+class OnApple(torch.Tensor):
+    """A tensor on an Apple GPU, as far as it says so and cannot be float64 there."""
+
+    device = torch.device("mps")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        assert not (isinstance(found, cls) and found.dtype == torch.float64), "MPS does not support float64"
+        return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+@pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_an_apple_gpu_which_has_no_float64_knows_what_it_believes(loss_type):
+    logits = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(0))
+    found = beliefs_of(logits.as_subclass(OnApple), loss_type)
+    np.testing.assert_allclose(found, beliefs_of(logits, loss_type), rtol=1e-5)
+
+
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
     puzzles = puzzles_of(5, blanks=12)
     answers = solve_puzzles(halting_model(), None, puzzles, attempts=7, halt="rules")

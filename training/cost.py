@@ -107,7 +107,7 @@ def matmul_tflops(
     """This machine's own rate in a large square matrix product, TFLOP/s; where torch's is slow, steps exceed it."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    sync = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    sync = torch.get_device_module(device).synchronize
     product(a, b)
     best, begin = 0.0, clock()
     while clock() - begin < 0.3:

@@ -51,8 +51,7 @@ class Clock:
 
     def wait_for_device(self) -> None:
         """So that steps in flight count as such."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        torch.get_device_module(self.device).synchronize()
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:

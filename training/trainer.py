@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from air_model.metrics.puzzle_accuracy.scores import score
-from air_model.modeling_air import AirModel
+from air_model.modeling_air import AirModel, widest
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
 from air_model.records import command_line, earlier_runs, environment, write_json
 from air_model.solving_air import bf16_is_fast
@@ -400,7 +400,7 @@ class Trainer:
     def log(self) -> None:
         """Read the sums off the device and write them to the bar, metrics.jsonl and the trackers."""
         self.check_loss()
-        totals = self.totals.double() if self.device.type != "mps" else self.totals
+        totals = widest(self.totals)
         if self.world > 1:
             dist.all_reduce(totals)
         (count, *sums), speed = totals.tolist(), self.clock.steps_per_second()
