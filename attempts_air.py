@@ -139,7 +139,7 @@ def solve_puzzles(
 
 def _options(model: AirModel, count: int, by_pins: bool, **options: Any) -> dict[str, Any]:
     """Options of `AirModel.solve`, with the precision and the batch that suit so many puzzles."""
-    if by_pins and options["dtype"] is None and model.device.type == "cpu" and bf16_is_fast():
+    if by_pins and options["dtype"] is None and bf16_is_fast(model.device.type):
         options["dtype"] = torch.bfloat16
     if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
         options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))

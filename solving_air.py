@@ -201,13 +201,16 @@ def check_counts(**counts: Any) -> None:
 _ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
-def bf16_is_fast() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX), and the environment lets torch do so.
+def bf16_is_fast(device_type: str = "cpu") -> bool:
+    """Whether this GPU (Ampere or newer; on a T4 it is emulated, and nothing compiles) or CPU multiplies bfloat16.
 
+    A CPU needs AVX512-BF16 or AMX, and an environment that lets torch use it.
     ATEN_CPU_CAPABILITY limits torch's own kernels, ONEDNN_MAX_CPU_ISA its products: whoever sets one to less than
     AVX512-BF16 gets False. Without such instructions oneDNN emulates: a fifth of float32's speed with AVX512, a
     hundredth with AVX2.
     """
+    if device_type != "cpu":
+        return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all"
     # oneDNN's own answer is yes with plain AVX512; the processor's does not know what the environment limits.
     return (
@@ -220,14 +223,17 @@ def bf16_is_fast() -> bool:
 
 
 def solving_dtype(dtype: torch.dtype | str | None, weight: Tensor) -> torch.dtype:
-    """The dtype that `solve` computes in; by default float32 on a CPU, bfloat16 on CUDA, elsewhere that of `weight`.
+    """The dtype that `solve` computes in; by default float32 on a CPU, bfloat16 on CUDA where a GPU has products in it
+    (else float32), elsewhere that of `weight`.
 
     On a CPU without instructions for them, bfloat16 products are up to a hundred times slower; with them
     (`bf16_is_fast`) nearly as many are solved in two thirds of the time, but not all answers stay as they are
     (results/cpu_precision.md), so it is for those to choose who can check them, as a search does.
     """
     if dtype is None:
-        return {"cpu": torch.float32, "cuda": torch.bfloat16}.get(weight.device.type, weight.dtype)
+        kind = weight.device.type
+        halves = kind == "cuda" and bf16_is_fast(kind)
+        return torch.bfloat16 if halves else torch.float32 if kind in ("cpu", "cuda") else weight.dtype
     if dtype in (torch.int8, "int8"):
         raise ValueError(
             "dtype='int8' is for exported graphs only. Run `python scripts/export.py --model DIR --format int8`: "

@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS}
     options["max_act_steps"] = args.max_act_steps or models[0].config.halt_max_steps
     options["retry"] = retry_of(puzzles.task, args.retry, args.noise, args.selection) if args.attempts > 1 else None
-    searches_in_bf16 = options["retry"] == "pins" and bf16_is_fast()  # what `solve_puzzles` then takes by itself
+    # What `solve_puzzles` takes by itself.
+    halves = (device.type == "cuda" or options["retry"] == "pins") and bf16_is_fast(device.type)
     output = args.output or Path(tempfile.gettempdir()) / f"air-evaluate-{os.getpid()}.json"
     parts = output.with_name(f"{output.name}.parts")
     evaluation = Evaluation(models, puzzles, parts, rank=rank, world=world, wait=wait, progress=rank == 0, **options)
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         "task": repr(puzzles.task),
         "data_fingerprint": puzzles.fingerprint,
         **options,
-        "dtype": args.dtype or ("bfloat16" if device.type == "cuda" or searches_in_bf16 else "float32"),
+        "dtype": args.dtype or ("bfloat16" if halves else "float32"),
         "batch_size": stats.get("batch_size", args.batch_size),
         "fill": stats.get("fill"),
         "processes": world,

@@ -1,5 +1,7 @@
 """The engine: halting, continuous batching, memory, attempts and their selection."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from air_model.answers_air import symmetric_views
 from air_model.attempts_air import _choose
 from air_model.modeling_air import AirModel
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, task_from_config
-from air_model.solving_air import bf16_is_fast, normal_of
+from air_model.solving_air import bf16_is_fast, normal_of, solving_dtype
 
 TASK = SudokuTask(4)
 SOLVED = TASK.encode("1234341221434321")
@@ -552,6 +554,15 @@ def test_bf16_is_fast_where_the_processor_has_it_and_the_environment_does_not_hi
     for name, value in limits.items():
         monkeypatch.setenv(name, value)
     assert bf16_is_fast() is fast
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not bf16_is_fast("cuda")
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    assert solving_dtype(None, on_gpu) is torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert solving_dtype(None, on_gpu) is torch.bfloat16
 
 
 def test_solving_in_another_precision_leaves_what_listens_for_gradients():

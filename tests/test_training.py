@@ -1558,7 +1558,7 @@ def test_what_a_launcher_asks_for_is_refused_rather_than_ignored(tmp_path, monke
 
 def test_auto_computes_in_bfloat16_where_that_is_fast_and_says_so(tmp_path, monkeypatch, capsys):
     for fast, word in ((False, "float32"), (True, "bfloat16")):
-        monkeypatch.setattr(loop, "bf16_is_fast", lambda fast=fast: fast)
+        monkeypatch.setattr(loop, "bf16_is_fast", lambda _, fast=fast: fast)
         run = trainer(tmp_path, mixed_precision="auto")
         assert run.bf16 == fast or run.device.type == "cuda"
         assert f"mixed_precision=auto: {word}" in capsys.readouterr().err or run.device.type == "cuda"

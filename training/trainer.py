@@ -136,7 +136,7 @@ class Trainer:
             return self.train.mixed_precision == "bf16"
         bf16, why = self.launcher_bf16, "as accelerate launch asks"
         if not bf16:
-            bf16 = self.device.type == "cuda" or (self.device.type == "cpu" and bf16_is_fast())
+            bf16 = bf16_is_fast(self.device.type)
             why = "which this device is fast in" if bf16 else "since this device is no faster in bfloat16"
         self.say(f"mixed_precision=auto: {'bfloat16' if bf16 else 'float32'}, {why}.")
         return bf16
