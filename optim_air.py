@@ -115,39 +115,19 @@ class PuzzleSignSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> None:
-        """ids: (B,) int64, the puzzles of this process in this step; every process must bring equally many."""
+        """ids: (B,) int64, the puzzles of this process in this step."""
         grad = self.table.grad
         if grad is None:
             return
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        small = len(grad) <= world * len(ids)
-        if world > 1 and not small:
-            ids, grad = self._gather(ids, grad)
-        seen = torch.zeros(len(self.table), 1, dtype=torch.bool, device=ids.device)
-        seen.index_fill_(0, ids, True)
-        if world > 1 and small:
-            # A small table travels whole: less to send, and every process gets the very same sum.
-            seen, grad = seen.to(grad.dtype), grad.clone()
+        seen = torch.zeros(len(self.table), 1, dtype=grad.dtype, device=ids.device).index_fill_(0, ids, 1)
+        if dist.is_available() and dist.is_initialized():
+            # Whole tables travel: added up row by row in each process, sums could round, and tables grow, apart.
+            grad = grad.clone()
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
             dist.all_reduce(grad)
-            seen = seen > 0
         lr, weight_decay = (self.param_groups[0][name] for name in ("lr", "weight_decay"))
         updated = self.table * (1.0 - lr * weight_decay) - lr * grad.sign()
-        self.table.copy_(torch.where(seen, updated, self.table))
-
-    @staticmethod
-    def _gather(ids: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of every process's gradient; the traffic is B rows a process, whatever the size of the table."""
-        world = dist.get_world_size()
-        counts = torch.zeros(len(grad), dtype=grad.dtype, device=grad.device)
-        counts.index_add_(0, ids, torch.ones_like(ids, dtype=grad.dtype))
-        rows = grad[ids] / counts[ids, None]  # a row seen k times travels in k equal parts
-        all_ids, all_rows = ids.new_empty(world * len(ids)), rows.new_empty(world * len(ids), rows.shape[1])
-        # torch 2.13 renamed it, and warns about the old name.
-        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-        gather(all_ids, ids.contiguous())
-        gather(all_rows, rows.contiguous())
-        return all_ids, torch.zeros_like(grad).index_add_(0, all_ids, all_rows)
+        self.table.copy_(torch.where(seen > 0, updated, self.table))
 
 
 class Optimizers:

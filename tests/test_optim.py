@@ -287,7 +287,7 @@ def test_two_processes_move_the_puzzle_table_as_one_does(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    for rows in (2, 50):  # a table that travels whole, and one of which the rows seen travel
+    for rows in (2, 50):
         alone, first, second = (
             torch.load(tmp_path / f"{name}-{rows}.pt", weights_only=True) for name in ("0-1", "0-2", "1-2")
         )
