@@ -19,7 +19,7 @@ from air_model.datasets_builders.generate_sudoku import _random
 from air_model.datasets_builders.threads import in_threads
 from air_model.processing_air import MazeTask
 
-WALL, SPACE, START, GOAL, PATH = MazeTask.WALL, MazeTask.SPACE, MazeTask.START, MazeTask.GOAL, MazeTask.PATH
+WALL, SPACE, START, GOAL = MazeTask.WALL, MazeTask.SPACE, MazeTask.START, MazeTask.GOAL
 FEWEST_WALLS, MOST_WALLS = 240 / 900, 420 / 900
 BENCHMARK_LENGTH = 109
 MANY_FAR = 64 / 900  # of the cells; few layouts with far cells have more
@@ -58,7 +58,7 @@ def _flood(open_: np.ndarray, source: int, width: int, distance: np.ndarray, que
 @nb.njit(cache=True, nogil=True)
 def _make_mazes(
     seeds: np.ndarray, height: int, width: int, fewest: int, most: int, min_path: int, many: int, mazes: np.ndarray,
-    labels: np.ndarray, found: np.ndarray,
+    found: np.ndarray,
 ) -> None:  # fmt: skip
     wide, size = width + 2, height * width
     open_ = np.zeros((height + 2) * wide, np.bool_)
@@ -90,15 +90,6 @@ def _make_mazes(
             grid[:] = np.where(open_, SPACE, WALL)
             grid[start], grid[goal] = START, GOAL
             mazes[m] = grid[inner]
-            here = start
-            _flood(open_, goal, wide, distance, queue)
-            while distance[here] > 1:
-                for step in (wide, -1, 1, -wide):  # down, left, right, up
-                    if distance[here + step] == distance[here] - 1:
-                        here += step
-                        break
-                grid[here] = PATH
-            labels[m] = grid[inner]
             found[m] = True
             break
         if not found[m]:
@@ -123,11 +114,10 @@ def make_mazes(
         raise ValueError(f"The shortest path must take from 1 to {size - 1} moves in {task}, got {min_path}.")
     fewest, most = round(FEWEST_WALLS * size), min(round(MOST_WALLS * size), size - 2)
     kind = (task.height, task.width, min(fewest, most), most, min_path, max(1, round(MANY_FAR * size)))
-    mazes, labels = np.zeros((2, len(seeds), size), np.uint8)
-    found = np.zeros(len(seeds), bool)
+    mazes, found = np.zeros((len(seeds), size), np.uint8), np.zeros(len(seeds), bool)
 
     def kernel(at: slice) -> None:
-        _make_mazes(seeds[at], *kind, mazes[at], labels[at], found[at])
+        _make_mazes(seeds[at], *kind, mazes[at], found[at])
         if not found[at].all():  # now, not after a million layouts for each of the others
             raise ValueError(
                 f"No {task.height}x{task.width} maze with a shortest path of {min_path} moves or more in "
@@ -135,4 +125,4 @@ def make_mazes(
             )
 
     in_threads(kernel, len(seeds), threads, block=8, progress=progress)
-    return mazes, labels
+    return mazes, task.label(mazes)
