@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from air_model.datasets_builders.loading import (
     META,
     UNRATED,
     BadRows,
+    Rows,
     contradiction,
     hub_folder,
     parse_ratings,
@@ -145,22 +146,6 @@ class BuildConfig(Options):
         return repo, self.revision or revision
 
 
-@dataclass
-class Rows:
-    """A chunk of base puzzles on their way: arrays (or lists) of equal length."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    rating: np.ndarray
-    source: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, rows: np.ndarray | slice) -> Rows:
-        return Rows(self.inputs[rows], self.labels[rows], self.rating[rows], np.asarray(self.source, object)[rows])
-
-
 # ---- sources
 
 
@@ -210,7 +195,7 @@ def checked_rows(
         part.faults = part.contradictions(task) | wrong | part.faults
         bad += part.fault_rows()
         good[list(part.faults)] = False
-        yield Rows(part.inputs, part.labels, part.rating, part.source).take(good & reached)
+        yield part.take(good & reached)
 
 
 def _reached(path: Path, rating: np.ndarray, least: int | None) -> np.ndarray:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -277,13 +277,25 @@ def encode_many(puzzles: list[Any], task: GridTask, values: str | None = None) -
 
 
 @dataclass
-class Chunk:
-    """Rows of a table as tokens: inputs, labels (N, S); rating int32 (N,); what is wrong with a row, by its index."""
+class Rows:
+    """Base puzzles on their way: tokens inputs, labels (N, S); rating int32 (N,); source: where each comes from."""
 
     inputs: np.ndarray
     labels: np.ndarray
     rating: np.ndarray
-    source: list[str]
+    source: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: np.ndarray | slice) -> Rows:
+        return Rows(self.inputs[rows], self.labels[rows], self.rating[rows], np.asarray(self.source, object)[rows])
+
+
+@dataclass
+class Chunk(Rows):
+    """Rows of a table: the number of the first, and what is wrong with a row, by its index."""
+
     first_row: int
     faults: dict[int, str]
 
@@ -333,7 +345,7 @@ def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None
     bad: list[tuple[int, int, str]] = []
     parts: list[Chunk] = []
     for path in paths:
-        left = None if limit is None else limit - sum(len(part.inputs) for part in parts)
+        left = None if limit is None else limit - sum(map(len, parts))
         for part in read_chunks(path, task, values, bad, left):
             part.faults = part.contradictions(task) | part.faults
             bad += part.fault_rows()

@@ -21,11 +21,6 @@ def in_threads(
     threads = max(1, min(threads or cores, -(-count // block)))
     blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
     with tqdm(total=count, desc=progress, disable=progress is None, unit=" rows") as bar:
-        if threads == 1:
-            for rows in blocks:
-                kernel(rows)
-                bar.update(rows.stop - rows.start)
-            return
         with ThreadPoolExecutor(threads) as pool:
             for rows, _ in zip(blocks, pool.map(kernel, blocks)):
                 bar.update(rows.stop - rows.start)
