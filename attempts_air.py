@@ -15,6 +15,7 @@ loop is `AirModel.solve`: the attempts at all puzzles share its batch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import math
 import numbers
@@ -448,17 +449,14 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
     n = len(puzzles)
     # Of the puzzle itself, not of its place in the list: the same puzzle meets the same noise in any company.
     keys = torch.tensor([zlib.crc32(puzzle.tobytes()) for puzzle in puzzles], dtype=torch.int64)
-
+    keys_on = functools.cache(keys.to)  # copied once a device
     shift = seed * 1_000_003 % 2**31  # any seed, in 64 bits
-    on: dict[torch.device, Tensor] = {}  # the keys, copied once a device
 
     def disturb(update: AirUpdate, z_h: Tensor, z_l: Tensor) -> tuple[Tensor, Tensor] | None:
         if update.index:
             return None
         view = update.rows // n
-        if view.device not in on:
-            on[view.device] = keys.to(view.device)
-        key = on[view.device][update.rows % n] + (view << 32) + (update.steps.long() << 44) + shift
+        key = keys_on(view.device)[update.rows % n] + (view << 32) + (update.steps.long() << 44) + shift
         strength = (noise * (view > 0)).to(z_h.dtype).view(-1, 1, 1)
         bell = normal_of(key, (2, *z_h.shape[1:])).to(z_h.dtype)
         return z_h + strength * bell[:, 0], z_l + strength * bell[:, 1]

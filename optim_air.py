@@ -122,7 +122,6 @@ class PuzzleSignSGD(torch.optim.Optimizer):
         seen = torch.zeros(len(self.table), 1, dtype=grad.dtype, device=ids.device).index_fill_(0, ids, 1)
         if dist.is_available() and dist.is_initialized():
             # Whole tables travel: added up row by row in each process, sums could round, and tables grow, apart.
-            grad = grad.clone()
             dist.all_reduce(seen, op=dist.ReduceOp.MAX)
             dist.all_reduce(grad)
         lr, weight_decay = (self.param_groups[0][name] for name in ("lr", "weight_decay"))

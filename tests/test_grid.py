@@ -214,7 +214,7 @@ def test_a_half_done_grid_goes_on_with_what_is_left(tmp_path):
     for run in runs[:3]:
         finish(run)
     launcher = Pretender()
-    states = grid.run_grid(runs, launcher, poll_seconds=0, show=False)
+    states = grid.run_grid(runs, launcher, poll_seconds=0)
     assert launcher.started == [run.name for run in runs[3:]] and set(states.values()) == {"finished"}
 
 
@@ -228,7 +228,7 @@ def test_a_finished_run_of_other_values_is_run_again(tmp_path):
 def test_a_failure_is_retried_and_then_reported(tmp_path):
     runs = grid.make_runs(arguments(tmp_path, seeds="0"))
     launcher = Pretender({runs[0].name: 1, runs[1].name: 5})
-    states = grid.run_grid(runs, launcher, retries=1, poll_seconds=0, show=False)
+    states = grid.run_grid(runs, launcher, retries=1, poll_seconds=0)
     assert states[runs[0].name] == "finished" and states[runs[1].name] == "failed"
     assert launcher.started.count(runs[1].name) == 2
 
@@ -250,7 +250,7 @@ def test_a_run_that_another_process_still_trains_is_waited_for_and_is_no_failure
 
     monkeypatch.setattr(grid.time, "sleep", the_other_ends)
     with alone_in(run.folder):
-        assert grid.run_grid([run], launcher, poll_seconds=0, show=False) == {run.name: "finished"}
+        assert grid.run_grid([run], launcher, poll_seconds=0) == {run.name: "finished"}
     assert launcher.started == [] and run.attempts == 0 and len(polls) == 3
 
 
@@ -261,7 +261,7 @@ def test_a_run_whose_folder_was_taken_meanwhile_waits_without_an_attempt(tmp_pat
 
     run = grid.make_runs(arguments(tmp_path, seeds="0"))[0]
     launcher = Taken()
-    assert grid.run_grid([run], launcher, retries=0, poll_seconds=0, show=False) == {run.name: "finished"}
+    assert grid.run_grid([run], launcher, retries=0, poll_seconds=0) == {run.name: "finished"}
     assert launcher.started == [run.name] * 2
 
 
@@ -453,7 +453,7 @@ def test_a_grid_writes_where_it_was_called_from_and_takes_a_clean_stop_for_no_fa
 def test_a_table_fits_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grid.shutil, "get_terminal_size", lambda: os.terminal_size((60, 10)))
     runs = grid.make_runs(arguments(tmp_path, seeds="0-9"))
-    table = grid.Table(runs, show=True)
+    table = grid.Table(runs)
     table.live = True
     table.draw({run.name: "waiting" for run in runs} | {runs[-1].name: "running"})
     lines = capsys.readouterr().out.rstrip("\n").split("\n")

@@ -358,12 +358,10 @@ class Slurm:
             run.job.cancel()
 
 
-def run_grid(
-    runs: list[Run], launcher: Any, *, retries: int = 1, poll_seconds: float = 2.0, show: bool = True
-) -> dict[str, str]:
+def run_grid(runs: list[Run], launcher: Any, *, retries: int = 1, poll_seconds: float = 2.0) -> dict[str, str]:
     """Run them all; returns name -> "finished" or "failed"."""
     states = {run.name: "finished" if run.finished() else "waiting" for run in runs}
-    table = Table(runs, show)
+    table = Table(runs)
 
     def of(*wanted: str) -> list[Run]:
         return [run for run in runs if states[run.name] in wanted]
@@ -409,14 +407,12 @@ def run_grid(
 class Table:
     """The live table: on a terminal it is drawn over itself, elsewhere a line is printed when a run changes."""
 
-    def __init__(self, runs: list[Run], show: bool) -> None:
-        self.runs, self.show, self.live = runs, show, sys.stdout.isatty()
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs, self.live = runs, sys.stdout.isatty()
         self.before: dict[str, str] = {}
         self.lines = 0
 
     def draw(self, states: dict[str, str]) -> None:
-        if not self.show:
-            return
         if not self.live:
             for run in self.runs:
                 if self.before.get(run.name) != states[run.name]:
