@@ -811,6 +811,6 @@ class AirProcessor(ProcessorMixin):
                     f"{folder} holds neither processor_config.json nor config.json: give a folder that"
                     " save_pretrained wrote."
                 )
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return cls(config.get("task", "sudoku"), *map(config.get, SIZES))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -112,7 +112,7 @@ def plain(value: Any) -> Any:
 def read_json(path: str | os.PathLike) -> Any:
     """Raises ValueError, which names the file, where it is no JSON; FileNotFoundError where it is not there."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no readable JSON ({error}): write it again, or remove it.") from None
 
@@ -120,7 +120,7 @@ def read_json(path: str | os.PathLike) -> Any:
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a .jsonl, [] where there is none; what is no record, as the line that a kill cut, is left out."""
     records, path = [], Path(path)
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
@@ -269,6 +269,6 @@ def environment(device: "torch.device", world: int) -> dict[str, Any]:
 def cpu_name(field: str = "model name") -> str:
     """What Linux says of its first processor ("model name", "vendor_id"); elsewhere the platform's own words."""
     with contextlib.suppress(OSError):
-        if found := re.search(rf"^{field}\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(rf"^{field}\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
             return found[1].strip()
     return platform.processor() or platform.machine()

@@ -59,7 +59,7 @@ def read_runs(path: Path) -> Runs:
     newest: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:

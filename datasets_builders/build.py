@@ -39,7 +39,7 @@ from air_model.datasets_builders.loading import (
 )
 from air_model.datasets_builders.sudoku_solver import solve
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
-from air_model.records import read_json, whole_folder
+from air_model.records import read_json, whole_folder, write_text
 
 HUB = {
     # repository, pinned revision (the commit that the published numbers were measured on)
@@ -515,8 +515,8 @@ def build(config: BuildConfig, output_dir: str | Path, *, force: bool = False) -
         raise ValueError(f"{output} exists and was not written by build_dataset.py: name an empty or a new folder.")
     with whole_folder(output) as work:
         meta = _write(config, work) | {"content_hash": key}
-        (work / META).write_text(json.dumps(meta, indent=2) + "\n")
-        (work / "README.md").write_text(card(meta))
+        (work / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        write_text(work / "README.md", card(meta))
     return meta
 
 

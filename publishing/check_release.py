@@ -81,7 +81,7 @@ def check_first_use(wheel: Path, borrow: bool) -> None:
             places = "import site; print(site.getsitepackages()[0])"
             target = Path(run([python, "-c", places], folder).strip()) / "borrowed.pth"
             # A plain path line: the editable air_model of this environment (a .pth of its own) stays out.
-            target.write_text("\n".join(p for p in sys.path if "site-packages" in p) + "\n")
+            target.write_text("\n".join(p for p in sys.path if "site-packages" in p) + "\n", encoding="utf-8")
         print("import and first use:", run([python, "-c", FIRST_USE], folder).strip())
         commands = sorted(p for p in bin_folder.iterdir() if p.name.startswith("air-"))
         if len(commands) < 7:

@@ -152,7 +152,7 @@ def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel
     if seq_len < 1:
         raise ValueError(f"--seq-len must be 1 or more, got {seq_len}.")
     try:
-        settings = yaml.safe_load(settings_file.read_text())
+        settings = yaml.safe_load(settings_file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{settings_file} is no readable YAML: {' '.join(str(error).split())}") from None
     state = read_state(checkpoint)

@@ -17,7 +17,7 @@ from air_model.modeling_air import AirModel
 from air_model.processing_air import task_from_config
 from air_model.publishing.card import example_puzzle, model_card
 from air_model.publishing.safety import Refused, files_below, shorten_paths
-from air_model.records import read_evaluations, read_json, run_record, setting, write_json
+from air_model.records import read_evaluations, read_json, run_record, setting, write_json, write_text
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What the Space imports: the package travels inside it.
@@ -109,7 +109,7 @@ def stage_model(
         staged.notes.append("No evaluation was found, and the card says so: give files of evaluate.py (--evaluation).")
     pictures = model_figures(source, config, staged) if figures else []
     card = model_card(config, counts, run, measured, pictures, repo_id, list(datasets))
-    (folder / "README.md").write_text(card)
+    write_text(folder / "README.md", card)
     return staged.finish(source)
 
 
@@ -226,7 +226,7 @@ def stage_dataset(source: Path, folder: Path, *, repo_id: str) -> Staged:
         elif path.suffix in (".parquet", ".png", ".svg", ".md") or path.name == "LICENSE":
             staged.add([source / path], source)
     card = folder / "README.md"
-    card.write_text(card.read_text().replace("FOLDER_OR_HUB_ID", repo_id))
+    write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_HUB_ID", repo_id))
     return staged.finish(source)
 
 
@@ -257,9 +257,9 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
         target.mkdir(parents=True)
         stage_model(checkpoint, target, repo_id=f"checkpoints/{checkpoint.name}", figures=False)
     if model is not None and not travelling:
-        card = RepoCard((folder / "README.md").read_text(), ignore_metadata_errors=False)
+        card = RepoCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=False)
         card.data["models"] = [model]
-        (folder / "README.md").write_text(str(card))
+        write_text(folder / "README.md", str(card))
     return staged
 
 

@@ -111,7 +111,7 @@ def loading_lines(staged: Staged, repo_id: str, revision: str | None) -> str:
     if staged.kind == "model":
         return load_lines(AirConfig.from_pretrained(staged.folder), repo_id, revision)
     if staged.kind == "dataset":
-        configs = RepoCard((staged.folder / "README.md").read_text()).data.get("configs") or [{}]
+        configs = RepoCard((staged.folder / "README.md").read_text(encoding="utf-8")).data.get("configs") or [{}]
         first = next((config for config in configs if config.get("default")), configs[0])
         config = f', "{first["config_name"]}"' if first.get("config_name") else ""
         pin = f', revision="{revision}"' if revision else ""

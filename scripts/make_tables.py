@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.runs is not None and not args.runs.is_file():
             raise ValueError(f"--runs {args.runs}: there is no such file. Nothing was written.")
         runs = tables.read_runs(args.runs or RESULTS / "runs.jsonl")
-        published, systems = (json.loads(path.read_text()) for path in (args.published, args.systems))
+        published, systems = (json.loads(path.read_text(encoding="utf-8")) for path in (args.published, args.systems))
         made = tables.all_tables(runs, published, systems, args.checkpoints) | findings.tables(RESULTS, published)
         files = args.file or [tables.ROOT / "README.md", tables.ROOT / "docs" / "findings.md"]
         texts = {name: text for name, (_, text) in made.items()} | findings.parts_of_the_page(RESULTS, published)
-        wanted = {path: tables.fill(path.read_text(), texts, path.name) for path in files}
+        wanted = {path: tables.fill(path.read_text(encoding="utf-8"), texts, path.name) for path in files}
         ours = not (args.file or args.runs)
         pages, figures = args.tables or ours and RESULTS / "TABLES.md", args.figures or ours and RESULTS / "figures"
         if pages:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if args.check:
         for path in stale:
             print(f"{path} is out of date: run python scripts/make_tables.py")

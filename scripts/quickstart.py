@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     say(4, "One of them, solved on screen")
     puzzles = load_puzzles(str(data), "test")
     hardest = int((puzzles.inputs == puzzles.task.blank_token).sum(1).argmax())
-    puzzle_file.write_text(puzzles.task.decode(puzzles.inputs[hardest]) + "\n")
+    puzzle_file.write_text(puzzles.task.decode(puzzles.inputs[hardest]) + "\n", encoding="utf-8")
     run("scripts/solve.py", solve.main, ["--model", str(model_dir), str(puzzle_file)])
 
     say(5, "Both states of the model over the roll-out of that puzzle")

@@ -55,7 +55,6 @@ from air_model.spaces_demo.turns import Turns
 # Seconds between two messages of a roll-out: updates that come faster travel together, and the page plays them one
 # by one. Short at first, so that something moves at once; each one costs the server and the browser time.
 FIRST_PACE, PACE = 0.05, 0.25
-STATIC = Path(__file__).parent / "static"
 
 ENGINE: Engine
 TURNS = Turns()
@@ -297,6 +296,11 @@ async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[st
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
+def static(name: str) -> str:
+    """A file of static/."""
+    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
+
+
 html = functools.partial(gr.HTML, apply_default_css=False)
 
 
@@ -308,7 +312,7 @@ def board(name: str, task: dict[str, Any], state: str | None = None) -> gr.HTML:
     """
     role = {"h": "proposal", "l": "scratchpad", None: "puzzle"}[state]
     letter = f'<b class="z z-{state}">z<sub>{state.upper()}</sub></b>' if state else '<b class="z">x</b>'
-    style, script = json.dumps((STATIC / "board.css").read_text()), (STATIC / "board.js").read_text()
+    style, script = json.dumps(static("board.css")), static("board.js")
     return html(
         html_template=f'<figure class="fig"><figcaption>{letter}<span>{role}</span></figcaption>'
         '<div class="air-board"></div><p class="fig-note"></p></figure>',
@@ -381,7 +385,7 @@ def build(engine: Engine) -> gr.Blocks:
                 view("charts")
         with gr.Column(elem_id="panel-learn", elem_classes=["air-panel", "air-page", "air-hidden"]):
             with gr.Column(elem_classes="air-card"):
-                html(f'<div class="air-view">{(STATIC / "learn.html").read_text()}</div>')
+                html(f'<div class="air-view">{static("learn.html")}</div>')
             for name in ("figure", "measured"):
                 with gr.Column(elem_classes="air-card"):
                     view(name)
@@ -396,12 +400,12 @@ def build(engine: Engine) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **overrides: Any) -> Any:
     """Start the server; loopback unless GRADIO_SERVER_NAME says otherwise."""
-    scripts = "\n".join((STATIC / name).read_text() for name in ("share.js", "stage.js", "page.js"))
-    icon = urllib.parse.quote((STATIC / "icon.svg").read_text().strip())
+    scripts = "\n".join(static(name) for name in ("share.js", "stage.js", "page.js"))
+    icon = urllib.parse.quote(static("icon.svg").strip())
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     return demo.launch(
         head=f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{icon}"><script>{scripts}</script>',
-        css=(STATIC / "style.css").read_text(),
+        css=static("style.css"),
         theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
         ssr_mode=False,
         share=False,

@@ -117,7 +117,8 @@ class Checkpoint:
     def card(self) -> str:
         """Text of the model card in its folder, without the front matter; empty where there is none."""
         path = Path(self.source or "", "README.md")
-        text = path.read_text(errors="replace")[:MAX_TEXT] if self.trained and path.is_file() else ""
+        found = self.trained and path.is_file()
+        text = path.read_text(encoding="utf-8", errors="replace")[:MAX_TEXT] if found else ""
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip()
 
 
@@ -358,7 +359,7 @@ class Engine:
         return {
             "checkpoints": [self.describe(c) for c in self.checkpoints.values()],
             "vacant": [self.describe(c) for c in self.vacant.values()],
-            "measured": json.loads((Path(__file__).parent / "static" / "findings.json").read_text()),
+            "measured": json.loads((Path(__file__).parent / "static" / "findings.json").read_text(encoding="utf-8")),
             "limits": {"text": MAX_TEXT, "steps": MAX_STEPS, "attempts": MAX_ATTEMPTS, "nodes": NODES},
         }
 

@@ -65,7 +65,7 @@ def new_puzzle(task: GridTask, level: str, rng: np.random.Generator) -> np.ndarr
 @cache
 def pool() -> dict[str, dict[str, list[str]]]:
     """{shape: {level: puzzles as text}}."""
-    return json.loads(POOL.read_text())
+    return json.loads(POOL.read_text(encoding="utf-8"))
 
 
 def shape_of(task: GridTask) -> str:

@@ -67,7 +67,7 @@ class CheckpointStore:
         """Write the manifest, flush to the disk, rename, and delete the oldest beyond `total_limit`."""
         files = sorted(temporary.iterdir())
         manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in [*files, temporary / "manifest.json"]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -95,7 +95,7 @@ class CheckpointStore:
         """What is wrong with the checkpoint of that step; "" where every file of the manifest is there, unchanged."""
         path = self.folder / f"checkpoint_{step}"
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             for name, entry in manifest.items():
                 file = path / name
                 if not file.is_file():
@@ -190,7 +190,7 @@ def _save_parts(trainer: Any, folder: Path) -> None:
         "max_steps": trainer.max_steps,
         "data": trainer.data,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def load_checkpoint(trainer: Any) -> bool:

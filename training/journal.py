@@ -95,7 +95,7 @@ class Journal:
         numbers = {k: v for k, v in values.items() if v is not None}
         size = self.path.stat().st_size if self.path.is_file() else 0
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -129,8 +129,8 @@ def lasting_id(output_dir: Path) -> str:
     """The id under which every session of a run reports to W&B."""
     path = output_dir / ".wandb_id"
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:12])
-    return path.read_text()
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def make_trackers(names: str, output_dir: Path, config: dict[str, Any], run_name: str, step: int = 0) -> list[Any]:

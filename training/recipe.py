@@ -182,7 +182,7 @@ def recipe_values(name: str | os.PathLike) -> dict[str, Any]:
                 f"There is no recipe {str(name)!r}. Known: {', '.join(sorted(known))}, or give a path."
             )
         path = known[path.stem]
-    values = _yaml(path.read_text(), path) or {}
+    values = _yaml(path.read_text(encoding="utf-8"), path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected lines of the form 'key: value'.")
     return values

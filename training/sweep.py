@@ -87,7 +87,7 @@ class Run:
     def log(self) -> TextIO:
         """log.txt in its folder, to append to."""
         make_folder(self.folder)
-        return (self.folder / "log.txt").open("a")
+        return (self.folder / "log.txt").open("a", encoding="utf-8")
 
     def report(self) -> dict[str, Any]:
         return read_run(self.folder)
