@@ -54,6 +54,8 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[str, BinaryIO]]:
             paths = [PurePosixPath(path) for path in archive.namelist() if not path.endswith("/")]
             if PurePosixPath("[Content_Types].xml") in paths:
                 raise ValueError(f"{name} is a document of an office program: save it as CSV.")
+            if any(member.flag_bits & 1 for member in archive.infolist()):
+                raise ValueError(f"{name} is locked by a password: unpack it first.")
             for path in paths:
                 if "__MACOSX" not in path.parts and not path.name.startswith("."):
                     with archive.open(str(path)) as member:

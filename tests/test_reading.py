@@ -181,15 +181,17 @@ def test_json_grids_of_numbers_need_to_be_told_what_they_are(tmp_path):
     assert loaded.task.decode(loaded.inputs[0]) == FOUR and loaded.task.decode(loaded.labels[0]) == ANSWER
 
 
-@pytest.mark.parametrize("kind", ["office", "binary", "columns", "nested"])
+@pytest.mark.parametrize("kind", ["office", "locked", "binary", "columns", "nested"])
 def test_what_holds_no_puzzles_is_refused_in_one_sentence(kind):
     data = {"binary": b"\xff\xfe\x00\x01" * 9, "columns": b'[{"name": "x"}]', "nested": b"[" * 200_000}.get(kind)
-    if kind == "office":
+    if kind in ("office", "locked"):
         with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
-            archive.writestr("[Content_Types].xml", "")
+            archive.writestr("[Content_Types].xml" if kind == "office" else "a.txt", "")
         data = out.getvalue()
+    if kind == "locked":  # as its list of files says of a member
+        data = data.replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\1")
     says = {"office": "save it as CSV", "binary": "is no text file", "columns": "has the columns name"}
-    says = (says | {"nested": "nests lists deeper"})[kind]
+    says = (says | {"nested": "nests lists deeper", "locked": "locked by a password"})[kind]
     with pytest.raises(ValueError, match=says):
         puzzles_in(io.BytesIO(data), "the file", [NINE])
 
