@@ -89,7 +89,5 @@ def symmetric_views(task: GridTask, attempts: int, seed: int = 0) -> Symmetry:
 
 
 def keep_givens(task: GridTask, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Answers with what the puzzles gave, both (..., S). A generic grid has no rule that says what was given."""
-    if task.name == "grid":
-        return answers
+    """Answers with what the puzzles gave, both (..., S)."""
     return np.where(task._given(puzzles), puzzles, answers).astype(answers.dtype)

@@ -253,7 +253,8 @@ class GridTask:
 
     def explain(self, puzzle: np.ndarray, answer: np.ndarray, verdict: Verdict) -> str:
         """A verdict on one answer (tokens) in words, naming the first cell that is wrong."""
-        return "Solved." if verdict.valid else self._explain(puzzle, answer, verdict.complete, verdict.consistent)
+        right = "Complete; no rule says whether it is right." if self.name == "grid" else "Solved."
+        return right if verdict.valid else self._explain(puzzle, answer, verdict.complete, verdict.consistent)
 
     def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
         """How many answers a well-formed puzzle (tokens) has: 0, 1, "several", or None where that is not known.
@@ -270,8 +271,8 @@ class GridTask:
         return f"{self.cell((answer == PAD).argmax())} is empty."
 
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
-        """Cells that an answer must keep, bool, same shape."""
-        return puzzles != self.blank_token
+        """Cells that an answer must keep, bool, same shape. No rule says what a generic grid gives."""
+        return (puzzles != self.blank_token) & (self.name != "grid")
 
     def _kept(self, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Cells where an answer agrees with what was given, bool, same shape."""

@@ -432,3 +432,8 @@ def test_real_maze_labels_follow_the_rule(name):
         rows = list(csv.DictReader(file))
     mazes, labels = (np.stack([task.encode(row[column]) for row in rows]) for column in ("question", "answer"))
     assert (task.label(mazes) == labels).all() and task.verdicts(mazes, labels).valid.all()
+
+
+def test_a_generic_grid_may_change_every_cell_and_its_verdict_claims_no_more_than_it_knows():
+    verdict = GridTask(2, 2, 4).verdict([2, 3, 1, 1], [3, 3, 2, 1])
+    assert verdict.valid and verdict.message == "Complete; no rule says whether it is right."
