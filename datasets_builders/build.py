@@ -182,7 +182,7 @@ def source_files(config: BuildConfig) -> dict[str, Path]:
 
 
 def checked_rows(
-    path: Path, task: GridTask, keep: np.ndarray | None, bad: list[tuple[int, int, str]], config: BuildConfig
+    path: Path, task: GridTask, keep: np.ndarray | None, bad: list[tuple[int, str]], config: BuildConfig
 ) -> Iterator[Rows]:
     """Chunks of good rows of a table. Everything wrong with a row is found: letters, length, contradictions, the
     number of solutions of a Sudoku, the path of a maze; bad rows go to `bad` and not into the chunks."""
@@ -529,7 +529,7 @@ def _complete(output: Path, meta: dict) -> bool:
 
 
 def _write(config: BuildConfig, work: Path) -> dict:
-    bad: dict[str, list[tuple[int, int, str]]] = {}
+    bad: dict[str, list[tuple[int, str]]] = {}
     task, streams = generated(config) if config.source == "generate" else csv_splits(config, bad)
     folder = work / config.config_name
     folder.mkdir()

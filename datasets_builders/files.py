@@ -212,7 +212,7 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
 
 
 def read_rows(
-    path: Path, bad: list[tuple[int, int, str]], limit: int | None = None
+    path: Path, bad: list[tuple[int, str]], limit: int | None = None
 ) -> Iterator[tuple[list[Any], list[Any], list[str], list[str], int]]:
     """Chunks of (questions, answers, ratings, sources, first row number) of a file with both puzzles and answers.
 
@@ -234,13 +234,13 @@ def read_rows(
                 row += len(chunk)
 
 
-def _undamaged(records: Iterator[list[Any]], bad: list[tuple[int, int, str]], row: int) -> Iterator[list[Any]]:
+def _undamaged(records: Iterator[list[Any]], bad: list[tuple[int, str]], row: int) -> Iterator[list[Any]]:
     try:
         for record in records:
             yield record
             row += 1
     except DAMAGED as error:
-        bad.append((row, row + 1, f"the file is damaged or ends early ({error})"))
+        bad.append((row, f"the file is damaged or ends early ({error})"))
 
 
 def _columns(table: Table | str | list, name: str) -> list[int]:

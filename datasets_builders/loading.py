@@ -28,12 +28,25 @@ META = "air_dataset.json"  # written beside the parquet files by scripts/build_d
 
 
 class BadRows(ValueError):
-    """Rows of files that cannot be used; `rows` lists (row, line, reason), counted from 1 (line 1 is the header)."""
+    """Rows of files that cannot be used; `rows` lists (row, reason), counted from 1 without a header."""
 
-    def __init__(self, files: dict[str, list[tuple[int, int, str]]], advice: str):
+    def __init__(self, files: dict[str, list[tuple[int, str]]], advice: str):
         self.rows = [row for rows in files.values() for row in rows]
-        lines = [f"{file}: row {row} (line {at}): {why}" for file, rows in files.items() for row, at, why in rows]
-        super().__init__("\n".join([f"{len(lines)} bad row{'s' if len(lines) > 1 else ''}{advice}", *lines]))
+        lines = [f"{file}: {line}" for file, rows in files.items() for line in fault_lines(rows)]
+        super().__init__("\n".join([f"{len(self.rows)} bad row{'s' * (len(self.rows) > 1)}{advice}", *lines]))
+
+
+def fault_lines(rows: list[tuple[int, str]]) -> list[str]:
+    """'rows 2-9, 12: reason', a line for each reason."""
+    found: dict[str, list[list[int]]] = {}  # the first and last row of each run
+    for row, why in rows:
+        runs = found.setdefault(why, [])
+        if runs and runs[-1][-1] == row - 1:
+            runs[-1] = [runs[-1][0], row]
+        else:
+            runs.append([row])
+    spans = {why: ", ".join("-".join(map(str, run)) for run in runs) for why, runs in found.items()}
+    return [f"row{'' if span.isdecimal() else 's'} {span}: {why}" for why, span in spans.items()]
 
 
 @dataclass
@@ -245,8 +258,8 @@ def guess_task(question: Any, where: str) -> GridTask:
     side = math.isqrt(len(cells))
     if side < 2 or side * side != len(cells):
         raise ValueError(
-            f"{where}: the first puzzle has {len(cells)} cells, which is no square grid; give the task and its shape"
-            " (for example --task maze --grid 13x20)."
+            f"{where}: the first puzzle has {len(cells)} cells, which is no square grid; give its shape (for example"
+            " build_dataset.py --grid 13x20; training: task=maze grid_height=13 grid_width=20)."
         )
     return make_task("maze" if "#" in cells or " " in cells else "sudoku", side, side)
 
@@ -304,13 +317,13 @@ class Chunk(Rows):
         bad = np.flatnonzero(~task._kept(self.inputs, self.labels).all(-1)).tolist()
         return {i: contradiction(task, self.inputs[i], self.labels[i]) for i in bad}
 
-    def fault_rows(self) -> list[tuple[int, int, str]]:
-        """(row, line, reason) of the faults."""
-        return [(self.first_row + i, self.first_row + i + 1, reason) for i, reason in sorted(self.faults.items())]
+    def fault_rows(self) -> list[tuple[int, str]]:
+        """(row, reason) of the faults."""
+        return [(self.first_row + i, reason) for i, reason in sorted(self.faults.items())]
 
 
 def read_chunks(
-    path: Path, task: GridTask, values: str | None, bad: list[tuple[int, int, str]], limit: int | None = None
+    path: Path, task: GridTask, values: str | None, bad: list[tuple[int, str]], limit: int | None = None
 ) -> Iterator[Chunk]:
     """A table with puzzles and answers in chunks of tokens; where the file is damaged, that goes to `bad`."""
     for questions, answers, ratings, sources, first_row in read_rows(path, bad, limit):
@@ -342,7 +355,7 @@ def contradiction(task: GridTask, puzzle: np.ndarray, answer: np.ndarray) -> str
 
 def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None, values: str | None) -> PuzzleSet:
     task = task if isinstance(task, GridTask) else task_of(paths[0], task)
-    bad: list[tuple[int, int, str]] = []
+    bad: list[tuple[int, str]] = []
     parts: list[Chunk] = []
     for path in paths:
         left = None if limit is None else limit - sum(map(len, parts))
@@ -351,7 +364,8 @@ def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None
             bad += part.fault_rows()
             parts.append(part)
     if bad:
-        advice = f" in {paths[0]}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out)."
+        advice = f" in {paths[0]}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out), or, where"
+        advice += " all are of another size, train with their grid_height and grid_width."
         raise BadRows({str(paths[0]): bad}, advice)
     if not parts:
         raise ValueError(f"{paths[0]} holds no puzzles below its header.")
@@ -361,11 +375,11 @@ def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None
 
 def task_of(path: Path, name: str | None = None) -> GridTask:
     """The task of a name (or a guess), shaped after the first puzzle of a table; the shape is guessed as a square."""
-    bad: list[tuple[int, int, str]] = []
+    bad: list[tuple[int, str]] = []
     for questions, *_ in read_rows(path, bad, 1):
         guess = guess_task(questions[0], str(path))
         return guess if name in (None, guess.name) else make_task(name, guess.height, guess.width)
-    raise ValueError(f"{path} holds no puzzles below its header{''.join(f' ({why})' for *_, why in bad)}.")
+    raise ValueError(f"{path} holds no puzzles below its header{''.join(f' ({why})' for _, why in bad)}.")
 
 
 # ---- tokens in parquet files

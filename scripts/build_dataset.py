@@ -77,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from air_model.datasets_builders.build import CONFIGS, BuildConfig, Options, build
+    from air_model.datasets_builders.loading import fault_lines
     from air_model.datasets_builders.verify import verify
 
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
@@ -92,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
     meta = build(config, output, force=args.force)
     for split, rows in meta["skipped_rows"].items():
-        for row, line, reason in rows:
-            print(f"left out: {split} row {row} (line {line}): {reason}", file=sys.stderr)
+        for line in fault_lines(rows):
+            print(f"left out: {split} {line}", file=sys.stderr)
     for name, table in meta["configs"].items():
         for split, info in table["splits"].items():
             print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
