@@ -140,7 +140,8 @@ class Evaluation:
             )
         task, labels, seconds = puzzles.task, puzzles.labels, float(table["seconds"])
         known = {"inputs": puzzles.inputs, "blank_token": task.blank_token, "rating": puzzles.rating}
-        known |= {"valid": None if task.name == "grid" else table["valid"], "edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
+        known |= {"valid": None if task.name == "grid" else table["valid"]}
+        known |= {"edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         exact = ((table["tokens"] == labels) | (labels == 0)).all(-1)
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
