@@ -22,6 +22,7 @@ from air_model.training import sweep as grid
 from air_model.training.launch import alone_in
 from air_model.training.miniature import miniature, miniature_data
 from air_model.training.recipe import read_recipe
+from air_model.training.run import load_data
 
 pytestmark = pytest.mark.usefixtures("quick_ends")
 
@@ -231,6 +232,18 @@ def test_a_failure_is_retried_and_then_reported(tmp_path):
     states = grid.run_grid(runs, launcher, retries=1, poll_seconds=0)
     assert states[runs[0].name] == "finished" and states[runs[1].name] == "failed"
     assert launcher.started.count(runs[1].name) == 2
+
+
+@pytest.mark.parametrize(("recipe", "cells"), [("maze_small", 36), ("sudoku_6x6", 16)])
+def test_a_miniature_of_any_recipe_trains_on_data_of_its_task_and_in_their_size(tmp_path, recipe, cells):
+    named = {"suite": None, "task": None, "recipe": recipe, "grid": ["lr=1e-3,3e-3"], "mini": True}
+    train_set, test_set = load_data(grid.make_runs(arguments(tmp_path, **named))[0].read())
+    assert train_set.task.seq_len == test_set.task.seq_len == cells
+
+
+def test_a_miniature_of_the_ladder_has_a_head_for_every_relation(tmp_path):
+    runs = grid.make_runs(arguments(tmp_path, suite="ladder", task=None, seeds="0", mini=True))
+    assert {run.overrides["num_attention_heads"] for run in runs} == {4}
 
 
 def test_a_miniature_takes_epochs_as_its_budget(tmp_path):

@@ -25,11 +25,11 @@ def miniature(model: dict[str, Any], steps: int = 20) -> dict[str, Any]:
     return {**SIZE, "num_attention_heads": heads, **budget, "save_every": steps // 2, "eval_every": steps // 2}
 
 
-def on_miniature_data(task_name: str, folder: Path) -> dict[str, Any]:
+def on_miniature_data(task_name: str, folder: Path, write: bool = True) -> dict[str, Any]:
     """Recipe values that train on `miniature_data`, which the first process of a run writes into the folder."""
-    if is_first_process():
+    if write and is_first_process():
         miniature_data(task_name, folder)
-    while not (folder / "test.csv").is_file():  # another process of this run writes it
+    while write and not (folder / "test.csv").is_file():  # another process of this run writes it
         time.sleep(0.1)
     shape = dict.fromkeys(("grid_height", "grid_width", "box_height", "box_width", "vocab_size"))
     return {**shape, "data": str(folder), "eval_data": None, "eval_split": "auto"}

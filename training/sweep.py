@@ -19,7 +19,7 @@ import torch
 from air_model.configuration_air import AirConfig
 from air_model.records import append_runs_to, make_folder, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, Signals, is_taken, say
-from air_model.training.miniature import miniature, miniature_data
+from air_model.training.miniature import miniature, on_miniature_data
 from air_model.training.recipe import Recipe, as_words, has_finished, read_recipe, split_word
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -184,11 +184,13 @@ def make_runs(arguments: argparse.Namespace) -> list[Run]:
         raise ValueError(f"{twice[0]}= is given to all runs and as --grid {twice[0]}: leave one of them out.")
     base = arguments.output_dir / (f"{arguments.suite or 'grid'}-{arguments.task or Path(recipe).stem}")
     if arguments.mini:
-        small = miniature(read_recipe(recipe).model, steps=60)
+        model = read_recipe(recipe).model | (rung_values("relations") if arguments.suite == "ladder" else {})
+        small = miniature(model, steps=60)
         small = {k: v for k, v in small.items() if not (k == "max_steps" and "epochs" in {**common, **axes})}
-        if not getattr(arguments, "dry_run", False):
-            miniature_data(arguments.task or "sudoku", base / "data")
-        common = {"easier_share": 0.0, **small, "data": str(base / "data"), **common}
+        if "data" not in common:
+            write = not getattr(arguments, "dry_run", False)
+            small |= on_miniature_data(model.get("task", "sudoku"), base / "data", write)
+        common = {"easier_share": 0.0, **small, **common}
     elif arguments.suite in SUITES:
         common = {"final_eval_limit": 0, **common}  # the published numbers are those of the whole test set
     runs = []
