@@ -25,6 +25,7 @@ from air_model.processing_air import GridTask
 from air_model.records import write_json
 
 REFUSED, ON_THE_WAY, ACCEPTED = "#999999", PALETTE[4], PALETTE[2]
+FILM_WIDTH = 2400  # dots at most
 
 
 def study_searches(
@@ -61,6 +62,9 @@ def animate_search(task: GridTask, tree: list[Node], path: str | os.PathLike, fr
     images = []
     for shown in np.unique(np.linspace(1, len(tree), min(frames, len(tree))).astype(int)):
         figure = _figure_of(task, tree, int(shown))
+        # A tree of hundreds of nodes is metres wide: its picture can be looked into, but a film of it would take
+        # gigabytes.
+        figure.set_dpi(min(figure.dpi, FILM_WIDTH / figure.get_figwidth()))
         figure.canvas.draw()
         images.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     return save_animation(images, Path(path), 350)
@@ -76,16 +80,17 @@ def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Fi
         at = tree[at].parent
     figure = new_figure(max(6.4, 0.62 * (max(x) + 1) + 1), 1.1 + 0.8 * (max(depth) + 1))
     ax = figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    colours = [ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED for k, node in enumerate(tree)]
+    y = [-level for level in depth]
     for k, node in enumerate(tree):
-        colour = ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED
         if node.parent >= 0:
-            ends = [x[node.parent], x[k]], [-depth[node.parent], -depth[k]]
-            ax.plot(*ends, color=colour, lw=2.4 if k in way else 0.9, zorder=1)
+            ends = [x[node.parent], x[k]], [y[node.parent], y[k]]
+            ax.plot(*ends, color=colours[k], lw=2.4 if k in way else 0.9, zorder=1)
             row, column = divmod(node.cell, task.width)
             name = f"r{row + 1}c{column + 1}\n= {task.alphabet[node.token]}"
-            ax.annotate(name, (x[k], -depth[k] - 0.17), ha="center", va="top", fontsize=6, color="#333333")
-        ax.scatter(x[k], -depth[k], s=170, color=colour, zorder=2)
-        ax.annotate(str(k + 1), (x[k], -depth[k]), ha="center", va="center", fontsize=7, color="white", zorder=3)
+            ax.text(x[k], y[k] - 0.17, name, ha="center", va="top", fontsize=6, color="#333333")
+        ax.text(x[k], y[k], str(k + 1), ha="center", va="center", fontsize=7, color="white", zorder=3)
+    ax.scatter(x[: len(tree)], y[: len(tree)], s=170, color=colours, zorder=2)
     solved = any(node.accepted for node in tree)
     end = (
         f"answer {len(tree)} accepted (green)" if solved else "none accepted" if len(tree) == whole else "so far none"

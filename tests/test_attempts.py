@@ -1,5 +1,7 @@
 """Search by pins, on scripted models: what is guessed, what is accepted, and what stands when it ends early."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -359,6 +361,8 @@ def test_a_search_tree_is_drawn_and_told(tmp_path):
     assert draw_search(TASK, answers.trees[0], tmp_path / "tree.png").stat().st_size > 5000
     film = Image.open(animate_search(TASK, answers.trees[0], tmp_path / "tree.gif", frames=4))
     assert film.n_frames == 4, "whatever the number of nodes"
+    broad = [answers.trees[0][0], *(replace(answers.trees[0][1], parent=0) for _ in range(60))]
+    assert Image.open(animate_search(TASK, broad, tmp_path / "broad.gif", frames=2)).width <= 2400
 
 
 def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
