@@ -117,7 +117,7 @@ def example_puzzle(config: AirConfig) -> str | None:
 
 
 def example_text(config: AirConfig) -> str:
-    return example_puzzle(config) or "." * config.seq_len
+    return example_puzzle(config) or ("1" if config.task == "grid" else ".") * config.seq_len  # blank cells
 
 
 def load_lines(config: AirConfig, repo_id: str, revision: str | None = None) -> str:
@@ -232,8 +232,9 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
     if not evaluations:
         lines.append("- Where it fails was not measured.")
     lines.append(
-        f"- It takes {sizes_text(config)} of this task only, and it always answers: a"
-        " wrong answer looks like a right one. Let the rules decide (`valid`), not the confidence."
+        f"- It takes {sizes_text(config)} of this task only, and it always answers: a wrong answer looks like a right"
+        f" one. {'No rule tells them apart' if config.task == 'grid' else 'Let the rules decide (`valid`)'}, not the"
+        " confidence."
     )
     if config.task == "sudoku":
         lines.append(

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import TRAVELLING_FILES, AirConfig
 from air_model.pipeline_air import save_release
+from air_model.processing_air import task_from_config
 from air_model.publishing import upload
 from air_model.scripts import push_to_hub
 
@@ -527,3 +528,11 @@ def test_a_card_names_earlier_runs_other_sizes_and_valid_failures_of_mazes():
     text = limits_text(config, found, None)
     assert "Fails on 10.00 %" in text and "of other sizes" in text
     assert "of other sizes" not in limits_text(AirConfig(task="sudoku", grid_height=9), {}, None)
+
+
+def test_the_card_of_a_generic_grid_shows_a_puzzle_that_it_reads_and_names_no_rules():
+    from air_model.publishing.card import example_text, limits_text
+
+    config = AirConfig(task="grid", grid_height=2, grid_width=3, vocab_size=5)
+    assert task_from_config(config).encode(example_text(config)).tolist() == [1] * 6
+    assert "No rule tells them apart, not the confidence." in limits_text(config, {}, None)
