@@ -25,7 +25,6 @@ from air_model.processing_air import GridTask
 from air_model.records import write_json
 
 REFUSED, ON_THE_WAY, ACCEPTED = "#999999", PALETTE[4], PALETTE[2]
-FILM_WIDTH = 2400  # dots at most
 
 
 def study_searches(
@@ -62,9 +61,7 @@ def animate_search(task: GridTask, tree: list[Node], path: str | os.PathLike, fr
     images = []
     for shown in np.unique(np.linspace(1, len(tree), min(frames, len(tree))).astype(int)):
         figure = _figure_of(task, tree, int(shown))
-        # A tree of hundreds of nodes is metres wide: its picture can be looked into, but a film of it would take
-        # gigabytes.
-        figure.set_dpi(min(figure.dpi, FILM_WIDTH / figure.get_figwidth()))
+        figure.set_dpi(min(figure.dpi, 2400 / figure.get_figwidth()))  # a film as wide as the picture takes gigabytes
         figure.canvas.draw()
         images.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     return save_animation(images, Path(path), 350)
@@ -91,10 +88,7 @@ def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Fi
             ax.text(x[k], y[k] - 0.17, name, ha="center", va="top", fontsize=6, color="#333333")
         ax.text(x[k], y[k], str(k + 1), ha="center", va="center", fontsize=7, color="white", zorder=3)
     ax.scatter(x[: len(tree)], y[: len(tree)], s=170, color=colours, zorder=2)
-    solved = any(node.accepted for node in tree)
-    end = (
-        f"answer {len(tree)} accepted (green)" if solved else "none accepted" if len(tree) == whole else "so far none"
-    )
+    end = f"answer {len(tree)} accepted (green)" if way else "none accepted" if len(tree) == whole else "so far none"
     ax.set_title(f"{len(tree)} nodes tried, each a guess more than its parent: {end}; grey: refused", fontsize=9)
     ax.set_xlim(-0.8, max(x) + 0.8)
     ax.set_ylim(-max(depth) - 0.7, 0.5)

@@ -84,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     options["num_aug"] = args.num_aug or 0
     preset = CONFIGS.get(args.config, {})
     if "source" in preset and args.source not in ("generate", "hub"):
-        print("--config generated goes with --source generate.", file=sys.stderr)
-        return 2
+        raise ValueError("--config generated goes with --source generate.")
     options |= {name: value for name, value in preset.items() if name == "source" or getattr(args, name) is None}
     if (options["num_train"], options["num_aug"]) == (preset.get("num_train"), preset.get("num_aug", 0)):
         options["name"] = args.config

@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
             launcher = Here()
         else:
             launcher = Local(arguments.gpus_per_run, arguments.parallel)
-        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both save and stop
+        # As Ctrl-C does; not by raising SIGINT, which a shell's `&` and nohup have ignored.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             states = run_grid(runs, launcher, retries=arguments.retries)
         finally:

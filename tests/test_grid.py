@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
+from air_model.scripts import run_grid as door
 from air_model.scripts.run_grid import main
 from air_model.training import run as run_module
 from air_model.training import sweep as grid
@@ -152,6 +153,15 @@ def test_seeds_are_read_as_ranges_and_lists():
     assert grid.parse_seeds("0-4") == [0, 1, 2, 3, 4] and grid.parse_seeds("7,0-1") == [7, 0, 1]
     with pytest.raises(ValueError, match="0-4"):
         grid.parse_seeds("all")
+
+
+def test_sigterm_ends_a_grid_whose_shell_made_it_ignore_ctrl_c(tmp_path, monkeypatch):
+    monkeypatch.setattr(door, "run_grid", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as after `command &` in a script
+    try:
+        assert main(["--task", "sudoku", "--grid", "variant=Lx_H,HRM", "--output-dir", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_suite_is_every_variant_and_seed_on_the_tasks_recipe(tmp_path):
