@@ -85,12 +85,6 @@ def run_rollout(study: Study, options: Options) -> list[str]:
     tokens = {name: result.tokens[state] for state, name in freeze.STATES.items()}
     grids = [{"puzzle": i, **{name: [study.task.decode(grid) for grid in kept[i]] for name, kept in tokens.items()}}
              for i in range(len(tokens["z_H"]))]  # fmt: skip
-    shape = (len(result.updates), study.task.height, study.task.width)
-    np.savez_compressed(
-        options.output_dir / "rollout_first_puzzle.npz",
-        stage=np.array([level.upper() for level in result.updates]),
-        **{name: kept[0].reshape(shape) for name, kept in tokens.items()},
-    )
     if options.figures:
         draw_rollouts(study, result, options.output_dir / "figures")
     rows = []
