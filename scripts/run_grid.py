@@ -25,6 +25,7 @@ from typing import Any
 if not __package__:
     import _checkout  # noqa: F401
 
+from air_model.records import append_runs_to
 from air_model.scripts.door import in_sentences
 from air_model.training.sweep import (
     RECIPES,
@@ -33,7 +34,6 @@ from air_model.training.sweep import (
     Here,
     Local,
     Slurm,
-    append_reports,
     make_runs,
     run_grid,
     without_known,
@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.curves:
         print(f"{write_curves(runs, arguments.curves)} runs in {arguments.curves}")
     if arguments.append_runs:
-        print(f"{append_reports(runs, arguments.append_runs)} runs appended to {arguments.append_runs}")
+        added = append_runs_to(arguments.append_runs, [run.report() for run in runs if run.finished()])
+        print(f"{added} runs appended to {arguments.append_runs}")
     failed = [run for run in runs if states[run.name] == "failed"]
     for run in failed:
         print(f"failed: {run.name}; its output is in {run.folder / 'log.txt'}")

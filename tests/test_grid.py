@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 from air_model.configuration_air import VARIANTS
+from air_model.records import append_runs_to
 from air_model.scripts import run_grid as door
 from air_model.scripts.run_grid import main
 from air_model.training import run as run_module
@@ -56,7 +57,7 @@ class Pretender:
 
 def finish(run: grid.Run) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    report = {"status": "finished", "name": run.name, "date": "today", "max_steps": 1, "config": run.expected()}
+    report = {"status": "finished", "name": run.name, "date": "today", "max_steps": 1, "config": run.read().flat()}
     (run.folder / "run.json").write_text(json.dumps(report))
 
 
@@ -210,7 +211,7 @@ def test_values_with_commas_of_their_own_are_swept(tmp_path):
     assert grid.split_values("{0: [1, 1]},'a,b'") == ["{0: [1, 1]}", "'a,b'"]
     values = {"suite": None, "task": None, "recipe": "sudoku_6x6", "grid": ["head_relations=[row,all],null"]}
     runs = grid.make_runs(arguments(tmp_path, **values, seeds="0"))
-    assert [run.expected()["head_relations"] for run in runs] == [["row", "all"], None]
+    assert [run.read().flat()["head_relations"] for run in runs] == [["row", "all"], None]
     assert all(run.folder.name == run.overrides["run_name"] and "[" not in run.folder.name for run in runs)
 
 
@@ -258,7 +259,7 @@ def test_a_miniature_of_the_ladder_has_a_head_for_every_relation(tmp_path):
 
 def test_a_miniature_takes_epochs_as_its_budget(tmp_path):
     runs = grid.make_runs(arguments(tmp_path, mini=True, overrides=["epochs=2"]))
-    assert runs[0].expected()["epochs"] == 2 and runs[0].expected()["max_steps"] is None
+    assert runs[0].read().flat()["epochs"] == 2 and runs[0].read().flat()["max_steps"] is None
 
 
 def test_a_run_that_another_process_still_trains_is_waited_for_and_is_no_failure(tmp_path, monkeypatch):
@@ -302,7 +303,8 @@ def test_reports_are_appended_once(tmp_path):
     runs = grid.make_runs(arguments(tmp_path, seeds="0"))
     finish(runs[0])
     target = tmp_path / "results" / "runs.jsonl"
-    assert (grid.append_reports(runs, target), grid.append_reports(runs, target)) == (1, 0)
+    reports = [run.report() for run in runs if run.finished()]
+    assert (append_runs_to(target, reports), append_runs_to(target, reports)) == (1, 0)
     assert len(target.read_text().splitlines()) == 1
 
 
@@ -489,7 +491,7 @@ def test_a_damaged_line_does_not_keep_reports_from_being_appended(tmp_path):
     finish(runs[0])
     target = tmp_path / "runs.jsonl"
     target.write_text('{"name": "a", "date": "b"}\n\n{"name"\n')
-    assert grid.append_reports(runs, target) == 1 and grid.append_reports(runs, target) == 0
+    assert append_runs_to(target, [runs[0].report()]) == 1 and append_runs_to(target, [runs[0].report()]) == 0
 
 
 @pytest.mark.parametrize("wrong", [{"parallel": 0}, {"gpus_per_run": -1}, {"retries": -1}])

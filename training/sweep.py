@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from air_model.configuration_air import AirConfig
-from air_model.records import append_runs_to, make_folder, read_lines, read_run, write_lines
+from air_model.records import make_folder, read_lines, read_run, write_lines
 from air_model.training.launch import TAKEN, FolderTaken, Signals, is_taken, say
 from air_model.training.miniature import miniature, on_miniature_data
 from air_model.training.recipe import Recipe, as_words, has_finished, read_recipe, split_word
@@ -93,7 +93,7 @@ class Run:
         return read_run(self.folder)
 
     def finished(self) -> bool:
-        return has_finished(self.report(), self.expected(), self.folder)
+        return has_finished(self.report(), self.read().flat(), self.folder)
 
     def read(self) -> Recipe:
         """Its recipe, from the words of its command line.
@@ -102,10 +102,6 @@ class Run:
             ValueError, FileNotFoundError: the recipe or an override cannot be read.
         """
         return read_recipe(self.recipe, as_words(self.overrides))
-
-    def expected(self) -> dict[str, Any]:
-        """The recipe of this run as run.json will hold it."""
-        return self.read().flat()
 
     def check(self) -> None:
         """Raises ValueError or FileNotFoundError where the recipe or the model that it asks for cannot be."""
@@ -439,11 +435,6 @@ class Table:
         report = run.report()
         steps = f"{step}/{report['max_steps']}" if report.get("max_steps") else str(step)
         return f"{run.name:32s} {state:8s} step {steps:>13s}  exact {'-' if exact is None else f'{exact:.4f}':>6s}"
-
-
-def append_reports(runs: list[Run], target: Path) -> int:
-    """Append run.json of finished runs that the file does not hold yet; returns how many."""
-    return append_runs_to(target, [run.report() for run in runs if run.finished()])
 
 
 def without_known(runs: list[Run], curves: Path) -> list[Run]:
