@@ -364,8 +364,7 @@ def _load_rows(paths: list[Path], task: str | GridTask | None, limit: int | None
             bad += part.fault_rows()
             parts.append(part)
     if bad:
-        advice = f" in {paths[0]}. Repair or remove them (scripts/build_dataset.py --skip-bad leaves them out); where"
-        advice += " all are of another size, train with their grid_height and grid_width."
+        advice = f" in {paths[0]}. Repair or drop them (build_dataset.py --skip-bad), or set grid_height, grid_width."
         raise BadRows({str(paths[0]): bad}, advice)
     if not parts:
         raise ValueError(f"{paths[0]} holds no puzzles below its header.")

@@ -232,9 +232,8 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
     if not evaluations:
         lines.append("- Where it fails was not measured.")
     lines.append(
-        f"- It takes {sizes_text(config)} of this task only, and it always answers: a wrong answer looks like a right"
-        f" one. {'No rule tells them apart' if config.task == 'grid' else 'Let the rules decide (`valid`)'}, not the"
-        " confidence."
+        f"- It takes {sizes_text(config)} of this task only and always answers: a wrong answer looks like a right one."
+        f" {'Only labels tell' if config.task == 'grid' else 'Let the rules decide (`valid`)'}, not the confidence."
     )
     if config.task == "sudoku":
         lines.append(

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("dataset", choices=["sudoku-extreme", "maze-hard"])
     add("--source", default="hub", help="hub, generate, or the path of a CSV or folder (default: hub)")
-    add("--output-dir", required=True, help="folder to write; replaced only when the build succeeds")
+    add("--output-dir", type=Path, required=True, help="folder to write; replaced only when the build succeeds")
     names = ["1k", "1k-aug-1000", "full", "generated"]
     add("--config", choices=names, help="a published configuration; sets the numbers below")
     chosen = "training puzzles: a random choice of the source (default all), or to generate (1,000)"
@@ -88,17 +88,16 @@ def main(argv: list[str] | None = None) -> int:
     options |= {name: value for name, value in preset.items() if name == "source" or getattr(args, name) is None}
     if (options["num_train"], options["num_aug"]) == (preset.get("num_train"), preset.get("num_aug", 0)):
         options["name"] = args.config
-    output = Path(args.output_dir)
     config = BuildConfig(dataset=args.dataset, num_proc=args.num_proc, progress=not args.quiet, **options)
-    meta = build(config, output, force=args.force)
+    meta = build(config, args.output_dir, force=args.force)
     for split, rows in meta["skipped_rows"].items():
         for line in fault_lines(rows):
             print(f"left out: {split} {line}", file=sys.stderr)
     for name, table in meta["configs"].items():
         for split, info in table["splits"].items():
-            print(f"{output}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
+            print(f"{args.output_dir}/{name}: {split} {info['rows']:,} rows, {info['puzzles']:,} puzzles")
     if args.verify:
-        report = verify(output, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
+        report = verify(args.output_dir, reference=args.reference, num_proc=args.num_proc, progress=not args.quiet)
         print(report["summary"])
         return 0 if report["ok"] else 1
     return 0

@@ -535,4 +535,4 @@ def test_the_card_of_a_generic_grid_shows_a_puzzle_that_it_reads_and_names_no_ru
 
     config = AirConfig(task="grid", grid_height=2, grid_width=3, vocab_size=5)
     assert task_from_config(config).encode(example_text(config)).tolist() == [1] * 6
-    assert "No rule tells them apart, not the confidence." in limits_text(config, {}, None)
+    assert "Only labels tell, not the confidence." in limits_text(config, {}, None)
