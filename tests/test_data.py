@@ -277,7 +277,7 @@ def test_all_bad_rows_are_named_not_only_the_first(tmp_path):
 def test_letters_beyond_ascii_are_one_cell_each_and_named(tmp_path):
     rows = sudoku_rows(2)
     rows[1] = ("é" + rows[1][0][1:], *rows[1][1:])
-    with pytest.raises(BadRows, match="row 2 .*Foreign letter 'é' at row 1, column 1"):
+    with pytest.raises(BadRows, match="row 2: .*Foreign letter 'é' at row 1, column 1"):
         load_puzzles(write_csv(tmp_path / "x.csv", rows))
 
 
