@@ -853,7 +853,7 @@ def test_metrics_that_could_not_be_written_whole_are_not_left_in_half(tmp_path, 
             raise OSError(errno.ENOSPC, "No space left on device")
 
     real = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *args: Half(real(self, *args)))
+    monkeypatch.setattr(Path, "open", lambda self, *args, **how: Half(real(self, *args, **how)))
     run.journal.record(0, {"a": 2.0})
     monkeypatch.undo()
     assert (tmp_path / "metrics.jsonl").read_text() == before
