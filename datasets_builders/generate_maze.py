@@ -27,7 +27,7 @@ MAX_TRIES = 1_000_000  # layouts per maze; the benchmark needs about 6,000 walls
 
 
 def default_min_path(height: int, width: int) -> int:
-    """109 moves at 30x30 (the benchmark), in proportion to the area to the power 0.54 above and 0.69 below; at least 1.
+    """109 moves at 30x30 (the benchmark); above in proportion to area ** 0.54, below to area ** 0.69, at least 1.
 
     The longest shortest path of a random layout grows a little faster than the side: with 0.54 one layout in 6,000 to
     11,000 qualifies, as measured from 30x30 to 100x100. The larger power keeps small mazes quick to find.

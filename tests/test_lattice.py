@@ -12,7 +12,7 @@ from air_model.datasets_builders import PuzzleSet
 from air_model.pipeline_air import load_model
 from air_model.records import read_run
 from air_model.training import run as whole
-from air_model.training.batches import LOSSES
+from air_model.training.batches import LOSSES, uniforms
 from air_model.training.lattices import Lattice, LatticeTrainer, lattice_losses, new_lattices, pinned, struck_out
 from air_model.training.launch import RunError
 from air_model.training.recipe import make_recipe
@@ -79,7 +79,7 @@ def test_a_cell_is_pinned_to_a_candidate_whatever_the_model_believes_of_the_othe
 
 def test_new_lattices_hold_the_solution_unless_a_wrong_digit_was_filled_in():
     inputs, labels = (torch.from_numpy(np.stack([grid] * 64)).long() for grid in (half_open(), SOLVED))
-    live = new_lattices(inputs, labels, 4, torch.Generator().manual_seed(0), slice(None), 64)
+    live = new_lattices(inputs, labels, 4, uniforms(torch.Generator().manual_seed(0), 64, slice(None)))
     stands = live.gather(2, labels[..., None] - 2)[..., 0].all(1)
     assert live.any(-1).all() and 0.5 < stands.float().mean() < 1
     assert set(live.sum(-1).unique().tolist()) == {1, 4}
@@ -90,7 +90,7 @@ def test_processes_share_the_lattices_of_one_batch():
     inputs, labels = (torch.from_numpy(np.stack([grid] * 8)).long() for grid in (half_open(), SOLVED))
 
     def part(rows: slice) -> torch.Tensor:
-        return new_lattices(inputs[rows], labels[rows], 4, torch.Generator().manual_seed(0), rows, 8)
+        return new_lattices(inputs[rows], labels[rows], 4, uniforms(torch.Generator().manual_seed(0), 8, rows))
 
     assert torch.equal(part(slice(None)), torch.cat([part(slice(0, 4)), part(slice(4, 8))]))
 

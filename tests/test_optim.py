@@ -46,7 +46,7 @@ class PublicRun:
 
     def gradients(self):
         """By name; leaves them in the weights."""
-        self.slots.refill(self.model, self.batch)
+        self.slots.refill(self.batch, self.model.initial_carry(len(self.batch.ids)))
         puzzles = self.slots.puzzles
         self.out = self.model(puzzles.inputs, puzzles.ids, puzzles.labels, self.slots.carry)
         self.out.loss.backward()

@@ -28,11 +28,19 @@ from air_model.records import all_seconds, append_runs_to, command_line, earlier
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
-from air_model.training.batches import Puzzles, PuzzleSampler, exploration, seeded, slots_to_refill
+from air_model.training.batches import (
+    Puzzles,
+    PuzzleSampler,
+    exploration,
+    misled,
+    seeded,
+    slots_to_refill,
+    uniforms,
+)
 from air_model.training.checkpoints import CheckpointStore, _hash, read_state
 from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
 from air_model.training.journal import lasting_id
-from air_model.training.launch import TAKEN, alone_in, refuse_lonely_process
+from air_model.training.launch import TAKEN, RunError, alone_in, refuse_lonely_process
 from air_model.training.miniature import miniature_data
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
 from air_model.training.stages import read_stages
@@ -674,9 +682,11 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bits(recipe, finished, tm
     assert {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()} == {"checkpoint_8", "checkpoint_12"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_adamw"])
-def test_every_optimizer_resumes_to_the_same_bits(recipe, tmp_path, optimizer, monkeypatch):
-    assert recipe("whole", optimizer=optimizer, max_steps=6, eval_every=0) == 0
+@pytest.mark.parametrize(
+    "values", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"optimizer": "muon_adamw", "corrupted_share": 0.5}]
+)
+def test_every_optimizer_and_puzzles_begun_wrong_resume_to_the_same_bits(recipe, tmp_path, values, monkeypatch):
+    assert recipe("whole", **values, max_steps=6, eval_every=0) == 0
     step = Trainer.train_step
 
     def step_then_die(self):
@@ -687,9 +697,37 @@ def test_every_optimizer_resumes_to_the_same_bits(recipe, tmp_path, optimizer, m
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", step_then_die)
         with pytest.raises(Killed):
-            recipe("killed", optimizer=optimizer, max_steps=6, eval_every=0)
-    assert recipe("killed", "--resume", optimizer=optimizer, max_steps=6, eval_every=0) == 0
+            recipe("killed", **values, max_steps=6, eval_every=0)
+    assert recipe("killed", "--resume", **values, max_steps=6, eval_every=0) == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_share_of_fresh_puzzles_begins_with_an_answer_that_has_the_clues_and_wrong_cells():
+    model, n = tiny_model(puzzle_embedding_size=0), 400
+    labels = torch.from_numpy(SUDOKU.encode("1234341221434321")).long().expand(n, -1)
+    inputs = torch.where(torch.arange(16) % 2 == 1, labels, 1)
+    uniform = uniforms(torch.Generator().manual_seed(0), n, slice(None))
+    start = model.initial_carry(n)
+    with torch.no_grad():
+        found = misled(model, start, Puzzles(inputs, labels, labels[:, 0]), uniform, 0.5)
+        told = (found.z_h - start.z_h)[:, -16:] / model.config.hidden_size**0.5
+        answers = torch.cdist(told, model.embed_tokens.weight).argmin(-1)
+    begun = told.flatten(1).any(1)
+    assert 0.4 < begun.float().mean() < 0.6 and torch.equal(found.z_l, start.z_l)
+    wrong = (answers != labels)[begun]
+    assert not wrong[:, (inputs[0] > 1)].any(), "clues stay"
+    assert wrong.any(0)[inputs[0] < 2].all() and answers[begun].min() >= 2
+    assert 0 < (wrong.sum(1) == 0).float().mean() < 0.5 and wrong.sum(1).max() > 4, "from nothing to nearly all"
+
+
+def test_answers_to_begin_with_are_for_sudokus(tmp_path):
+    task = make_task("maze", 4)
+    maze = task.encode("S...............").reshape(1, -1)
+    maze[0, -1] = task.GOAL
+    mazes = PuzzleSet(maze, task.label(maze), task)
+    recipe = make_recipe({"data": "given", **TINY, "task": "maze", "corrupted_share": 0.5})
+    with pytest.raises(RunError, match="corrupted_share=0.5 is for Sudokus"):
+        Trainer(recipe, tmp_path, mazes, mazes)
 
 
 def command(tmp_path: Path, name: str, *arguments: str) -> list[str]:

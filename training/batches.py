@@ -11,7 +11,7 @@ Source of the halting rule: the public training code (github.com/juchengshen/air
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,11 @@ def seeded(generator: torch.Generator, *key: int) -> torch.Generator:
     """The generator, set to a state that depends on the key alone. Host work only: nothing waits for the device."""
     digest = hashlib.blake2b(np.asarray(key, np.int64).tobytes(), digest_size=8).digest()
     return generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def uniforms(generator: torch.Generator, batch_size: int, rows: slice) -> Callable[..., Tensor]:
+    """uniform(*shape): random numbers of the whole batch, of which a process takes its own `rows`, (B, *shape)."""
+    return lambda *shape: torch.rand(batch_size, *shape, generator=generator, device=generator.device)[rows]
 
 
 NEARLY = 12  # open cells that a nearly solved copy has at most
@@ -103,12 +108,7 @@ class PuzzleSampler:
     def draw(self, step: int) -> Puzzles:
         """One fresh copy for every slot of this process."""
         index = self.indices(step)
-        generator = seeded(self.generator, self.seed, 2, step)
-
-        def uniform(*shape: int) -> Tensor:
-            """Random numbers of the whole batch, this process's rows of them."""
-            return torch.rand(self.batch_size, *shape, generator=generator, device=self.device)[self.rows]
-
+        uniform = uniforms(seeded(self.generator, self.seed, 2, step), self.batch_size, self.rows)
         row = self.first[index] + (uniform() * self.sizes[index]).long()
         copy = (uniform() * self.inputs.shape[1]).long()
         inputs, labels = self.inputs[row, copy].long(), self.labels[row, copy].long()  # (B, S)
@@ -162,6 +162,26 @@ def filled_in(inputs: Tensor, labels: Tensor, uniform: Any, share: float, count:
     return torch.where(chosen, labels, inputs)
 
 
+@torch.no_grad()
+def misled(model: nn.Module, start: Any, puzzles: Puzzles, uniform: Any, share: float) -> Any:
+    """The carry `start` of fresh Sudokus, a `share` of which begin with an answer in z_H, as if it had been encoded.
+
+    It has the clues; of its other cells a random part is wrong (between none and all, drawn for each puzzle). Our own
+    form of corrupted-answer feedback (results/LOG.md, "9x9: out of wrong answers").
+    """
+    inputs, labels, _ = puzzles
+    digits = model.config.vocab_size - 2
+    other = 2 + (uniform(inputs.shape[1]) * digits).long()
+    wrong = (uniform(inputs.shape[1]) < uniform(1)) & (inputs < 2)
+    answers = torch.where(wrong, other, torch.where(labels < 2, inputs, labels))
+    told = model.config.hidden_size**0.5 * model.embed_tokens(answers)
+    chosen = (uniform(1) < share)[:, None]
+    z_h = start.z_h.clone()
+    cells = z_h[:, z_h.shape[1] - inputs.shape[1] :]  # behind the prefix
+    cells += torch.where(chosen, told.to(z_h.dtype), 0)
+    return type(start)(**{**start, "z_h": z_h})
+
+
 class Slots:
     """B puzzles in work and their states. All fields are tensors on the device; `halted` asks for a refill."""
 
@@ -172,10 +192,9 @@ class Slots:
         self.halted = torch.ones(batch_size, dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def refill(self, model: nn.Module, fresh: Puzzles) -> None:
-        """Slots that halted take their row of `fresh`, the initial states and zero steps."""
+    def refill(self, fresh: Puzzles, start: Mapping[str, Tensor]) -> None:
+        """Slots that halted take their row of `fresh` and of `start`, a carry of fresh puzzles."""
         halted = self.halted
-        start = model.initial_carry(len(halted), halted.device)
 
         def put(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(halted.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)

@@ -11,6 +11,7 @@ Shape letters: B slots, S cells, n digits, T state positions, D hidden.
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,18 +97,9 @@ def among(logits: Tensor, live: Tensor) -> Tensor:
     return logits.masked_fill(~F.pad(live, (2, 0)), -math.inf)
 
 
-def new_lattices(
-    inputs: Tensor, labels: Tensor, n: int, generator: torch.Generator, rows: slice, batch_size: int
-) -> Tensor:
-    """Candidates (B, S, n) bool of puzzles (B, S), of a WRONG share with cells filled in of which some are wrong.
-
-    The draws are those of the global batch (`batch_size`), of which this process has `rows`.
-    """
+def new_lattices(inputs: Tensor, labels: Tensor, n: int, uniform: Callable[..., Tensor]) -> Tensor:
+    """Candidates (B, S, n) bool of puzzles (B, S), of a WRONG share with cells filled in of which some are wrong."""
     cells = inputs.shape[1]
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(batch_size, *shape, generator=generator, device=inputs.device)[rows]
-
     filled = (inputs == 1) & (uniform(cells) < uniform(1)) & (uniform(1) < WRONG)
     wrong = filled & (uniform(cells) < 0.3 * uniform(1))
     other = 1 + (uniform(cells) * (n - 1)).long()
@@ -149,6 +141,7 @@ class LatticeTrainer(Trainer):
         for wrong, what in (
             (self.config.task != "sudoku", f"only Sudokus have candidates, and the data holds {train_set.task!r}"),
             (not softmax, "it draws by belief: set loss_type=softmax_cross_entropy"),
+            (bool(self.train.corrupted_share), "lattices carry no states: leave corrupted_share out"),
             (self.config.q_continue, "the q head's second number says what is lost: set q_continue=false"),
             (bool((train_set.labels < 2).any()), "every training puzzle needs its whole solution"),
         ):
@@ -163,8 +156,8 @@ class LatticeTrainer(Trainer):
     def _draw(self, step: int) -> Puzzles:
         inputs, labels, ids = super()._draw(step)
         self.trained.warm = random.Random(f"{self.train.seed} {step}").choice(WARM)
-        share = seeded(self.explorer, self.train.seed, 4, step), self.sampler.rows, self.train.batch_size
-        return Puzzles(new_lattices(inputs, labels, self.config.vocab_size - 2, *share), labels, ids)
+        live = new_lattices(inputs, labels, self.config.vocab_size - 2, self._uniform(4, step))
+        return Puzzles(live, labels, ids)
 
     @torch.no_grad()
     def _advance_slots(self, step: int, pieces: list[Any], losses: Tensor) -> None:

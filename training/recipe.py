@@ -23,7 +23,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # keys, what h
     ("batch_size accumulation log_every save_every total_limit", lambda v: v >= 1, "1 or more"),
     ("train_size train_act_steps", lambda v: v >= 1, "1 or more"),
     ("max_steps epochs", lambda v: v > 0, "above 0"),
-    ("easier_share easier_most nearly_share halt_exploration_prob", lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (
+        "easier_share easier_most nearly_share corrupted_share halt_exploration_prob",
+        lambda v: 0 <= v <= 1,
+        "between 0 and 1",
+    ),
     ("lr_min_ratio tail_share", lambda v: 0 <= v <= 1, "between 0 and 1"),
     ("beta1 beta2", lambda v: 0 <= v < 1, "at least 0 and below 1"),
     ("lr muon_lr puzzle_lr weight_decay muon_weight_decay puzzle_weight_decay", lambda v: v >= 0, "0 or more"),
@@ -48,6 +52,7 @@ class TrainConfig:
     easier_share: float = 0.0  # share of copies with a random number of further solution cells filled in
     easier_most: float = 1.0  # the most of the open cells that such a copy shows: 0.2 keeps it near the hard ones
     nearly_share: float = 0.0  # share of copies that are shown nearly solved, 1 to 12 open cells left
+    corrupted_share: float = 0.0  # Sudokus: share of fresh puzzles that begin with a partly wrong answer in z_H
     lattices: bool = False  # Sudokus: train on what cells may still hold, narrowed down by the model (lattices.py)
     eval_data: str | None = None  # None: `data`
     eval_split: str = "auto"  # "auto": dev where there is one, else test

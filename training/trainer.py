@@ -28,8 +28,11 @@ from air_model.training.batches import (
     Slots,
     exploration,
     joined,
+    misled,
+    seeded,
     slots_to_refill,
     step_metrics,
+    uniforms,
 )
 from air_model.training.checkpoints import CheckpointStore, save_checkpoint, write_model_folder
 from air_model.training.cost import (
@@ -159,6 +162,11 @@ class Trainer:
                 f"accumulation={config.accumulation} does not divide the {self.local_batch} slots of a process. "
                 "Choose a divisor."
             )
+        if config.corrupted_share and train_set.task.name != "sudoku":
+            raise RunError(
+                f"corrupted_share={config.corrupted_share} is for Sudokus, and the data holds {train_set.task!r}: "
+                "leave it out."
+            )
         if device.type == "cuda":
             copies = 8 if config.augment == "symmetries" and train_set.task.name == "maze" else 1
             if 2 * copies * train_set.inputs.size >= torch.cuda.mem_get_info(device)[0] / 4:
@@ -235,7 +243,8 @@ class Trainer:
     def train_step(self) -> None:
         """One ACT step of all slots and one update of all weights. Nothing in here waits for the device."""
         step = self.step + 1
-        self.slots.refill(self.trained, self._draw(step))
+        fresh = self._draw(step)
+        self.slots.refill(fresh, self._start(step, fresh))
         if self.stacks and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the carry was copied just now: graphs may reuse its memory
         pieces = self._gradients()
@@ -256,6 +265,18 @@ class Trainer:
             return fresh
         # The puzzles did not fit on the device: a copy from pinned memory does not wait.
         return Puzzles(*(t.pin_memory().to(self.device, non_blocking=True) for t in fresh))
+
+    def _start(self, step: int, fresh: Puzzles) -> Any:
+        """The states that fresh puzzles begin with."""
+        config, start = self.train, self.trained.initial_carry(self.local_batch, self.device)
+        if not config.corrupted_share:
+            return start
+        return misled(self.trained, start, fresh, self._uniform(6, step), config.corrupted_share)
+
+    def _uniform(self, *key: int) -> Callable[..., Tensor]:
+        """`uniforms` of this process's slots, a function of the seed and the key."""
+        generator = seeded(self.explorer, self.train.seed, *key)
+        return uniforms(generator, self.train.batch_size, self.sampler.rows)
 
     def _gradients(self) -> list[Any]:
         """Forward and backward of all slots, piece by piece; returns the outputs of the pieces."""
