@@ -20,7 +20,9 @@ def in_threads(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(threads or cores, -(-count // block)))
     blocks = [slice(start, min(start + block, count)) for start in range(0, count, block)]
-    with tqdm(total=count, desc=progress, disable=progress is None, unit=" rows") as bar:
+    hint = "the first use compiles for up to a minute"
+    with tqdm(total=count, desc=progress, disable=progress is None, unit=" rows", postfix=hint) as bar:
         with ThreadPoolExecutor(threads) as pool:
             for rows, _ in zip(blocks, pool.map(kernel, blocks)):
+                bar.set_postfix_str("", refresh=False)
                 bar.update(rows.stop - rows.start)

@@ -106,7 +106,8 @@ def stage_model(
     found = evaluations_of(source, evaluations, counts["parameters"])
     measured = {name: staged.add_json(f"results/{name}.json", contents) for name, contents in found.items()}
     if not measured:
-        staged.notes.append("No evaluation was found, and the card says so: give files of evaluate.py (--evaluation).")
+        text = "No evaluation was found: at most the training run's own is on the card. Give files of evaluate.py "
+        staged.notes.append(text + "(--evaluation).")
     pictures = model_figures(source, config, staged) if figures else []
     card = model_card(config, counts, run, measured, pictures, repo_id, list(datasets))
     write_text(folder / "README.md", card)
