@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from air_model.analysis.common import INJECTION, markdown_table, number, plus_minus, share, summary, variant_name
+from air_model.analysis.common import markdown_table, number, plus_minus, share, summary
 from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, new_figure, save
 from air_model.configuration_air import AirConfig
 from air_model.records import plain, read_json, read_lines
@@ -58,7 +58,7 @@ def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
     """The head of a study: which size, which rule. `variant` is the injection's name, whatever else the recipe has."""
     return {
         "model": name,
-        "variant": variant_name(config, INJECTION),
+        "variant": config.injection,
         "injections": [config.l_injection, config.h_injection],
         "grid": [config.grid_height, config.grid_width],
         "schedule": config.schedule,
