@@ -405,6 +405,12 @@ def test_rollout_measures_are_those_of_the_decodes():
     assert len({len(values) for values in columns.values()}) == 1
 
 
+def test_a_grid_without_any_label_is_not_called_right():
+    study = study_of(lively())
+    study.labels[:] = 0
+    assert not rollout_study(study).values["h"]["exact"].any() and not freeze_study(study).exact["normal"]["h"].any()
+
+
 @needs_golden
 def test_published_freeze_results_have_the_shape_of_ours():
     file = json.loads((SHARED / "published" / "freeze_5runs.json").read_text())
