@@ -355,12 +355,12 @@ class _Views(Attempts):
     def attempt(self, m: int, model: AirModel) -> dict[str, Any]:
         n, options = self.n, self.options
         gives_up = len(self.answers) > 1 and not self.noise  # noise may move what stands still
-        last, still = np.zeros_like(self.puzzles), np.full(n, -1)
+        last, still = np.zeros_like(self.puzzles), np.zeros(n, np.int64)
 
         def finish(rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
             rows = rows.cpu().numpy()
             view, i = np.divmod(rows, n)
-            at, answers, still[i] = (m * self.k + view, i), self.home(predictions, view, i), -1
+            at, answers = (m * self.k + view, i), self.home(predictions, view, i)
             self.answers[at], self.q[at], self.steps[at] = answers, q.float().cpu().numpy(), steps.cpu().numpy()
             # The generic grid has no rules that could accept an answer.
             if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
@@ -369,10 +369,10 @@ class _Views(Attempts):
             self.report(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
             return torch.from_numpy(rows[again] + n)
 
-        def accepts(rows: Tensor, predictions: Tensor) -> Tensor:
+        def accepts(rows: Tensor, predictions: Tensor, steps: Tensor) -> Tensor:
             view, i = np.divmod(rows.cpu().numpy(), n)
             answers = self.home(predictions, view, i)
-            same = (answers == last[i]).all(-1)
+            same = (answers == last[i]).all(-1) & (steps > 1).cpu().numpy()
             still[i], last[i] = np.where(same, still[i] + 1, 0), answers
             valid = self.task.verdicts(self.puzzles[i], answers).valid
             return torch.from_numpy(valid | (gives_up & (still[i] >= STILL_VIEW)))
@@ -583,7 +583,7 @@ class Search(Attempts):
         slots, size = options["batch_size"] or 1, self.puzzles.shape[1]
         self.inputs = torch.full((slots, size), self.task.blank_token, dtype=torch.uint8, device=model.device)
         self.ids = None if ids is None else torch.zeros_like(ids[:1]).repeat(slots).to(model.device)
-        self.owner, self.order, self.turned, self.most_steps, self.still, self.ran = np.zeros((6, slots), np.int64)
+        self.owner, self.order, self.turned, self.most_steps, self.still = np.zeros((5, slots), np.int64)
         self.held, self.last = np.zeros((2, slots, size), np.uint8)  # with its pins, and answered last
         self.steps_of_root = options["max_act_steps"] or model.config.halt_max_steps
         self.free = list(range(slots))[::-1]
@@ -614,9 +614,8 @@ class Search(Attempts):
             if self.ids is not None:
                 self.ids[row] = self.puzzle_ids[i]
             self.owner[row], self.order[row], self.turned[row] = i, node.order, node.view
-            self.held[row], self.last[row] = grid, 0
+            self.held[row] = grid
             self.most_steps[row] = math.ceil((1 if node.parent < 0 else self.how.share) * self.steps_of_root)
-            self.still[row] = self.ran[row] = 0
             filled.append(row)
 
         while self.free and (self.ready or self.waiting):
@@ -639,14 +638,13 @@ class Search(Attempts):
         answers, puzzles = self.home(predictions, self.turned[at], self.owner[at]), self.puzzles[self.owner[at]]
         return answers if self.how.pins_are_answers else np.where(self.held[at] != puzzles, puzzles, answers)
 
-    def _stops(self, rows: Tensor, predictions: Tensor) -> Tensor:
+    def _stops(self, rows: Tensor, predictions: Tensor, steps: Tensor) -> Tensor:
         """A node ends where the rules accept its answer, and where it will not change any more."""
-        at = rows.cpu().numpy()
+        at, ran = rows.cpu().numpy(), steps.cpu().numpy()
         answers = self._answers(at, predictions)
-        same = (answers == self.last[at]).all(-1)
+        same = (answers == self.last[at]).all(-1) & (ran > 1)
         self.still[at] = np.where(same, self.still[at] + 1, 0)
-        self.last[at], self.ran[at] = answers, self.ran[at] + 1
-        spent = self.ran[at] >= self.most_steps[at]
+        self.last[at], spent = answers, ran >= self.most_steps[at]
         gone = np.array([i not in self.trees for i in self.owner[at]])
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
         return torch.from_numpy(valid | gone | spent | (self.still[at] >= self.how.still))
@@ -728,15 +726,14 @@ class Search(Attempts):
                 continue
             nodes = [self.kept[i][self.view[i] % self.most] for i in mine]
             turned = np.array([node.view for node in nodes])
-            grids, left = self.puzzles[mine].copy(), torch.tensor([node.act_steps for node in nodes])
+            grids, most = self.puzzles[mine].copy(), torch.tensor([node.act_steps for node in nodes])
             for row, i in enumerate(mine):
                 for cell, token in self.pins[i]:
                     grids[row, cell] = token
             grids = Symmetry(self.views.cells[turned], self.views.tokens[turned]).apply(grids)
 
-            def enough(rows: Tensor, predictions: Tensor, left: Tensor = left) -> Tensor:
-                left[rows.cpu()] -= 1
-                return left[rows.cpu()] <= 0
+            def enough(rows: Tensor, predictions: Tensor, steps: Tensor, most: Tensor = most) -> Tensor:
+                return steps.cpu() >= most[rows.cpu()]
 
             ids = None if self.puzzle_ids is None else self.puzzle_ids[mine]
             hook = self.named(lambda rows, mine=mine: self.chosen[mine[rows]] * self.total + self.first + mine[rows])

@@ -62,11 +62,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS["TRM_mlp"] = {**VARIANTS["TRM"], "token_mixer": "mlp", "position_embedding": "none"}
 
-# What makes two configs the same variant.
-RULE_FIELDS = (
-    *("l_injection", "h_injection", "input_operator", "level_token", "shared_block"),
-    *("gradient_scope", "q_continue", "token_mixer"),
-)
+# How the puzzle comes in and who is told which update it is; and all that makes two configs the same variant.
+INJECTION_FIELDS = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
+RULE_FIELDS = (*INJECTION_FIELDS, "gradient_scope", "q_continue")
 # Fields that must be 1 or more.
 COUNTS = (
     *("hidden_size", "num_hidden_layers", "l_layers", "h_layers", "num_attention_heads", "intermediate_size"),
@@ -261,11 +259,17 @@ class AirConfig(PreTrainedConfig):
     @property
     def variant(self) -> str | None:
         """Name of the row of VARIANTS that this rule equals (sizes and positions aside), or None."""
-        mine = [getattr(self, field) for field in RULE_FIELDS]
-        for name, row in VARIANTS.items():
-            if mine == [row.get(field, getattr(type(self), field)) for field in RULE_FIELDS]:
-                return name
-        return None
+        return self._row(RULE_FIELDS)
+
+    @property
+    def injection(self) -> str | None:
+        """Name of the first row of VARIANTS that injects the puzzle so, whatever the gradients, or None."""
+        return self._row(INJECTION_FIELDS)
+
+    def _row(self, fields: Iterable[str]) -> str | None:
+        mine, default = ([getattr(of, field) for field in fields] for of in (self, type(self)))
+        same = (name for name, row in VARIANTS.items() if mine == list(map(row.get, fields, default)))
+        return next(same, None)
 
     def swiglu_width(self, width: int) -> int:
         """Inner width of a SwiGLU over `width` features: expansion * width * 2/3, up to a multiple of 256."""

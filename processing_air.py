@@ -295,11 +295,12 @@ class GridTask:
         """Cells at fault in decoded grids (..., S) -> bool (..., S).
 
         Sudoku: cells whose digit occurs twice in a row, column or box (labels are not used). Other tasks: cells that
-        differ from `labels`.
+        differ from `labels`, where these say anything (PAD does not).
         """
         if labels is None:
             raise ValueError(f"The {self.name} task finds faults by comparing with labels: pass labels as well.")
-        return np.asarray(tokens) != np.asarray(labels)
+        tokens, labels = np.asarray(tokens), np.asarray(labels)
+        return (tokens != labels) & (labels != PAD)
 
     # ---- geometry
 

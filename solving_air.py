@@ -90,7 +90,7 @@ class SolvingMixin:
         input_ids: Tensor,
         puzzle_ids: Tensor | None = None,
         max_act_steps: int | None = None,
-        halt: str | Callable[[Tensor, Tensor], Tensor] = "max",
+        halt: str | Callable[[Tensor, Tensor, Tensor], Tensor] = "max",
         return_rollout: bool = False,
         freeze: str | None = None,
         *,
@@ -110,7 +110,7 @@ class SolvingMixin:
             max_act_steps: default `halt_max_steps`; more is allowed, memory stays the same.
             halt: "max" runs all steps (the published protocol); "q" stops a puzzle at the first step where training
                 would halt it (q_halt > q_continue, or q_halt > 0 in a model without q_continue); a function of (rows,
-                predictions) says by itself which of them stop, (B,) bool.
+                predictions, steps) says by itself which of them stop, (B,) bool; steps: ACT steps completed.
             return_rollout: decode both states after every update (see `AirRollout`).
             freeze: "z_h" or "z_l" holds that state at its start while the other keeps updating.
             batch_size: slots; default what suits the device. Out of memory halves it and goes on.
@@ -343,7 +343,7 @@ class _Loop:
         if self.halt == "q":
             return done | self.model.halts(out.q_halt_logits, out.q_continue_logits)
         if callable(self.halt):
-            return done | self.halt(self.rows, out.logits.argmax(-1)).to(done.device)
+            return done | self.halt(self.rows, out.logits.argmax(-1), self.slots.steps).to(done.device)
         return done
 
     def collect(self, out: ModelOutput, done: Tensor) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from air_model.analysis import attention, figures, findings, freeze, geometry, plots, report, rollout
-from air_model.analysis.common import Study, markdown_table, number, plus_minus, variant_name
+from air_model.analysis.common import Study, markdown_table, number, plus_minus
 from air_model.analysis.interventions import parse_intervention
 from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import in_size, load_model
@@ -59,7 +59,7 @@ def deliver(study: Study, options: Options, name: str, result: Any, sections: li
         kept = read_json(path)
     head = {
         "task": study.task.name,
-        "variant": variant_name(study.config),
+        "variant": study.config.variant,
         "study": key,
         "source": study.source,
         "n_puzzles": len(study),
@@ -304,7 +304,7 @@ def analyze(command: str, options: Options) -> Path:
 def describe(study: Study, model: str) -> str:
     """Markdown: what was studied, for the head of a report."""
     config = study.config
-    rule = variant_name(config) or "a rule of its own"
+    rule = config.variant or "a rule of its own"
     depth = config.num_hidden_layers if config.shared_block else f"{config.l_layers} + {config.h_layers}"
     lines = [
         f"- model: `{model}`, variant {rule}, {study.model.num_parameters():,} parameters, width "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.configuration_air import AirConfig
 from air_model.modeling_air import AirModel
 from air_model.processing_air import task_from_config
 from air_model.records import whole
@@ -189,18 +189,6 @@ def summary(values: Sequence[float]) -> str:
         return ""
     mean = share(statistics.mean(values))
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-INJECTION = ("l_injection", "h_injection", "input_operator", "level_token", "shared_block", "token_mixer")
-
-
-def variant_name(config: AirConfig, rule: Sequence[str] = (*INJECTION, "q_continue", "gradient_scope")) -> str | None:
-    """The published variant whose rule this config follows; None for a rule of one's own.
-
-    Sizes, tasks and training choices do not matter, only the fields of the update rule: `rule`.
-    """
-    rows = ((name, AirConfig.from_variant(name)) for name in VARIANTS)
-    return next((name for name, row in rows if all(getattr(row, f) == getattr(config, f) for f in rule)), None)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from air_model.analysis import freeze
 from air_model.analysis.common import add_model
 from air_model.analysis.figures import PALETTE, new_figure, save
 from air_model.answers_air import Answers, keep_givens, symmetric_views
@@ -93,7 +94,7 @@ class Evaluation:
         def keep(at: np.ndarray, answers: Answers) -> None:
             nonlocal exact, seen
             pending.append((rows[at], answers))
-            exact += int(_right(answers.tokens, mine.labels[at]).sum())
+            exact += int(freeze.exact(answers.tokens, mine.labels[at]).sum())
             seen += len(at)
             bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
@@ -161,11 +162,6 @@ class Evaluation:
             self.folder.parent.rmdir()
 
 
-def _right(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which answers (N, S) are right wherever there is a label, bool (N,)."""
-    return ((answers == labels) | (labels == PAD)).all(-1)
-
-
 def thought_curve(
     model: AirModel,
     puzzles: PuzzleSet,
@@ -186,6 +182,7 @@ def thought_curve(
         {"n", "steps": [...], "attempts": [...], "exact_accuracy": [attempt][step], "valid_accuracy": …,
         "mean_act_steps": …, "halting": per limit of steps exact accuracy and mean ACT steps of halt="q"}
     """
+    puzzles = puzzles.select((puzzles.labels != PAD).any(-1))  # nobody knows whether others are right
     task, n = puzzles.task, len(puzzles)
     views = symmetric_views(task, attempts, seed)
     steps = sorted({*(2**i for i in range(max_act_steps.bit_length()) if 2**i <= max_act_steps), max_act_steps})
@@ -206,7 +203,7 @@ def thought_curve(
             q_halt, q_continue = model.q_head(z_h[:, 0]).unbind(-1)
             answer = home.apply(model.decode_state(z_h).argmax(-1).cpu().numpy().astype(np.uint8))
             answer = keep_givens(task, puzzles.inputs[rows], answer)
-            right = _right(answer, puzzles.labels[rows])
+            right = freeze.exact(answer, puzzles.labels[rows])
             if v == 0:
                 stops = model.halts(q_halt, q_continue).cpu().numpy() & (halted_at[rows] > max_act_steps)
                 halted_at[rows[stops]], halted_right[rows[stops]] = step, right[stops]

@@ -158,8 +158,8 @@ class Board:
         """(S,) committed cells that differ from the label, or, without one, break a rule."""
         committed = tokens > self.task.blank_token
         if self.label is not None:
-            return committed & (tokens != self.label)
-        altered = (self.puzzle != self.task.blank_token) & (tokens != self.puzzle)
+            return committed & (tokens != self.label) & (self.label != PAD)
+        altered = ~self.task._kept(self.puzzle, tokens)
         clashing = self.task.conflicts(tokens) if self.task.name == "sudoku" else False
         return committed & (altered | clashing)
 
@@ -217,7 +217,9 @@ class _Film:
         self, rollout: Any, puzzle: Any, task: GridTask, label: Any = None, row: int = 0, per_step: int | None = None
     ) -> None:
         self.task, self.puzzle = task, task.as_tokens(puzzle)
-        self.label = None if label is None else task.as_tokens(label)
+        label = PAD if label is None else task.as_tokens(label)
+        self.counted = label != PAD  # cells whose answer is known
+        self.label = label if np.any(self.counted) else None
         self.updates = list(rollout.updates)
         self.states = {}
         expected = (len(self.updates), task.seq_len)
@@ -247,7 +249,8 @@ class _Film:
         held = int(((tokens == PAD) | ((tokens == task.blank_token) & (task.name == "sudoku"))).sum())
         parts = [f"{held} held back"] if held else []
         if self.label is not None:
-            parts.insert(0, f"{int((tokens == self.label).sum())} of {task.seq_len} cells right")
+            right = (tokens == self.label)[self.counted]
+            parts.insert(0, f"{int(right.sum())} of {len(right)} cells right")
         elif task.name != "grid" and bool(task.verdicts(self.puzzle[None], tokens[None].astype(np.uint8)).valid[0]):
             parts.insert(0, "solved")
         return ",  ".join(parts) or "every cell committed"
@@ -263,9 +266,9 @@ def _period(updates: list[str]) -> int:
 
 def _timeline(ax: Axes, film: _Film) -> None:
     """Both states' curves over all updates, and where ACT steps begin."""
-    target = film.states["h"][-1] if film.label is None else film.label
+    target, counted = (film.states["h"][-1], ...) if film.label is None else (film.label, film.counted)
     for level in "lh":
-        y = 100 * (film.states[level] == target).mean(-1)
+        y = 100 * (film.states[level] == target)[:, counted].mean(-1)
         x = np.arange(1, len(y) + 1)
         ax.plot(x, y, color=STATE_COLOURS[level], lw=1.8, label=STATE_NAMES[level], solid_capstyle="round")
     ticks = np.arange(film.act_steps) * film.per_step + 0.5

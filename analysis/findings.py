@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from air_model.analysis.common import INJECTION, markdown_table, number, plus_minus, share, summary, variant_name
+from air_model.analysis.common import markdown_table, number, plus_minus, share, summary
 from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, new_figure, save
 from air_model.configuration_air import AirConfig
 from air_model.records import plain, read_json, read_lines
@@ -34,7 +34,8 @@ Gap = tuple[float, float | None, int]  # mean, half of its 95 % interval (None o
 TABLE: Size = ("4x4", 2)
 LADDERS: list[Size] = [TABLE, ("6x6", 2)]
 SYMMETRIC = ("Lx_Hx", "L2x_H2x")
-T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, 97.5 %
+# Student's t, 97.5 %; beyond the table it is smaller still, and the last serves.
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 RUNG_WORDS = {
     "published": "published arithmetic",
     "rope2d": "+ positions in two dimensions",
@@ -58,7 +59,7 @@ def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
     """The head of a study: which size, which rule. `variant` is the injection's name, whatever else the recipe has."""
     return {
         "model": name,
-        "variant": variant_name(config, INJECTION),
+        "variant": config.injection,
         "injections": [config.l_injection, config.h_injection],
         "grid": [config.grid_height, config.grid_width],
         "schedule": config.schedule,
@@ -226,7 +227,7 @@ def paired(a: dict[int, float], b: dict[int, float]) -> Gap | None:
     if not gaps:
         return None
     n = len(gaps)
-    half = T95.get(n - 1, 1.96) * statistics.stdev(gaps) / math.sqrt(n) if n > 1 else None
+    half = T95[min(n - 1, 9)] * statistics.stdev(gaps) / math.sqrt(n) if n > 1 else None
     return statistics.mean(gaps), half, n
 
 

@@ -35,7 +35,7 @@ def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[An
 
 
 def exact(grids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) bool: whole grids (N, S) that are right in every labelled cell (PAD does not count)."""
+    """(...) bool: grids (..., S) that are right in all cells with a label (PAD is none); without any none is."""
     return ((grids == labels) | (labels <= 0)).all(-1) & (labels > 0).any(-1)
 
 

@@ -425,7 +425,6 @@ def _holds_tokens(file: Path) -> bool:
 def _from_tokens(
     files: list[Path], name: str, task: str | GridTask | None, limit: int | None, fingerprint: str
 ) -> PuzzleSet:
-    import pyarrow as pa
     import pyarrow.dataset
 
     data = pyarrow.dataset.dataset(files)
@@ -435,14 +434,15 @@ def _from_tokens(
     if not len(table):
         raise ValueError(f"{files[0].parent} holds no rows.")
     columns = {column: table[column].combine_chunks() for column in wanted}
-    if not all(pa.types.is_nested(columns[column].type) for column in ("inputs", "labels")):
-        raise ValueError(f"{name}: the columns inputs and labels hold no lists of tokens.")
-    inputs, labels = (
-        columns.pop(column).flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-        for column in ("inputs", "labels")
-    )
+    inputs, labels = (_grids(columns.pop(column), f"{name}: the column {column}") for column in ("inputs", "labels"))
     labels = np.where(labels == -100, PAD, labels)  # as losses have it: such cells do not count
-    numbers = {column: part.to_numpy() for column, part in columns.items() if pa.types.is_integer(part.type)}
+    numbers = {}
+    for column, part in columns.items():
+        if part.null_count and column != "rating":
+            raise ValueError(f"{name}: the column {column} has rows without a number: give each one, or leave it out.")
+        values = part.to_numpy(zero_copy_only=False)
+        if values.dtype.kind in "iuf":
+            numbers[column] = np.nan_to_num(values, nan=UNRATED).astype(np.int32)
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
@@ -460,3 +460,16 @@ def _from_tokens(
     inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)
     more = map(numbers.get, ("rating", "puzzle_id", "group"))
     return PuzzleSet(inputs, labels, task, *more, source=name, fingerprint=fingerprint)
+
+
+def _grids(column: Any, what: str) -> np.ndarray:
+    """Lists of whole numbers, all equally long, as an array (N, S)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with contextlib.suppress(pa.ArrowException):
+        sizes, cells = pc.list_value_length(column).unique().to_pylist(), column.flatten()
+        cells = cells if pa.types.is_integer(cells.type) else cells.cast(pa.int16())
+        if len(sizes) == 1 and sizes[0] and not cells.null_count:
+            return cells.to_numpy(zero_copy_only=False).reshape(len(column), sizes[0])
+    raise ValueError(f"{what} must hold a list of tokens in every row, all equally long and no field of them empty.")

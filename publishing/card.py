@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from air_model.analysis.common import INJECTION, variant_name
 from air_model.analysis.leaderboard import Evaluation
 from air_model.configuration_air import AirConfig
 from air_model.pipeline_air import takes_size
@@ -101,7 +100,7 @@ def model_card(
 
 def rule_text(config: AirConfig) -> str:
     """'Variant `Lx_H`', or whose rule it follows with other options."""
-    rule = variant_name(config, INJECTION)
+    rule = config.injection
     return (
         f"Variant `{config.variant}`" if config.variant else f"Rule `{rule}`, own options" if rule else "An own rule"
     )

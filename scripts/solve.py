@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
             interruptible=True,
             **{name: getattr(args, name) for name in OPTIONS},
         )
+        if answers.stats.get("interrupted"):
+            args.attempts = 1  # other sizes: one pass each
         for i, place in enumerate(places):
             found = describe(task, puzzles[i], answers, i)
             results[place] = {"puzzle": task.decode(puzzles[i]), **found}

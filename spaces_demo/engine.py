@@ -35,7 +35,6 @@ from torch import Tensor
 
 import air_model
 from air_model.analysis.attention import attention_rows
-from air_model.analysis.common import INJECTION, variant_name
 from air_model.analysis.interventions import Intervention
 from air_model.answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import NODES, solve_puzzles
@@ -399,7 +398,7 @@ def title(task: GridTask) -> str:
 
 def rule_name(config: AirConfig) -> str:
     """The row of VARIANTS that a checkpoint follows; sizes, positions and how gradients ran aside."""
-    return config.variant or variant_name(config, INJECTION) or "own rule"
+    return config.variant or config.injection or "own rule"
 
 
 # ---- finding checkpoints --------------------------------------------------------------------------------------------

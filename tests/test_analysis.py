@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, tiny_config, tiny_model
+from conftest import SHARED, tiny_model
 
 from air_model import AirModel
 from air_model.analysis import common
@@ -405,6 +405,12 @@ def test_rollout_measures_are_those_of_the_decodes():
     assert len({len(values) for values in columns.values()}) == 1
 
 
+def test_a_grid_without_any_label_is_not_called_right():
+    study = study_of(lively())
+    study.labels[:] = 0
+    assert not rollout_study(study).values["h"]["exact"].any() and not freeze_study(study).exact["normal"]["h"].any()
+
+
 @needs_golden
 def test_published_freeze_results_have_the_shape_of_ours():
     file = json.loads((SHARED / "published" / "freeze_5runs.json").read_text())
@@ -414,12 +420,6 @@ def test_published_freeze_results_have_the_shape_of_ours():
     assert across_runs([{"a": {"b": {"mean": r}}} for r in changes["runs"]])["a"]["b"]["std"] == pytest.approx(
         changes["std"]
     )
-
-
-def test_variant_names_are_recognised_by_their_rule():
-    for name in ("Lx_H", "L2x_Hx", "HRM", "TRM", "TRM_mlp", "minus_x", "L2x_H2x_prepend_no_strip"):
-        assert common.variant_name(tiny_config(name)) == name
-    assert common.variant_name(tiny_config(l_injection=0.5)) is None
 
 
 @pytest.mark.gpu

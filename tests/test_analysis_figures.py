@@ -64,6 +64,18 @@ def test_a_board_shades_what_is_held_back_and_marks_what_is_wrong_or_changed():
     assert board.texts[2].get_text() == ""
 
 
+def test_only_cells_whose_answer_is_known_count_and_a_generic_grid_may_change_any():
+    task, puzzle, label = make_task("grid", 1, 4, vocab_size=5), np.array([2, 1, 3, 1]), np.array([0, 2, 3, 0])
+    states = np.array([[3, 3, 3, 4]])
+    film = figures._Film(SimpleNamespace(z_h=states, z_l=states, updates=["h"]), puzzle, task, label)
+    assert film.summary("h", 0) == "1 of 2 cells right"
+    ax = figures.new_figure(2, 2).add_subplot()
+    wrong = [figures.Board(ax, task, puzzle, "h", known).wrong(states[0]).tolist() for known in (label, None)]
+    assert wrong == [[False, True, False, False], [False] * 4]
+    figures._timeline(ax := figures.new_figure(2, 2).add_subplot(), film)
+    assert [line.get_ydata()[0] for line in ax.lines[:2]] == [50, 50]
+
+
 def test_pictures_that_cannot_be_made_are_refused_with_a_sentence(tmp_path):
     rollout = SimpleNamespace(z_h=np.ones((1, 6, 16), int), z_l=np.ones((1, 6, 16), int), updates=list("llhllh"))
     task, puzzle = make_task("sudoku", 4), np.ones(16, int)

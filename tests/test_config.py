@@ -10,6 +10,12 @@ def test_every_variant_knows_its_own_name(name):
     assert AirConfig.from_variant(name).variant == name
 
 
+def test_an_injection_is_told_whatever_else_the_rule_has():
+    config = AirConfig(h_injection=1, q_continue=False)
+    assert (config.variant, config.injection) == (None, "Lx_Hx")
+    assert AirConfig.from_variant("TRM").injection == "Lx_H" and AirConfig(l_injection=0.5).injection is None
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_saved_config_loads_equal(name, tmp_path):
     config = AirConfig.from_variant(name, task="maze", grid_height=5, grid_width=7)

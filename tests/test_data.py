@@ -1,5 +1,6 @@
 """Loading, sampling and building data sets; the solver, the generators and the canonical forms behind them."""
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -460,6 +461,23 @@ def test_labels_of_minus_100_do_not_count_and_tokens_that_no_byte_holds_are_refu
     pq.write_table(pa.table(columns | {"labels": [labels + 256]}), tmp_path / "test-0.parquet")
     with pytest.raises(ValueError, match="the labels are not puzzles of SudokuTask"):
         load_puzzles(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"labels": [[2] * 16, None]}, "column labels"), ({"inputs": [[1] * 16, [None, *[1] * 15]]}, "column inputs"),
+     ({"inputs": [[1] * 20, [1] * 12]}, "column inputs"), ({"puzzle_id": [0, None]}, "column puzzle_id"),
+     ({"inputs": [["1"] * 16, ["."] * 16]}, "column inputs"), ({"rating": [3, None]}, "")],
+    ids=["row", "cell", "length", "number", "text", "unrated"],
+)  # fmt: skip
+def test_what_is_missing_in_a_table_of_tokens_is_named_and_a_rating_may_be(tmp_path, change, message):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    columns = {"inputs": [[1] * 16] * 2, "labels": [[2] * 16] * 2} | change
+    pq.write_table(pa.table(columns), tmp_path / "test-0.parquet")
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        assert load_puzzles(tmp_path, "test").rating.tolist() == [3, -1]
 
 
 @pytest.mark.parametrize("form", ["list", "split"])

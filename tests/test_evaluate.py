@@ -184,12 +184,13 @@ def test_two_processes_write_one_result(files):
     ]
 
 
-def test_the_thought_curve_counts_no_cell_without_a_label():
+def test_the_thought_curve_counts_no_cell_and_no_puzzle_without_a_label():
     model, data = halting_model(), puzzle_set(4)
     answers = model.solve(torch.from_numpy(data.inputs), max_act_steps=2).predictions.numpy().astype(np.uint8)
     data.labels[:] = keep_givens(data.task, data.inputs, answers)
-    data.labels[:, ::3] = 0
-    assert thought_curve(model, data, max_act_steps=2, attempts=1)["exact_accuracy"][0][-1] == 1
+    data.labels[:, ::3] = data.labels[0] = 0
+    curve = thought_curve(model, data, max_act_steps=2, attempts=1)
+    assert curve["n"] == 3 and curve["exact_accuracy"][0][-1] == 1
 
 
 def test_the_thought_curve_agrees_with_solving(tmp_path):

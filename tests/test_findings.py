@@ -41,6 +41,8 @@ def test_gaps_are_taken_seed_by_seed_with_students_interval():
     assert gap[0] == pytest.approx(29 / 3) and gap[2] == 3
     assert gap[1] == pytest.approx(4.30 * (7 / 3) ** 0.5 / 3**0.5, rel=1e-3)
     assert findings.paired({0: 1.0}, {1: 1.0}) is None
+    mean, half, n = findings.paired({seed: float(seed % 2) for seed in range(12)}, dict.fromkeys(range(12), 0.0))
+    assert n == 12 and half >= 2.20 * (12 / 11 / 4 / 12) ** 0.5  # Student's t of eleven degrees, not the normal's
 
 
 def test_the_first_half_of_a_run_is_the_shorter_budget():

@@ -121,13 +121,14 @@ def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(t
     assert [json.loads(line)["variant"] for line in curves.read_text().splitlines()] == ["Lx_H"]
 
 
-def test_the_curve_of_a_run_without_evaluation_data_is_empty(tmp_path):
-    report = {"variant": "Lx_H", "seed": 0, "grid": [4, 4], "config": {"num_hidden_layers": 1}, "parameters": 9}
+def test_the_curve_of_a_run_without_evaluation_data_is_empty_and_its_layers_are_the_models(tmp_path):
+    report = {"variant": "TRM", "seed": 0, "grid": [4, 4], "config": {"variant": "TRM"}, "parameters": 9}
     report |= {"metrics": {"eval": None}, "wall_seconds": 1.0, "date": "2026-01-01T00:00"}
+    report["model_config"] = {"num_hidden_layers": 2}  # those of the variant's row: the recipe names none
     run = SimpleNamespace(name="a", rung="", folder=tmp_path / "a", finished=lambda: True, report=lambda: report)
     assert grid.write_curves([run], tmp_path / "curves.jsonl") == 1
     row = json.loads((tmp_path / "curves.jsonl").read_text())
-    assert (row["n"], row["exact"]) == (None, {})
+    assert (row["n"], row["exact"], row["layers"]) == (None, {}, 2)
 
 
 def test_runs_whose_curves_are_known_are_not_made_again(tmp_path, capsys):

@@ -438,6 +438,21 @@ def test_the_script_gives_each_size_to_the_model_made_for_it(folder, tmp_path, c
     assert "This sudoku is 6x6; the model was made for 4x4" in found[0]["error"] and len(found[1]["solution"]) == 16
 
 
+def test_ctrl_c_in_one_size_leaves_a_single_pass_for_the_others(folder, tmp_path, monkeypatch):
+    save_release(tiny_model(grid_height=6), tmp_path / "six")
+    asked, solve = [], solve_script.solve_puzzles
+
+    def stopped(*puzzles, attempts, **options):
+        asked.append(attempts)
+        answers = solve(*puzzles, attempts=1, **options)
+        answers.stats["interrupted"] = True
+        return answers
+
+    monkeypatch.setattr(solve_script, "solve_puzzles", stopped)
+    assert solve_script.main(["--model", str(folder), str(tmp_path / "six"), PUZZLE, "." * 36]) == 0
+    assert asked == [None, 1]
+
+
 def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):
     save_release(tiny_model(task="maze", grid_height=3), tmp_path / "maze")
     (tmp_path / "maze.txt").write_text("S #\n  #\n# G\n")

@@ -1,5 +1,6 @@
 """The engine: halting, continuous batching, memory, attempts and their selection."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,13 +137,7 @@ def test_sudokus_with_few_clues_start_first_so_that_none_runs_on_alone():
     inputs = torch.from_numpy(puzzles_of(40)).long()
     inputs[-1] = 1  # no clue at all
     steps = torch.where((inputs == 1).all(1), 8, 1)
-    left = steps.clone()
-
-    def halt(rows, predictions):
-        left[rows] -= 1
-        return left[rows] == 0
-
-    solution = halting_model().solve(inputs, halt=halt, batch_size=4)
+    solution = halting_model().solve(inputs, halt=lambda rows, _, done: done == steps[rows], batch_size=4)
     assert solution.act_steps.tolist() == steps.tolist()
     assert solution.stats["passes"] == 12  # 47 steps in four slots; 17 with the longest one last
 
@@ -197,6 +192,25 @@ def test_every_kind_of_running_out_of_memory_halves_the_batch(monkeypatch, error
     with pytest.warns(UserWarning, match="Out of memory"):
         stats = model.solve(torch.from_numpy(puzzles_of(9)).long(), batch_size=6).stats
     assert stats["batch_size"] == 3 and 0 < stats["fill"] <= 1
+
+
+@pytest.mark.parametrize("retry", ["pins", "views"])
+def test_attempts_begun_anew_for_lack_of_memory_take_as_many_steps_and_look_the_same(monkeypatch, retry):
+    model, forward = halting_model(), AirModel.forward
+    options = {"attempts": 3, "retry": retry, "halt": "rules", "batch_size": 4, "dtype": "float32"}
+    work = partial(solve_puzzles, model, None, puzzles_of(4), return_rollout=True, **options)
+    wanted = work()
+
+    def small_device(input_ids, *args, carry=None, **kwargs):
+        if len(input_ids) > 1 and carry.steps.max() > 1:  # in the third step
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(model, input_ids, *args, carry=carry, **kwargs)
+
+    monkeypatch.setattr(model, "forward", small_device)
+    with pytest.warns(UserWarning, match="Out of memory"):
+        found = work()
+    assert found.act_steps.tolist() == wanted.act_steps.tolist()
+    assert all(np.array_equal(*states) for states in zip(found.rollout[:2], wanted.rollout[:2]))
 
 
 def test_running_out_of_memory_for_the_first_states_halves_the_batch_as_well(monkeypatch):

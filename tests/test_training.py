@@ -201,6 +201,16 @@ def test_the_published_protocol_is_26040_steps_and_epochs_may_replace_them():
     assert epochs.max_steps is None and epochs.steps(1000) == 26041
 
 
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [({"q_continue": False}, "Lx_H"), ({"variant": "TRM"}, "TRM"), ({"h_injection": 1}, "Lx_Hx"),
+     ({"variant": "TRM", "h_injection": 1}, "Lx_Hx"), ({"h_injection": 0.5}, None)],
+)  # fmt: skip
+def test_a_run_is_recorded_under_the_variant_whose_injections_it_has(tmp_path, values, name):
+    run = Trainer(make_recipe(TINY | {"data": "x"} | values), tmp_path, sudokus(8), None)
+    assert run.report("running")["variant"] == name
+
+
 def test_a_variant_on_the_command_line_brings_its_whole_row():
     recipe = read_recipe("sudoku_extreme", ["variant=TRM_mlp"])
     config = model_config(recipe, make_task("sudoku"))

@@ -472,7 +472,7 @@ def write_curves(runs: list[Run], target: Path) -> int:
             "variant": report["variant"],
             "seed": report["seed"],
             "grid": "x".join(map(str, report["grid"])),
-            "layers": report["config"]["num_hidden_layers"],
+            "layers": report["model_config"]["num_hidden_layers"],  # a variant may bring its own
             "n": (report["metrics"]["eval"] or {}).get("n"),  # none, where nothing was held out
             "parameters": report["parameters"],
             "seconds": round(report["wall_seconds"]),

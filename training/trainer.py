@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from air_model.configuration_air import AirConfig
 from air_model.metrics.puzzle_accuracy.scores import score
 from air_model.modeling_air import AirModel, widest
 from air_model.optim_air import WeightEMA, build_optimizers, lr_factor
@@ -531,12 +532,14 @@ class Trainer:
         with self.autocast():
             dtype = self.model.activation_dtype(self.device.type)
         machine = matmul_tflops(self.device, dtype) if status == "finished" else None
+        variant, rule = self.recipe.model["variant"], self.config.injection
         return {
             "status": status,
             "name": self.train.run_name or self.output_dir.name,
             "task": self.config.task,
             "grid": [self.config.grid_height, self.config.grid_width],
-            "variant": self.recipe.model["variant"],
+            # Injections given one by one make another variant of it.
+            "variant": variant if AirConfig.from_variant(variant).injection == rule else rule,
             "seed": self.train.seed,
             "command": command_line(),
             "steps": self.step,
