@@ -215,10 +215,30 @@ def test_a_recipe_whose_grid_is_not_that_of_the_data_is_refused():
         model_config(make_recipe({"max_steps": 1, "grid_height": 9}), SUDOKU)
 
 
+def test_a_run_whose_own_keys_make_another_rule_is_not_recorded_as_its_variant(tmp_path):
+    assert trainer(tmp_path, q_continue=False).report("running")["variant"] == "Lx_H"
+    assert trainer(tmp_path, variant="Lx_Hx", h_injection=-0.5).report("running")["variant"] is None
+
+
 def test_the_arithmetic_of_the_published_step_is_28_teraflop():
     config = model_config(read_recipe("sudoku_extreme"), make_task("sudoku"))
     assert training_passes(config) == 16
     assert training_flops(config, 768) == pytest.approx(28.1e12, rel=0.01)
+
+
+def test_a_generic_grid_trains_on_tokens_and_no_rules_are_claimed(recipe, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    labels = np.random.default_rng(0).integers(2, 5, (12, 6))
+    table = pa.table({"inputs": (np.arange(6) % 2 * (labels - 1) + 1).tolist(), "labels": labels.tolist()})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}-0.parquet")
+    values = {"data": str(tmp_path), "task": "grid", "grid_height": 2, "grid_width": 3, "max_steps": 1}
+    assert recipe("run", **values) == 1  # no vocab_size
+    assert recipe("run", **values, vocab_size=5) == 0
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {*report["metrics"]["eval"]} == {"n", "exact_accuracy", "cell_accuracy"}
 
 
 # ---- fresh puzzles

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from air_model.configuration_air import VARIANTS, AirConfig
+from air_model.configuration_air import RULE_FIELDS, VARIANTS, AirConfig
 from air_model.optim_air import OPTIMIZERS, SCHEDULES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -44,7 +44,7 @@ class TrainConfig:
     The unit of time is the optimizer step; one step is one ACT step of all slots.
     """
 
-    data: str = ""  # Hub id, folder of scripts/build_dataset.py, folder of CSVs, or a CSV (.gz)
+    data: str = ""  # Hub id, folder of build_dataset.py, of CSVs or of the public code's arrays, or a CSV (.gz)
     train_split: str = "train"
     train_size: int | None = None  # puzzles drawn from the training split; None takes all
     data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike
@@ -312,6 +312,14 @@ def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfi
                 "give other data."
             )
     return AirConfig.from_variant(variant, **values)
+
+
+def variant_of(recipe: Recipe, config: AirConfig) -> str | None:
+    """The recipe's variant; None where its own keys change what the updates compute, so that it is another rule."""
+    row = AirConfig.from_variant(recipe.model["variant"])
+    how_it_learns = ("q_continue", "gradient_scope")  # what small recipes change of any variant
+    same = all(getattr(row, f) == getattr(config, f) for f in RULE_FIELDS if f not in how_it_learns)
+    return recipe.model["variant"] if same else None
 
 
 def free_on_resume(old: dict[str, Any], new: dict[str, Any], folder: Path) -> set[str]:

@@ -46,7 +46,7 @@ from air_model.training.cost import (
 )
 from air_model.training.journal import Clock, Journal
 from air_model.training.launch import RunError, Signals, TolerantStream, launcher_precision, refuse_lonely_process
-from air_model.training.recipe import Recipe, model_config
+from air_model.training.recipe import Recipe, model_config, variant_of
 from air_model.training.start import start_from
 
 
@@ -536,7 +536,7 @@ class Trainer:
             "name": self.train.run_name or self.output_dir.name,
             "task": self.config.task,
             "grid": [self.config.grid_height, self.config.grid_width],
-            "variant": self.recipe.model["variant"],
+            "variant": variant_of(self.recipe, self.config),
             "seed": self.train.seed,
             "command": command_line(),
             "steps": self.step,
@@ -577,13 +577,14 @@ def evaluate_model(
     dtype: torch.dtype | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy.
+    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy
+    (of a task without rules only labels tell).
 
     `stop` is asked before every batch; None if it said yes.
     """
     mine = puzzles.select(slice(rank, None, world))
     inputs, labels, n = mine.inputs, mine.labels, len(mine)
-    keys = ("exact_accuracy", "cell_accuracy", "valid_accuracy")
+    keys = ["exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * (puzzles.task.name != "grid")
     if n == 0:
         return {"n": 0, **dict.fromkeys(keys, 0.0)}
     batch_size = min(batch_size, n)
