@@ -382,6 +382,7 @@ class AirConfig(PreTrainedConfig):
 
 _INHERITED_KEYS = {
     *(field.name for field in dataclasses.fields(PreTrainedConfig)),
+    "use_cache",  # transformers.Trainer writes it into the config of every model
     *("architectures", "attn_implementation", "auto_map", "d_model", "experts_implementation", "model_type"),
     *("name_or_path", "num_labels", "output_attentions", "return_dict", "torch_dtype", "transformers_version"),
 }

@@ -239,7 +239,7 @@ def runs_table(runs: Runs, published: dict[str, Any]) -> str:
         rows.append({
             "run": f"`{run['name']}`",
             "task": "{} {}x{}".format(run["task"], *run["grid"]),
-            "variant": run["variant"] and f"`{run['variant']}`",  # none of a rule of one's own
+            "variant": f"`{run['variant']}`" if run["variant"] else "own rule",
             "seed": run["seed"],
             "steps": f"{run['steps']:,}",
             "minutes": f"{run['wall_seconds'] / 60:.1f}",

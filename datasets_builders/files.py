@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from air_model.processing_air import GridTask
-from air_model.reading_air import ANSWER_KEYS, PUZZLE_KEYS, is_one_grid, puzzle_of, split_puzzles
+from air_model.reading_air import ANSWER_KEYS, PUZZLE_KEYS, TOKEN_KEYS, is_one_grid, split_puzzles
 
 COLUMNS = {"question": PUZZLE_KEYS, "answer": ANSWER_KEYS, "rating": ("rating",), "source": ("source",)}
 NEEDED = ("question", "answer")
@@ -197,10 +197,8 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
                     f"{inner} has the columns {', '.join(held.names)}; one with puzzles is called "
                     f"{', '.join(PUZZLE_KEYS)}."
                 )
-            tokens = puzzle_of({held.names[column]: None})[1]
-            held = [record[column] if column < len(record) else "" for record in held.records]
-            if tokens and not any(isinstance(value, str) for value in held[:1]):
-                held = [{"input_ids": value} for value in held]
+            values = [record[column] if column < len(record) else "" for record in held.records]
+            held = _said_to_be_tokens(values, held.names[column])
         elif any(is_one_grid(task, held) for task in tasks):
             held = [held]
         for puzzle in held:
@@ -211,13 +209,20 @@ def puzzles_in(file: BinaryIO, name: str, tasks: list[GridTask]) -> list[Any]:
     return found
 
 
+def _said_to_be_tokens(values: list[Any], column: str) -> list[Any]:
+    """Numbers of a column that holds tokens as rows that say so; texts stay."""
+    if column not in TOKEN_KEYS:
+        return values
+    return [value if isinstance(value, str) else {"input_ids": value} for value in values]
+
+
 def read_rows(
     path: Path, bad: list[tuple[int, str]], limit: int | None = None
 ) -> Iterator[tuple[list[Any], list[Any], list[str], list[str], int]]:
     """Chunks of (questions, answers, ratings, sources, first row number) of a file with both puzzles and answers.
 
-    Columns are found by name, in any order and case. A file that ends early or is no text yields what it holds and
-    adds the fault to `bad`.
+    Columns are found by name, in any order and case; beside tokens (input_ids) answers are tokens. A file that ends
+    early or is no text yields what it holds and adds the fault to `bad`.
     """
     row = 1
     with open(path, "rb") as packed:
@@ -229,6 +234,7 @@ def read_rows(
             while chunk := list(itertools.islice(records, CHUNK)):
                 columns = [[record[i] if i < len(record) else None for record in chunk] for i in places]
                 columns[:2] = [["" if value is None else value for value in column] for column in columns[:2]]
+                columns[:2] = [_said_to_be_tokens(column, table.names[places[0]]) for column in columns[:2]]
                 columns[2:] = [["" if value is None else str(value) for value in column] for column in columns[2:]]
                 yield *columns, row
                 row += len(chunk)

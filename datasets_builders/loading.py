@@ -20,10 +20,11 @@ import numpy as np
 
 from air_model.datasets_builders.files import ENDINGS, read_rows, whole_parquet
 from air_model.processing_air import PAD, GridTask, make_task, task_from_config
-from air_model.reading_air import as_array, as_text
+from air_model.reading_air import TOKEN_KEYS, as_array, as_text, puzzle_of
 from air_model.records import read_json
 
 UNRATED = -1  # a row without a rating; the metric knows the number as well
+ARRAYS = "all__{}.npy"  # a column of a split, as the public HRM, TRM and AIR code writes it
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
 
 
@@ -105,8 +106,9 @@ def load_puzzles(
     Args:
         data: a table with puzzles and answers (question,answer or puzzle,solution or quizzes,solutions; CSV, TSV,
             JSON, JSON lines, parquet; `.gz` and `.zip` allowed): the whole file, whatever `split` says; a folder that
-            scripts/build_dataset.py wrote; a folder with one such file per split, named by it (train*.csv, …); or a
-            data set on the Hub ("user/name": such files, or what build_dataset.py wrote).
+            scripts/build_dataset.py wrote; a folder with one such file per split, named by it (train*.csv, …); a
+            folder of arrays that the public HRM, TRM or AIR code built (SPLIT/all__inputs.npy, …); or a data set on
+            the Hub ("user/name": such files, or what build_dataset.py wrote).
         split: "train", "test", "dev", ...
         task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze or
             boxes other than the squarest need a GridTask.
@@ -123,6 +125,8 @@ def load_puzzles(
     if not path.exists():
         path = hub_folder(str(data), split, revision)
     meta = read_json(path / META) if (path / META).exists() else None
+    if (path / split / ARRAYS.format("inputs")).is_file():
+        return _from_arrays(path / split, path.name, task, limit)
     if path.is_file():
         files = [path]
     elif meta is None and not any(path.rglob("*.parquet")):
@@ -248,6 +252,7 @@ def full_revision(repo_id: str, revision: str | None) -> str | None:
 
 def guess_task(question: Any, where: str) -> GridTask:
     """Task of a puzzle: a maze has walls or spaces, everything else is a Sudoku. Square grids only."""
+    question, _ = puzzle_of(question)
     if (text := as_text(question)) is None:
         text = "." * (1 if np.isscalar(question) else as_array(question).size)
     cells = text.strip("\r\n")
@@ -283,7 +288,7 @@ def encode_many(puzzles: list[Any], task: GridTask, values: str | None = None) -
         out[good] = tokens[good[plain]]
     for i in np.flatnonzero(~good).tolist():  # drawings, line breaks and numbers are tolerated; the rest is named
         try:
-            out[i] = task.as_tokens(puzzles[i], values)
+            out[i] = task.as_tokens(*puzzle_of(puzzles[i], values))
         except ValueError as error:
             faults[i] = str(error)
     return out, faults
@@ -419,7 +424,20 @@ def _holds_tokens(file: Path) -> bool:
         if opened.read(4) != b"PAR1":
             return False
     with whole_parquet(str(file)):
-        return {"inputs", "labels"} <= set(pq.read_schema(file).names)
+        names = set(pq.read_schema(file).names)
+    return "labels" in names and not names.isdisjoint(TOKEN_KEYS)
+
+
+def _from_arrays(folder: Path, name: str, task: str | GridTask | None, limit: int | None) -> PuzzleSet:
+    """A split of one array a column; where each puzzle, and each group of copies, begins stands in two of them."""
+    wanted = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+    inputs, labels, ids, puzzles, groups = (np.load(folder / ARRAYS.format(column)) for column in wanted)
+    columns = {
+        "puzzle_id": np.repeat(ids, np.diff(puzzles)),
+        "group": np.repeat(np.arange(len(groups) - 1), np.diff(puzzles[groups])),
+    }
+    columns = {column: part[:limit].astype(np.int32) for column, part in columns.items()}
+    return _of_tokens(inputs[:limit], labels[:limit], columns, name, task)
 
 
 def _from_tokens(
@@ -428,14 +446,13 @@ def _from_tokens(
     import pyarrow.dataset
 
     data = pyarrow.dataset.dataset(files)
-    wanted = ("inputs", "labels", "rating", "puzzle_id", "group")
-    wanted = [column for column in wanted if column in data.schema.names]
+    puzzles = next(key for key in reversed(TOKEN_KEYS) if key in data.schema.names)
+    wanted = [column for column in (puzzles, "labels", "rating", "puzzle_id", "group") if column in data.schema.names]
     table = data.to_table(wanted) if limit is None else data.head(limit, columns=wanted)
     if not len(table):
         raise ValueError(f"{files[0].parent} holds no rows.")
     columns = {column: table[column].combine_chunks() for column in wanted}
-    inputs, labels = (_grids(columns.pop(column), f"{name}: the column {column}") for column in ("inputs", "labels"))
-    labels = np.where(labels == -100, PAD, labels)  # as losses have it: such cells do not count
+    inputs, labels = (_grids(columns.pop(column), f"{name}: the column {column}") for column in (puzzles, "labels"))
     numbers = {}
     for column, part in columns.items():
         if part.null_count and column != "rating":
@@ -443,6 +460,19 @@ def _from_tokens(
         values = part.to_numpy(zero_copy_only=False)
         if values.dtype.kind in "iuf":
             numbers[column] = np.nan_to_num(values, nan=UNRATED).astype(np.int32)
+    return _of_tokens(inputs, labels, numbers, name, task, fingerprint)
+
+
+def _of_tokens(
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    numbers: dict[str, np.ndarray],
+    name: str,
+    task: str | GridTask | None,
+    fingerprint: str = "",
+) -> PuzzleSet:
+    """Tokens (N, S) as a PuzzleSet, checked; `numbers` (N,) by column: rating, puzzle_id, group."""
+    labels = np.where(labels == -100, PAD, labels)  # as losses have it: such cells do not count
     if not isinstance(task, GridTask):
         side = math.isqrt(inputs.shape[1])
         if side * side != inputs.shape[1]:
@@ -463,13 +493,15 @@ def _from_tokens(
 
 
 def _grids(column: Any, what: str) -> np.ndarray:
-    """Lists of whole numbers, all equally long, as an array (N, S)."""
+    """Lists of whole numbers, or of rows of them, all equally long, as an array (N, S)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     with contextlib.suppress(pa.ArrowException):
         sizes, cells = pc.list_value_length(column).unique().to_pylist(), column.flatten()
-        cells = cells if pa.types.is_integer(cells.type) else cells.cast(pa.int16())
         if len(sizes) == 1 and sizes[0] and not cells.null_count:
+            if pa.types.is_nested(cells.type):
+                return _grids(cells, what).reshape(len(column), -1)
+            cells = cells if pa.types.is_integer(cells.type) else cells.cast(pa.int16())
             return cells.to_numpy(zero_copy_only=False).reshape(len(column), sizes[0])
     raise ValueError(f"{what} must hold a list of tokens in every row, all equally long and no field of them empty.")

@@ -480,6 +480,38 @@ def test_what_is_missing_in_a_table_of_tokens_is_named_and_a_rating_may_be(tmp_p
         assert load_puzzles(tmp_path, "test").rating.tolist() == [3, -1]
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "nested.parquet"])
+@pytest.mark.parametrize("column", ["input_ids", "inputs"])
+def test_columns_of_tokens_are_tokens_in_every_row_and_kind_of_file(tmp_path, name, column):
+    labels = SudokuTask(4).encode("1234341221434321").astype(int)
+    rows = [np.where(labels < 5, labels, 1), np.where(labels > 4, labels, 1)]  # the former may be digits
+    rows = [{column: row.tolist(), "labels": labels.tolist(), "puzzle_id": i} for i, row in enumerate(rows)]
+    if name == "t.jsonl":
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        if name.startswith("nested"):
+            rows = [row | {key: np.reshape(row[key], (4, 4)).tolist() for key in (column, "labels")} for row in rows]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    found = load_puzzles(tmp_path / name)
+    assert (found.inputs > 1).sum(-1).tolist() == [12, 4] and (found.labels == labels).all()
+    assert name == "t.jsonl" or found.puzzle_ids.tolist() == [0, 1]
+
+
+def test_arrays_of_the_public_code_are_a_data_set(tmp_path):
+    task, puzzles, grids = sudokus(4, 3)
+    columns = {"inputs": puzzles, "labels": grids, "puzzle_identifiers": [0, 7], "puzzle_indices": [0, 2, 3]}
+    (tmp_path / "test").mkdir()
+    for name, column in (columns | {"group_indices": [0, 1, 2]}).items():
+        np.save(tmp_path / "test" / f"all__{name}.npy", column)
+    found = load_puzzles(tmp_path, "test")
+    assert found.task == task and (found.inputs == puzzles).all() and (found.labels == grids).all()
+    assert found.puzzle_ids.tolist() == [0, 0, 7] and found.groups.tolist() == [0, 0, 1]
+    assert load_puzzles(tmp_path, "test", limit=2).groups.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("form", ["list", "split"])
 def test_a_table_in_json_may_be_written_column_by_column(tmp_path, form):
     rows = sudoku_rows()

@@ -10,6 +10,8 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from air_model import AirModel, AirProcessor
 from air_model.configuration_air import TRAVELLING_FILES
+from air_model.pipeline_air import in_size
+from air_model.processing_air import make_task
 
 PUZZLE = "1" + "." * 15
 
@@ -69,6 +71,14 @@ def test_it_resumes_from_its_checkpoint_which_is_a_whole_model(trainer, tmp_path
     folder = tmp_path / "run" / "checkpoint-4"
     assert {*TRAVELLING_FILES, "processor_config.json"} <= {path.name for path in folder.iterdir()}
     assert pipeline("puzzle-solving", model=str(folder))(PUZZLE) == pipeline("puzzle-solving", model=run.model)(PUZZLE)
+
+
+def test_what_it_writes_into_the_config_is_no_unknown_field(trainer, tmp_path, caplog):
+    run = trainer(tiny_model(task="maze", position_embedding="rope2d"), max_steps=1)
+    run.save_model()
+    assert in_size(run.model, make_task("maze", 5)).config.grid_height == 5
+    AirModel.from_pretrained(run.args.output_dir)
+    assert "does not know" not in caplog.text
 
 
 def test_what_peft_merged_is_saved_whole(tmp_path):

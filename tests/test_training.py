@@ -231,6 +231,21 @@ def test_the_arithmetic_of_the_published_step_is_28_teraflop():
     assert training_flops(config, 768) == pytest.approx(28.1e12, rel=0.01)
 
 
+def test_a_generic_grid_trains_on_tokens_and_no_rules_are_claimed(recipe, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    labels = np.random.default_rng(0).integers(2, 5, (12, 6))
+    table = pa.table({"inputs": (np.arange(6) % 2 * (labels - 1) + 1).tolist(), "labels": labels.tolist()})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}-0.parquet")
+    values = {"data": str(tmp_path), "task": "grid", "grid_height": 2, "grid_width": 3, "max_steps": 1}
+    assert recipe("run", **values) == 1  # no vocab_size
+    assert recipe("run", **values, vocab_size=5) == 0
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {*report["metrics"]["eval"]} == {"n", "exact_accuracy", "cell_accuracy"}
+
+
 # ---- fresh puzzles
 
 

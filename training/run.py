@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from air_model.processing_air import make_task
+from air_model.processing_air import SIZES, make_task
 from air_model.records import append_runs_to, make_folder, read_run
 from air_model.training.checkpoints import load_checkpoint, save_checkpoint, tidy_model_folders
 from air_model.training.journal import leave_curve, make_trackers
@@ -44,8 +44,8 @@ def load_data(recipe: Recipe) -> tuple[Any, Any | None]:
     if not config.data:
         raise RunError("The recipe names no data. Add data=...: a Hub id, a folder of build_dataset.py, or a CSV.")
     m, task = recipe.model, None  # the task as far as the recipe itself fixes it; None leaves it to the data
-    if m.get("task") in ("sudoku", "maze") and m.get("grid_height"):
-        task = make_task(m["task"], m["grid_height"], m.get("grid_width"), m.get("box_height"), m.get("box_width"))
+    if m.get("task") == "grid" or m.get("task") and m.get("grid_height"):
+        task = make_task(m["task"], *map(m.get, SIZES))
     train_set = load_puzzles(config.data, config.train_split, task=task)
     if config.train_size is not None and config.train_size < len(train_set):
         rows = np.random.default_rng(config.data_seed).permutation(len(train_set))[: config.train_size]

@@ -580,13 +580,14 @@ def evaluate_model(
     dtype: torch.dtype | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy.
+    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy
+    (of a task without rules only labels tell).
 
     `stop` is asked before every batch; None if it said yes.
     """
     mine = puzzles.select(slice(rank, None, world))
     inputs, labels, n = mine.inputs, mine.labels, len(mine)
-    keys = ("exact_accuracy", "cell_accuracy", "valid_accuracy")
+    keys = ["exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * (puzzles.task.name != "grid")
     if n == 0:
         return {"n": 0, **dict.fromkeys(keys, 0.0)}
     batch_size = min(batch_size, n)
