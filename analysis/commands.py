@@ -34,7 +34,7 @@ Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is
 def load_study(model: str, options: Options) -> Study:
     """The model and its puzzles; FileNotFoundError or ValueError where they are not there, or of different tasks."""
     air = load_model(model, options.device)
-    puzzles = load_for_models([air], options.data, options.split, options.limit)
+    puzzles = load_for_models([air], options.data, options.split, options.limit, options.values)
     return Study(
         in_size(air, puzzles.task),
         puzzles.inputs,

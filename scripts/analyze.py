@@ -23,7 +23,7 @@ if not __package__:
     import _checkout  # noqa: F401
 
 from air_model.pipeline_air import in_size, load_model
-from air_model.scripts.door import in_sentences, need_positive
+from air_model.scripts.door import add_values_option, in_sentences, need_positive
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output-dir", type=Path, required=True)
     add("--split", default="test")
     add("--limit", type=int, help="only the first N puzzles")
+    add_values_option(parser)
     add("--batch-size", type=int, help="puzzles at a time; default: what suits the device")
     add("--steps", type=int, nargs="+", help="attention: ACT steps to look at; default 2 4 6 8 10 12 14 15")
     add("--interventions", nargs="+", default=[], metavar="I", help="freeze: further interventions, as in the example")
@@ -75,7 +76,7 @@ def search(args: argparse.Namespace) -> list[Path]:
     if len(args.models) > 1:
         raise ValueError(f"search draws the trees of one model, got {len(args.models)}: call it for each.")
     model = load_model(args.models[0], args.device)
-    puzzles = load_for_models([model], args.data, args.split, args.limit)
+    puzzles = load_for_models([model], args.data, args.split, args.limit, args.values)
     options = {name: getattr(args, name) for name in ("dtype", "batch_size", "progress")}
     pictures = args.pictures if args.figures else 0
     return study_searches(in_size(model, puzzles.task), puzzles, args.output_dir, pictures, **options)

@@ -39,8 +39,12 @@ def add_solving_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="default: the GPU if there is one")
     text = "default: bfloat16 on a GPU, and for a search where the CPU multiplies it, else float32"
     add("--dtype", choices=["float32", "bfloat16", "float16", "float64"], help=text)
+    add_values_option(parser)
+
+
+def add_values_option(parser: argparse.ArgumentParser) -> None:
     text = "what numbers in JSON or parquet files are: digits (0 for a blank) or tokens (blank 1, digit d is d + 1)"
-    add("--values", choices=["digits", "tokens"], help=text)
+    parser.add_argument("--values", choices=["digits", "tokens"], help=text)
 
 
 def need_positive(args: argparse.Namespace, *names: str) -> None:

@@ -204,6 +204,15 @@ def small(tmp_path_factory):
     return folder / "model", folder / "puzzles.csv"
 
 
+@pytest.mark.parametrize("command", ["freeze", "search"])
+def test_analyze_reads_digits_where_it_is_told_that_numbers_are_such(small, tmp_path, command):
+    row = {"puzzle": list(map(int, "1034341221434320")), "solution": list(map(int, "1234341221434321"))}
+    (tmp_path / "digits.json").write_text(json.dumps([row, row]))
+    words = [command, "--model", str(small[0]), "--data", str(tmp_path / "digits.json"), "--output-dir", str(tmp_path)]
+    assert analyze.main([*words, "--no-figures", "--quiet"]) == 1
+    assert analyze.main([*words, "--no-figures", "--quiet", "--values", "digits"]) == 0
+
+
 def test_analyze_writes_json_of_the_golden_shape_and_a_report(small, tmp_path, capsys):
     model, data = map(str, small)
     common = ["--model", model, "--data", data, "--output-dir", str(tmp_path), "--quiet", "--pictures", "1"]
