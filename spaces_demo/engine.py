@@ -437,7 +437,10 @@ def _named(name: str) -> Checkpoint:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json: name a folder that save_pretrained wrote.")
         config = AirConfig.from_pretrained(folder)
-        return Checkpoint(folder.resolve().name, str(folder), config, **_measured(folder, config))
+        whole = folder.resolve()
+        # RUN/model is what a training writes: the run tells it from others.
+        key = whole.parent.name if whole.name == "model" else whole.name
+        return Checkpoint(key, str(folder), config, **_measured(folder, config))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub id (USER/NAME): check AIR_MODEL.")
     try:

@@ -290,8 +290,8 @@ def test_checkpoints_come_from_folders_and_faults_are_named(tmp_path):
         content = {"n": 10, "exact_accuracy": exact, "settings": {"attempts": attempts}}
         (tmp_path / "two" / "model" / "results" / f"{name}.json").write_text(json.dumps(content))
     found = find_checkpoints(f"{tmp_path}/one/model, {tmp_path}/two/model")
-    assert [(c.key, c.accuracy) for c in found] == [("model", None), ("model-2", 0.5)]
-    loaded = Engine(found).model("model-2")
+    assert [(c.key, c.accuracy) for c in found] == [("one", None), ("two", 0.5)]
+    loaded = Engine(found).model("two")
     assert loaded.lm_head.weight.dtype == torch.float32
     with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
         find_checkpoints(str(tmp_path / "nowhere" / "at" / "all"))
