@@ -433,6 +433,7 @@ def save_release(model: AirModel, folder: str | os.PathLike, processor: AirProce
         if processor is not None:
             processor.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir()):
+            path.chmod(folder.stat().st_mode & 0o666)  # safetensors 0.8 lets the owner alone read weights
             os.replace(path, folder / path.name)
 
 

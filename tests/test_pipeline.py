@@ -56,6 +56,13 @@ def test_a_release_folder_holds_all_that_travels(folder):
     assert config["custom_pipelines"]["puzzle-solving"]["impl"] == "pipeline_air.PuzzleSolvingPipeline"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_saved_model_is_read_by_whoever_reads_its_folder(tmp_path):
+    tmp_path.chmod(0o750)
+    save_release(tiny_model(), tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_a_puzzle_gives_a_checked_answer(pipe):
     found = pipe(PUZZLE)
     assert set(found) == KEYS and len(found["solution"]) == 16
