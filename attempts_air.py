@@ -49,6 +49,9 @@ AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where t
 # believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
 RESTART = 64
 LEAST_BELIEF = 1e-6
+# What a guess below a node costs more the surer the model is that the node has lost the solution: a share of -log of
+# its belief that it has not (results/LOG.md, "Search by pins: what is lost goes last").
+LOST_COST = 0.5
 # Of a maze: what every further view of it as given costs, and what a wall does. As much as gives two views first, then
 # walls below the first and further views in turn (results/LOG.md, "Mazes: search by walls").
 VIEW_COST, WALL_COST = 0.3, 0.7
@@ -357,11 +360,11 @@ class _Views(Attempts):
         gives_up = len(self.answers) > 1 and not self.noise  # noise may move what stands still
         last, still = np.zeros_like(self.puzzles), np.zeros(n, np.int64)
 
-        def finish(rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
+        def finish(rows: Tensor, predictions: Tensor, q: QLogits, steps: Tensor, logits: Tensor) -> Tensor:
             rows = rows.cpu().numpy()
             view, i = np.divmod(rows, n)
             at, answers = (m * self.k + view, i), self.home(predictions, view, i)
-            self.answers[at], self.q[at], self.steps[at] = answers, q.float().cpu().numpy(), steps.cpu().numpy()
+            self.answers[at], self.q[at], self.steps[at] = answers, q[0].float().cpu().numpy(), steps.cpu().numpy()
             # The generic grid has no rules that could accept an answer.
             if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
                 self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
@@ -465,6 +468,9 @@ def _noise_hook(puzzles: np.ndarray, noise: float, seed: int) -> Callable:
 
 
 # ---- search by pins ------------------------------------------------------------------------------------------------
+
+
+QLogits = tuple[Tensor, Tensor]  # q_halt and q_continue (R,) of puzzles that finish
 
 
 class _Candidate(NamedTuple):
@@ -649,12 +655,14 @@ class Search(Attempts):
         valid = self.task.verdicts(self.puzzles[self.owner[at]], answers).valid
         return torch.from_numpy(valid | gone | spent | (self.still[at] >= self.how.still))
 
-    def _finish(self, rows: Tensor, predictions: Tensor, q: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
-        at, steps, q = rows.cpu().numpy(), steps.cpu().numpy(), q.float().cpu().numpy()
+    def _finish(self, rows: Tensor, predictions: Tensor, q: QLogits, steps: Tensor, logits: Tensor) -> Tensor:
+        at, steps, (q, lost) = rows.cpu().numpy(), steps.cpu().numpy(), (part.float().cpu().numpy() for part in q)
         owner, answers = self.owner[at], self._answers(at, predictions)
         rules, beliefs = self.task.verdicts(self.puzzles[owner], answers), self._beliefs(at, logits)
         faults = self.how.faults(self.task, answers, rules)
         cells, costs = self.how.guess(self.task, self.held[at], answers, beliefs)
+        if self.config.q_lost:
+            costs = [{token: cost + more for token, cost in row.items()} for row, more in zip(costs, doubt(lost))]
         plain = (part.tolist() for part in (rules.valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
@@ -751,6 +759,11 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
     logs = stablemax_log_probs(logits) if loss_type == "stablemax_cross_entropy" else widest(logits).log_softmax(-1)
     beliefs = logs[..., 2:].exp().cpu().numpy()
     return beliefs / beliefs.sum(-1, keepdims=True)
+
+
+def doubt(lost: np.ndarray) -> list[float]:
+    """What guesses below nodes cost more whose logits of having lost the solution are `lost` (R,)."""
+    return (LOST_COST * np.logaddexp(0, lost)).tolist()
 
 
 # Guesses: pinned puzzles and the answers to them (R, S), beliefs (R, S, n) -> cells (R,), and R times {token: cost},

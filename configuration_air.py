@@ -123,6 +123,8 @@ class AirConfig(PreTrainedConfig):
         shared_block: one stack for both updates (AIR), or one each (HRM).
         gradient_scope: "last_updates" (the last L- and H-update), "last_cycle" (the last H-cycle, TRM), "all".
         q_continue: train q_continue with a second forward; without it a puzzle halts on q_halt > 0.
+        q_lost: the q head's second number says instead that the cells filled in have lost the solution, as training on
+            candidate lattices teaches it; a search then follows such guesses last (extension).
         token_mixer: "attention", or "mlp" (a SwiGLU across positions, TRM_mlp).
         position_embedding: "rope", "learned", "none", or "rope2d" (half of each head rotates with the row, half with
             the column; an extension that no publication used).
@@ -171,6 +173,7 @@ class AirConfig(PreTrainedConfig):
     shared_block: bool = True
     gradient_scope: Literal["last_updates", "last_cycle", "all"] = "last_updates"
     q_continue: bool = True
+    q_lost: bool = False
     token_mixer: Literal["attention", "mlp"] = "attention"
     position_embedding: Literal["rope", "rope2d", "learned", "none"] = "rope"
     cell_embedding: bool = False
@@ -339,6 +342,8 @@ class AirConfig(PreTrainedConfig):
             )
 
     def validate_rule(self) -> None:
+        if self.q_continue and self.q_lost:
+            raise ValueError("q_continue and q_lost both are the q head's second number: set q_continue=False.")
         if self.l_injection == self.h_injection == 0:
             raise ValueError(
                 "l_injection=0 and h_injection=0: the puzzle never reaches the model. Set one of them to 1 or 2."

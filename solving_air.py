@@ -100,7 +100,7 @@ class SolvingMixin:
         dtype: torch.dtype | str | None = None,
         return_logits: bool = True,
         progress: bool = False,
-        on_finish: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor | None] | None = None,
+        on_finish: Callable[[Tensor, Tensor, tuple[Tensor, Tensor], Tensor, Tensor], Tensor | None] | None = None,
         queue: Tensor | None = None,
     ) -> AirSolution:
         """Solve puzzles by repeating ACT steps; puzzles that stop leave their slot to waiting ones.
@@ -117,8 +117,9 @@ class SolvingMixin:
             hook: called after every update, after `freeze`. carry: start states, a row for each puzzle.
             dtype: of weights and states meanwhile; default see `solving_dtype`.
             return_logits: False saves B * S * V numbers. progress: show a bar.
-            on_finish: called with (rows, predictions, q_halt_logits, act_steps, logits) of the puzzles that just
-                stopped; may return further rows to solve, which go first. queue: the rows to begin with; default all.
+            on_finish: called with (rows, predictions, (q_halt_logits, q_continue_logits), act_steps, logits) of what
+                just stopped; may return further rows to solve, which go first. queue: the rows to begin with; default
+                all.
 
         Returns:
             AirSolution, rows in the order of `input_ids`.
@@ -358,7 +359,8 @@ class _Loop:
         self.bar.update(len(rows))
         more = None
         if self.on_finish is not None:
-            more = self.on_finish(rows, predictions, out.q_halt_logits[done], steps, out.logits[done])
+            q = out.q_halt_logits[done], out.q_continue_logits[done]
+            more = self.on_finish(rows, predictions, q, steps, out.logits[done])
         if more is not None and len(more):
             # They go first: a chain of attempts that starts late would run on in an empty batch.
             self.waiting = torch.cat([more.to(rows.device), self.waiting])

@@ -11,7 +11,7 @@ from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
-from air_model.attempts_air import RESTART, _split, _wall_up, beliefs_of, default_attempts
+from air_model.attempts_air import LOST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 from air_model.search_air import bottlenecks, flood
 
@@ -116,6 +116,17 @@ class OnApple(torch.Tensor):
         found = super().__torch_function__(func, types, args, kwargs or {})
         assert not (isinstance(found, cls) and found.dtype == torch.float64), "MPS does not support float64"
         return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+def test_guesses_below_a_node_that_looks_lost_cost_more_where_the_model_learned_to_tell():
+    costs = []
+    for q_lost in (False, True):
+        model = softmax_model(q_continue=False, q_lost=q_lost)
+        with torch.no_grad():
+            model.q_head.weight[1], model.q_head.bias[1] = 0, 2
+        tree = solve_puzzles(model, None, puzzles_of(1, blanks=14), attempts=4, return_rollout=True).trees[0]
+        costs.append([node.cost for node in tree[:2]])
+    assert costs[1] == pytest.approx([0, costs[0][1] + LOST_COST * np.log1p(np.exp(2))])
 
 
 @pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])

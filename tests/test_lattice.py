@@ -151,6 +151,7 @@ def test_a_run_of_lattices_leaves_an_ordinary_model(tmp_path, monkeypatch):
     report = whole.run_training(make_recipe(RUN), tmp_path)
     model = load_model(str(tmp_path / "model"))
     assert not [name for name in model.state_dict() if "keep" in name] and model.config.halt_max_steps == 4
+    assert model.config.q_lost
     assert report["metrics"]["eval"]["n"] == 8 and report["metrics"]["train"]["lm_loss"] > 0
 
 
@@ -158,11 +159,11 @@ def test_a_run_of_lattices_leaves_an_ordinary_model(tmp_path, monkeypatch):
     "values, said",
     [
         ({"loss_type": "stablemax_cross_entropy"}, "loss_type=softmax_cross_entropy"),
-        ({"q_continue": True}, "q_continue=false"),
+        ({"q_continue": True}, "q_continue=False"),
     ],
 )
 def test_what_lattices_cannot_train_is_refused_with_what_to_set(tmp_path, values, said):
-    with pytest.raises(RunError, match=said):
+    with pytest.raises((RunError, ValueError), match=said):
         LatticeTrainer(make_recipe({**RUN, **values}), tmp_path, sudokus(4), None)
 
 

@@ -142,7 +142,6 @@ class LatticeTrainer(Trainer):
             (self.config.task != "sudoku", f"only Sudokus have candidates, and the data holds {train_set.task!r}"),
             (not softmax, "it draws by belief: set loss_type=softmax_cross_entropy"),
             (bool(self.train.corrupted_share), "lattices carry no states: leave corrupted_share out"),
-            (self.config.q_continue, "the q head's second number says what is lost: set q_continue=false"),
             (bool((train_set.labels < 2).any()), "every training puzzle needs its whole solution"),
         ):
             if wrong:

@@ -293,6 +293,8 @@ def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfi
     """The AirConfig of a recipe, its grid taken from the data where the recipe does not say."""
     values = dict(recipe.model)
     variant = values.pop("variant")
+    if recipe.train.lattices:
+        values["q_lost"] = True
     found = {
         "task": task.name,
         "grid_height": task.height,
