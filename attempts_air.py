@@ -660,9 +660,8 @@ class Search(Attempts):
         owner, answers = self.owner[at], self._answers(at, predictions)
         rules, beliefs = self.task.verdicts(self.puzzles[owner], answers), self._beliefs(at, logits)
         faults = self.how.faults(self.task, answers, rules)
-        cells, costs = self.how.guess(self.task, self.held[at], answers, beliefs)
-        if self.config.q_lost:
-            costs = [{token: cost + more for token, cost in row.items()} for row, more in zip(costs, doubt(lost))]
+        doubt = LOST_COST * np.logaddexp(0, lost) * self.config.q_lost
+        cells, costs = self.how.guess(self.task, self.held[at], answers, beliefs, doubt)
         plain = (part.tolist() for part in (rules.valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
             if i in self.trees:
@@ -761,30 +760,25 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
     return beliefs / beliefs.sum(-1, keepdims=True)
 
 
-def doubt(lost: np.ndarray) -> list[float]:
-    """What guesses below nodes cost more whose logits of having lost the solution are `lost` (R,)."""
-    return (LOST_COST * np.logaddexp(0, lost)).tolist()
-
-
-# Guesses: pinned puzzles and the answers to them (R, S), beliefs (R, S, n) -> cells (R,), and R times {token: cost},
-# which is empty where there is nothing to guess.
+# Guesses: pinned puzzles and the answers to them (R, S), beliefs (R, S, n), how lost they look (R,) -> cells (R,), and
+# R times {token: cost}, which is empty where there is nothing to guess.
 
 
 def _split(
-    task: GridTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
+    task: GridTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray, doubt: np.ndarray
 ) -> tuple[np.ndarray, list[dict[int, float]]]:
-    """The open cell whose two best digits are most evenly believed; each digit costs its -log belief."""
+    """The open cell whose two best digits are most evenly believed; each digit costs its -log belief and the doubt."""
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
     even = two[..., 0] - (1 - two.sum(-1))
     open_cells = grids == task.blank_token
     cells = np.where(open_cells, even, -np.inf).argmax(-1)
-    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF))
+    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF)) + doubt[:, None]
     some = open_cells.any(-1)
     return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs.tolist(), some)]
 
 
 def _wall_up(
-    task: MazeTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray
+    task: MazeTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray, doubt: np.ndarray
 ) -> tuple[np.ndarray, list[dict[int, float]]]:
     """A wall at the marked cell that is believed least of those that leave a way from S to G."""
     marked = (answers == task.PATH) & (grids == task.SPACE)

@@ -98,12 +98,12 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     grids = torch.full((1, 16), TASK.blank_token, dtype=torch.uint8)
     grids[0, 7] = 2
     logits = beliefs.log() if loss_type.startswith("softmax") else 1 - 1 / beliefs
-    cells, costs = _split(TASK, grids.numpy(), grids.numpy(), beliefs_of(logits, loss_type))
+    cells, costs = _split(TASK, grids.numpy(), grids.numpy(), beliefs_of(logits, loss_type), np.zeros(len(grids)))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
     assert cells.tolist() == [3] and list(costs[0]) == [2, 3, 4, 5]
     assert np.allclose(list(costs[0].values()), -np.log(shares), atol=1e-3)
     full = np.full_like(grids, 2)
-    assert _split(TASK, full, full, beliefs_of(logits, loss_type))[1] == [{}]
+    assert _split(TASK, full, full, beliefs_of(logits, loss_type), np.zeros(1))[1] == [{}]
 
 
 class OnApple(torch.Tensor):
@@ -312,7 +312,7 @@ def test_a_wall_where_a_maze_s_path_is_believed_least_opens_the_shorter_way(monk
 def test_no_wall_closes_a_maze_and_a_corridor_is_looked_at_in_its_views_alone():
     maze = RING.encode("S    " + "#### " * 3 + "####G")
     marks = np.where(maze == RING.SPACE, RING.PATH, maze)
-    assert _wall_up(RING, maze[None], marks[None], np.ones((1, 25, 4)))[1] == [{}]
+    assert _wall_up(RING, maze[None], marks[None], np.ones((1, 25, 4)), np.zeros(1))[1] == [{}]
     answers = solve_puzzles(maze_model(), None, maze[None], attempts=None, halt="max", max_act_steps=1)
     assert answers.verdict.valid.any() or answers.attempts.tolist() == [len(symmetric_views(RING, 16).cells)]
     assert default_attempts(RING) == 64
