@@ -660,7 +660,7 @@ class Search(Attempts):
         owner, answers = self.owner[at], self._answers(at, predictions)
         rules, beliefs = self.task.verdicts(self.puzzles[owner], answers), self._beliefs(at, logits)
         faults = self.how.faults(self.task, answers, rules)
-        doubt = LOST_COST * np.logaddexp(0, lost) * (self.config.q_lost & (self.turned[at] == 0))
+        doubt = LOST_COST * np.logaddexp(0, lost) * self.config.q_lost
         cells, costs = self.how.guess(self.task, self.held[at], answers, beliefs, doubt)
         plain = (part.tolist() for part in (rules.valid, steps, q, faults, cells))
         for row, i, *found in zip(at, owner, answers, *plain, costs):
