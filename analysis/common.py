@@ -174,6 +174,11 @@ def mean_std_sem(values: Any, keys: Sequence[str] = ("n", "mean", "std", "sem"))
     return {key: stats.get(key) for key in keys}
 
 
+def right_grids(grids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(...) bool: grids (..., S) that are right in all cells with a label (PAD is none); without any none is."""
+    return ((grids == labels) | (labels <= 0)).all(-1) & (labels > 0).any(-1)
+
+
 def interval(values: np.ndarray, share_positive: bool = False) -> dict[str, float | None]:
     """{"mean", "ci95"} of a sample (N,): 1.96 standard errors; None where it is empty."""
     n, mean, _, sem = mean_std_sem(values).values()

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from air_model.analysis import freeze
-from air_model.analysis.common import add_model
+from air_model.analysis.common import add_model, right_grids
 from air_model.analysis.figures import PALETTE, new_figure, save
 from air_model.answers_air import Answers, keep_givens, symmetric_views
 from air_model.attempts_air import solve_puzzles
@@ -94,7 +93,7 @@ class Evaluation:
         def keep(at: np.ndarray, answers: Answers) -> None:
             nonlocal exact, seen
             pending.append((rows[at], answers))
-            exact += int(freeze.exact(answers.tokens, mine.labels[at]).sum())
+            exact += int(right_grids(answers.tokens, mine.labels[at]).sum())
             seen += len(at)
             bar.set_postfix_str(f"{exact / seen:.1%} exact", refresh=False)
             bar.update(len(at))
@@ -203,7 +202,7 @@ def thought_curve(
             q_halt, q_continue = model.q_head(z_h[:, 0]).unbind(-1)
             answer = home.apply(model.decode_state(z_h).argmax(-1).cpu().numpy().astype(np.uint8))
             answer = keep_givens(task, puzzles.inputs[rows], answer)
-            right = freeze.exact(answer, puzzles.labels[rows])
+            right = right_grids(answer, puzzles.labels[rows])
             if v == 0:
                 stops = model.halts(q_halt, q_continue).cpu().numpy() & (halted_at[rows] > max_act_steps)
                 halted_at[rows[stops]], halted_right[rows[stops]] = step, right[stops]

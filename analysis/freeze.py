@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from air_model.analysis.common import Study, long_table, markdown_table, mean_std_sem, over_puzzles, plus_minus
+from air_model.analysis.common import (
+    Study,
+    long_table,
+    markdown_table,
+    mean_std_sem,
+    over_puzzles,
+    plus_minus,
+    right_grids,
+)
 from air_model.analysis.interventions import Intervention, run_with
 from air_model.processing_air import GridTask
 
@@ -32,11 +40,6 @@ def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[An
     flip = (before == mask_token) != (after == mask_token)
     change = (before != after) & ~flip
     return flip.sum(-1), change.sum(-1)
-
-
-def exact(grids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(...) bool: grids (..., S) that are right in all cells with a label (PAD is none); without any none is."""
-    return ((grids == labels) | (labels <= 0)).all(-1) & (labels > 0).any(-1)
 
 
 @dataclass
@@ -120,7 +123,7 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
                 for kind, counts in zip(("flips", "changes"), count_changes(grids, mask_token)):
                     out[f"{kind}|{run}|{state}"] = counts.cpu().numpy()
                 if part.labels is not None:
-                    out[f"exact|{run}|{state}"] = exact(grids[:, -1].cpu().numpy(), part.labels.numpy())
+                    out[f"exact|{run}|{state}"] = right_grids(grids[:, -1].cpu().numpy(), part.labels.numpy())
         return out
 
     names = {run: repr(intervention) for run, intervention in runs.items()}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from air_model.analysis.common import Filled, Study, long_table, mean_std_sem, over_puzzles
-from air_model.analysis.freeze import STATES, exact
+from air_model.analysis.common import Filled, Study, long_table, mean_std_sem, over_puzzles, right_grids
+from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
 from air_model.processing_air import PAD
 from air_model.solving_air import AirUpdate
@@ -59,7 +59,7 @@ def measures(grids: np.ndarray, margin: np.ndarray, labels: np.ndarray | None, b
         counted = (labels > 0)[:, None]
         right = (grids == labels[:, None]) & counted
         out["accuracy"] = right.sum(-1, dtype=np.float32) / np.maximum(counted.sum(-1), 1).astype(np.float32)
-        out["exact"] = exact(grids, labels[:, None]).astype(np.float32)
+        out["exact"] = right_grids(grids, labels[:, None]).astype(np.float32)
     share = partial(np.mean, axis=-1, dtype=np.float32)
     out |= {"blank": share(grids == blank), "pad": share(grids == PAD), "margin": margin}
     return out | {"changed": share(grids != before)}
