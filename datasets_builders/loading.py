@@ -431,7 +431,20 @@ def _holds_tokens(file: Path) -> bool:
 def _from_arrays(folder: Path, name: str, task: str | GridTask | None, limit: int | None) -> PuzzleSet:
     """A split of one array a column; where each puzzle, and each group of copies, begins stands in two of them."""
     wanted = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
-    inputs, labels, ids, puzzles, groups = (np.load(folder / ARRAYS.format(column)) for column in wanted)
+    arrays = []
+    for path in (folder / ARRAYS.format(column) for column in wanted):
+        try:
+            arrays.append(np.load(path))
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Build the data set again.") from None
+    inputs, labels, ids, puzzles, groups = arrays
+    fits = inputs.ndim == 2 and inputs.shape == labels.shape and all(one.dtype.kind in "iu" for one in arrays)
+    for starts, end in ((puzzles, len(inputs)), (groups, len(ids))):  # where each begins, and the end
+        fits = fits and starts.ndim == 1 and len(starts) > 1 and starts[0] == 0 and starts[-1] == end
+        fits = fits and bool((np.diff(starts) >= 0).all())
+    if not (fits and ids.shape == (len(puzzles) - 1,)):
+        found = ", ".join(f"{column} {one.shape} {one.dtype}" for column, one in zip(wanted, arrays))
+        raise ValueError(f"{folder}: the arrays do not fit one another ({found}). Build the data set again.")
     columns = {
         "puzzle_id": np.repeat(ids, np.diff(puzzles)),
         "group": np.repeat(np.arange(len(groups) - 1), np.diff(puzzles[groups])),

@@ -510,6 +510,12 @@ def test_arrays_of_the_public_code_are_a_data_set(tmp_path):
     assert found.task == task and (found.inputs == puzzles).all() and (found.labels == grids).all()
     assert found.puzzle_ids.tolist() == [0, 0, 7] and found.groups.tolist() == [0, 0, 1]
     assert load_puzzles(tmp_path, "test", limit=2).groups.tolist() == [0, 0]
+    np.save(tmp_path / "test" / "all__labels.npy", grids[:2])
+    with pytest.raises(ValueError, match=r"do not fit one another .*labels \(2, 16\)"):
+        load_puzzles(tmp_path, "test")
+    (tmp_path / "test" / "all__labels.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="all__labels.npy cannot be read"):
+        load_puzzles(tmp_path, "test")
 
 
 @pytest.mark.parametrize("form", ["list", "split"])
