@@ -343,7 +343,10 @@ class AirConfig(PreTrainedConfig):
 
     def validate_rule(self) -> None:
         if self.q_continue and self.q_lost:
-            raise ValueError("q_continue and q_lost both are the q head's second number: set q_continue=False.")
+            raise ValueError(
+                "q_continue and q_lost (which lattices=true sets) are both the q head's second number: set "
+                "q_continue=False."
+            )
         if self.l_injection == self.h_injection == 0:
             raise ValueError(
                 "l_injection=0 and h_injection=0: the puzzle never reaches the model. Set one of them to 1 or 2."

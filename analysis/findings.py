@@ -505,12 +505,12 @@ def draw_attention(studies: Studies, published: dict[str, Any]) -> Figure:
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#117733")
-    for colour, (name, study) in zip(itertools.cycle(colours), studies.items()):
+    for (marker, colour), (name, study) in zip(itertools.cycle(itertools.product("os^", colours)), studies.items()):
         if study.get("attention"):
             layers = [near(layer["control"]) for layer in study["attention"].values()]
             means = [(m["mean"], m["ci95"]) for m in layers if m["mean"] is not None]
             label = title(name, study).replace("`", "")
-            ax.errorbar(depth(len(means)), *np.array(means).T, fmt="o-", capsize=2, color=colour, label=label)
+            ax.errorbar(depth(len(means)), *np.array(means).T, fmt=f"{marker}-", capsize=2, color=colour, label=label)
     ax.axhline(0, color=INK, lw=0.8)
     ax.set_xticks([0, 1], ["first layer", "last layer"])
     _clean(ax, "L-updates look nearer above 0, farther below", ylabel="Δ neighbourhood mass, control")
