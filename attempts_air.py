@@ -108,8 +108,8 @@ def solve_puzzles(
             q_halt, then the most frequent answer (mazes: the shortest path that joins S and G before these). "q" and
             "vote" run all attempts and do not ask the rules; a vote suits Sudokus, which have one solution each.
         symmetries: False repeats the puzzle as given (with noise, or for several models). puzzle_ids: (N,) rows of the
-            puzzle embedding. check: refuse ill-formed puzzles, naming the cell. progress: show a bar.
-        return_rollout: decode both states of the chosen attempt after every update.
+            puzzle embedding. check: refuse ill-formed puzzles, naming the cell. progress: show a bar. return_rollout:
+            decode both states of the chosen attempt after every update.
         hook: called after every update, as in `AirModel.solve`; its `update.rows` are view * N + puzzle, the states
             those of the view (`symmetric_views(task, attempts, seed).inverse()` maps decodes back). Of a search they
             are node * N + puzzle, nodes in the order of making, and the chosen one's once more for a roll-out.

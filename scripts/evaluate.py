@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.curve is not None:
         return curve(args, models, puzzles) if rank == 0 else 0
     options: dict[str, Any] = {name: getattr(args, name) for name in OPTIONS}
-    options["max_act_steps"] = args.max_act_steps or models[0].config.halt_max_steps
+    own = {model.config.halt_max_steps for model in models}
+    options["max_act_steps"] = args.max_act_steps or (min(own) if len(own) == 1 else None)  # None: each takes its own
     options["retry"] = retry_of(puzzles.task, args.retry, args.noise, args.selection) if args.attempts > 1 else None
     # What `solve_puzzles` takes by itself.
     halves = (device.type == "cuda" or options["retry"] == "pins") and bf16_is_fast(device.type)

@@ -53,6 +53,15 @@ def test_the_json_has_what_design_promises(files):
     assert not list(files.glob("out.json.parts*"))
 
 
+def test_each_of_several_checkpoints_takes_its_own_act_steps(files):
+    short = halting_model()
+    short.config.halt_max_steps = 2
+    save_release(short, files / "short")
+    models = ("--model", str(files / "short"), str(files / "model"))
+    result = run(files, *models, "--limit", "3", "--halt", "max", "--attempts", "1")
+    assert result["mean_act_steps"] == 2 + 8 and result["settings"]["max_act_steps"] is None
+
+
 def test_puzzles_without_a_label_are_not_in_the_calibration(tmp_path):
     puzzles = puzzle_set(5)
     labels = puzzles.labels.copy()
