@@ -155,8 +155,7 @@ def run_freeze(study: Study, options: Options) -> list[str]:
     table = freeze.freeze_table(summary, freeze.published(study.task))
     lead = (
         f"## Freeze\n\nTotals per puzzle over {len(result.updates)} decodes ({len(result.updates) - 1} comparisons), "
-        f"mean ± std over {len(result)} puzzles; published: mean ± std over five seeds. There the spread between "
-        "seeds is as large as some of the effects.\n\n"
+        f"mean ± std over {len(result)} puzzles.\n\n"
     )
     entries = {"freeze": result.records(), "freeze_summary": summary, "freeze_series": series}
     return deliver(study, options, "freeze", result, [lead + table, freeze_sentence(summary)], **entries)
@@ -383,7 +382,7 @@ def together(options: Options, names: Sequence[str], task: GridTask) -> str:
     if options.figures:
         note = f"mean ± std over {len(names)} checkpoints"
         plots.freeze_bars(table, options.output_dir / "figures" / "freeze_runs.png", title=note)
-    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints; published: over five.\n\n"
+    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints.\n\n"
     text += freeze.freeze_table(table, freeze.published(task))
     write_text(options.output_dir / "freeze_runs.md", text)
     print(text)
