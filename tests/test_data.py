@@ -21,7 +21,7 @@ from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.sudoku_solver import NOT, solve
-from air_model.processing_air import MazeTask, SudokuTask
+from air_model.processing_air import MazeTask, SudokuTask, make_task
 from air_model.scripts import build_dataset
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -516,6 +516,15 @@ def test_arrays_of_the_public_code_are_a_data_set(tmp_path):
     (tmp_path / "test" / "all__labels.npy").write_bytes(b"")
     with pytest.raises(ValueError, match="all__labels.npy cannot be read"):
         load_puzzles(tmp_path, "test")
+
+
+def test_tokens_of_generic_grids_alone_may_be_padded(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [[2, 3, 0, 0]]  # as the public code pads ARC
+    pq.write_table(pa.table({"inputs": rows, "labels": rows}), tmp_path / "t.parquet")
+    assert load_puzzles(tmp_path / "t.parquet", task=make_task("grid", 2, vocab_size=4)).inputs.tolist() == rows
+    with pytest.raises(ValueError, match="not puzzles of MazeTask"):
+        load_puzzles(tmp_path / "t.parquet", task=make_task("maze", 2))
 
 
 @pytest.mark.parametrize("form", ["list", "split"])

@@ -79,6 +79,13 @@ def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     assert result["n"] == 1
 
 
+@pytest.mark.parametrize("grid", ["1234" * 4, "12350000" * 2], ids=["of a Sudoku's letters", "padded"])
+def test_a_generic_grid_is_evaluated_as_what_its_model_was_made_for(tmp_path, grid):
+    save_release(tiny_model(task="grid", vocab_size=6), tmp_path / "model")
+    (tmp_path / "dev.csv").write_text(f"question,answer\n{grid},{grid}\n")
+    assert run(tmp_path)["settings"]["task"] == "GridTask(4x4, 6 tokens)"
+
+
 def test_attempts_cost_steps_and_halting_saves_them(files):
     plain, tried = run(files, "--halt", "q"), run(files, "--halt", "q", "--attempts", "3", "--noise", "0.1")
     assert plain["mean_act_steps"] < 8 and plain["mean_attempts"] == 1

@@ -387,6 +387,8 @@ def test_task_and_processor_follow_the_config():
 def test_generic_grids_have_text_and_faults_by_comparison():
     task = make_task("grid", 2, 3, vocab_size=12)
     assert isinstance(task, GridTask) and task.decode(task.encode("1a2 b30")) == "1a2b30"
+    assert task.verdict("120000", "130000").complete  # what the puzzle pads need not be filled
+    assert not task.verdict("120000", "100000").complete
     assert task.conflicts([[1, 2], [2, 2]], [[1, 3], [0, 2]]).tolist() == [[False, True], [False, False]]
     for bad in (("chess",), ("grid",), ("maze", 5, 5, 2, 2), ("sudoku", 9, 9, 3, 3, 12)):
         with pytest.raises(ValueError):
