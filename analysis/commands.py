@@ -95,7 +95,7 @@ def run_rollout(study: Study, options: Options) -> list[str]:
     blank = "free cells" if study.task.name == "maze" else "blank"
     header = ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"]
     lead = f"After the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles."
-    text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows)}"
+    text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows, left=1)}"
     entry = {"updates": result.updates, "curves": curves, "first_puzzles": grids}
     sections = [text, held_back_sentence(curves, study.task)]
     return deliver(study, options, "rollout", result, sections, rollout=entry)
