@@ -600,6 +600,12 @@ def test_a_foreign_folder_is_never_overwritten(tmp_path, capsys):
     assert "new folder" in capsys.readouterr().err and (tmp_path / "precious.txt").read_text() == "keep"
 
 
+def test_random_grids_too_many_to_repeat_are_not_searched_for_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr("air_model.datasets_builders.build.canonical", lambda *_: pytest.fail("takes far longer"))
+    options = ["--source", "generate", "--grid", "10x10", "--num-train", 2, "--num-test", 1, "--quiet"]
+    assert build("sudoku-extreme", *options, "--output-dir", tmp_path / "o") == 0
+
+
 @pytest.mark.parametrize("dataset", ["sudoku-extreme", "maze-hard"])
 def test_without_the_hub_the_generate_way_is_named(tmp_path, capsys, dataset):
     assert build(dataset, "--source", "hub", "--output-dir", tmp_path / "o") == 1
