@@ -556,3 +556,11 @@ def test_a_card_claims_no_symmetric_copies_of_a_generic_grid():
     from air_model.publishing.card import training_text
 
     assert "Augmentation: none" in training_text({"task": "grid", "config": {"augment": "symmetries"}})
+
+
+def test_the_card_of_a_generic_grid_claims_no_boxes():
+    from air_model.publishing.card import model_card
+
+    config = AirConfig(task="grid", grid_height=2, vocab_size=4, cell_embedding=True, num_hidden_layers=1)
+    card = model_card(config, {"parameters": 1, "float32": 1}, None, {}, [], "user/air", [])
+    assert "row/column embeddings" in card and "of 1 layer, width" in card
