@@ -25,7 +25,7 @@ from air_model.analysis.interventions import parse_intervention
 from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import in_size, load_model
 from air_model.processing_air import GridTask, make_task
-from air_model.records import make_folder, read_json, whole, write_json, write_text
+from air_model.records import make_folder, model_name, read_json, whole, write_json, write_text
 from air_model.solving_air import AirRollout
 
 Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is the model's own folder
@@ -276,7 +276,7 @@ STUDIES: dict[str, Callable[[Study, Options], list[str]]] = {
 
 def analyze(command: str, options: Options) -> Path:
     """Run one command for every model; returns the folder with the results."""
-    names = [Path(model).name or "model" for model in options.models]
+    names = list(map(model_name, options.models))
     if len(set(names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names)]
     several, entries = len(names) > 1, []
@@ -291,7 +291,7 @@ def analyze(command: str, options: Options) -> Path:
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
-            about = findings.describe(study.config, Path(model).name, study.model.num_parameters())
+            about = findings.describe(study.config, model_name(model), study.model.num_parameters())
             found = findings.summarize(read_json(out / "analysis.json"), about)
             write_text(out / "summary.json", json.dumps(found) + "\n")
     overall = together(options, names, study.task) if several and command in ("freeze", "report") else ""

@@ -216,9 +216,9 @@ def test_the_thought_curve_agrees_with_solving(tmp_path):
 
 def test_curves_of_models_whose_folders_have_one_name_stay_apart(files):
     (files / "other").mkdir()
-    (files / "model").rename(files / "other/model")
-    save_release(halting_model(), files / "model")
-    models = [str(files / "model"), str(files / "other/model")]
+    (files / "model").rename(files / "other/air")
+    save_release(halting_model(), files / "air")
+    models = [str(files / "air"), str(files / "other/air")]
     words = ["--model", *models, "--data", str(files / "dev.csv"), "--limit", "3", "--max-act-steps", "2"]
     assert script.main([*words, "--device", "cpu", "--curve", str(files / "c.png")]) == 0
     assert list(json.loads((files / "c.json").read_text())["curves"]) == models
