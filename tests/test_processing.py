@@ -334,7 +334,8 @@ def test_the_puzzles_that_are_ill_formed_are_found_at_once(task):
             refused.append(True)
         else:
             refused.append(False)
-    assert 0 < sum(refused) < 400 and task.ill_formed(grids).tolist() == refused
+    assert not all(refused) and task.ill_formed(grids).tolist() == refused
+    assert any(refused) == (task.name != "grid"), "a generic grid may be padded"
 
 
 def test_only_ill_formed_puzzles_are_looked_at_one_by_one(monkeypatch):
