@@ -360,7 +360,10 @@ class PuzzleSolvingPipeline(Pipeline):
 def describe(
     task: GridTask, puzzle: np.ndarray, answers: Answers, i: int, count_solutions: bool = True
 ) -> dict[str, Any]:
-    """Answer i to a puzzle (tokens) as a dict of texts and numbers, ready for JSON."""
+    """Answer i to a puzzle (tokens) as a dict of texts and numbers, ready for JSON.
+
+    "solved" and "valid" are None of a generic grid, which no rule judges.
+    """
     tokens = answers.tokens[i]
     verdict = Verdict(*(bool(f[i]) for f in answers.verdict[:3]))
     message, confidence = task.explain(puzzle, tokens, verdict), float(answers.confidence[i])
@@ -380,6 +383,8 @@ def describe(
         "act_steps": int(answers.act_steps[i]),
         "attempts": int(answers.attempts[i]),
     }
+    if task.name == "grid":
+        result["solved"] = result["valid"] = None
     if answers.pins is not None:
         result["pins"] = [_pin(task, *pin) for pin in answers.pins[i]]
     if answers.trees is not None:

@@ -96,7 +96,8 @@ class Symmetry(NamedTuple):
 class GridTask:
     """A grid of H x W cells and V tokens without rules of its own; Sudoku and maze build on it.
 
-    Text of a generic grid: one character per token, 0-9, then a-z, then A-Z; white space is ignored.
+    Text of a generic grid: one character per token, 0-9, then a-z, then A-Z; white space is ignored. Its puzzles alone
+    may hold PAD: smaller grids are padded to one size.
     """
 
     name = "grid"
@@ -229,13 +230,13 @@ class GridTask:
         self._check(self.as_tokens(puzzle, values))
 
     def _check(self, tokens: np.ndarray) -> None:
-        if len(pads := np.flatnonzero(tokens == PAD)):
+        if self.name != "grid" and len(pads := np.flatnonzero(tokens == PAD)):
             digits = " Digits, with 0 for a blank, need values='digits'." if self.name == "sudoku" else ""
             raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell needs a value.{digits}")
 
     def ill_formed(self, puzzles: np.ndarray) -> np.ndarray:
         """Which of N puzzles `check_puzzle` refuses: tokens (N, S) -> bool (N,)."""
-        return (puzzles == PAD).any(-1)
+        return (puzzles == PAD).any(-1) & (self.name != "grid")
 
     def check_solvable(self, puzzle: Any) -> None:
         """`check_puzzle`, and ValueError where it shows at once that a well-formed puzzle has no answer.
@@ -268,7 +269,7 @@ class GridTask:
             i = (~self._kept(puzzle, answer)).argmax()
             given, found = self.alphabet[puzzle[i]], self.alphabet[answer[i]]
             return f"{self.cell(i)} was given as {given!r} but the answer has {found!r}."
-        return f"{self.cell((answer == PAD).argmax())} is empty."
+        return f"{self.cell(((answer == PAD) & (puzzle != PAD)).argmax())} is empty."
 
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         """Cells that an answer must keep, bool, same shape. No rule says what a generic grid gives."""
@@ -288,7 +289,8 @@ class GridTask:
         return Verdict(*in_chunks(lambda p, a: np.stack(self._verdicts(p, a), -1), puzzles, answers).T)
 
     def _verdicts(self, puzzles: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        consistent, complete = self._kept(puzzles, answers).all(-1), (answers != PAD).all(-1)
+        consistent = self._kept(puzzles, answers).all(-1)
+        complete = ((answers != PAD) | (puzzles == PAD)).all(-1)
         return complete, consistent, complete & consistent
 
     def conflicts(self, tokens: Any, labels: Any = None) -> np.ndarray:

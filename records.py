@@ -136,6 +136,12 @@ def run_record(model: str | os.PathLike) -> dict[str, Any] | None:
     return next((read_json(file) for file in files if file.is_file()), None)
 
 
+def model_name(source: str | os.PathLike) -> str:
+    """What a model is called among others: its folder or id, or its run where training left it (`runs/x/model`)."""
+    place = Path(os.path.abspath(source))
+    return place.parent.name if place.name == "model" else place.name
+
+
 def read_evaluations(paths: Path | Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Name -> contents of files that scripts/evaluate.py wrote; what else there is, is passed over.
 

@@ -25,7 +25,7 @@ from air_model.analysis.interventions import parse_intervention
 from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import in_size, load_model
 from air_model.processing_air import GridTask, make_task
-from air_model.records import make_folder, read_json, whole, write_json, write_text
+from air_model.records import make_folder, model_name, read_json, whole, write_json, write_text
 from air_model.solving_air import AirRollout
 
 Options = argparse.Namespace  # of scripts/analyze.py; in a study, output_dir is the model's own folder
@@ -95,7 +95,7 @@ def run_rollout(study: Study, options: Options) -> list[str]:
     blank = "free cells" if study.task.name == "maze" else "blank"
     header = ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"]
     lead = f"After the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles."
-    text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows)}"
+    text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows, left=1)}"
     entry = {"updates": result.updates, "curves": curves, "first_puzzles": grids}
     sections = [text, held_back_sentence(curves, study.task)]
     return deliver(study, options, "rollout", result, sections, rollout=entry)
@@ -155,8 +155,7 @@ def run_freeze(study: Study, options: Options) -> list[str]:
     table = freeze.freeze_table(summary, freeze.published(study.task))
     lead = (
         f"## Freeze\n\nTotals per puzzle over {len(result.updates)} decodes ({len(result.updates) - 1} comparisons), "
-        f"mean ± std over {len(result)} puzzles; published: mean ± std over five seeds. There the spread between "
-        "seeds is as large as some of the effects.\n\n"
+        f"mean ± std over {len(result)} puzzles.\n\n"
     )
     entries = {"freeze": result.records(), "freeze_summary": summary, "freeze_series": series}
     return deliver(study, options, "freeze", result, [lead + table, freeze_sentence(summary)], **entries)
@@ -277,7 +276,7 @@ STUDIES: dict[str, Callable[[Study, Options], list[str]]] = {
 
 def analyze(command: str, options: Options) -> Path:
     """Run one command for every model; returns the folder with the results."""
-    names = [Path(model).name or "model" for model in options.models]
+    names = list(map(model_name, options.models))
     if len(set(names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names)]
     several, entries = len(names) > 1, []
@@ -292,7 +291,7 @@ def analyze(command: str, options: Options) -> Path:
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
-            about = findings.describe(study.config, Path(model).name, study.model.num_parameters())
+            about = findings.describe(study.config, model_name(model), study.model.num_parameters())
             found = findings.summarize(read_json(out / "analysis.json"), about)
             write_text(out / "summary.json", json.dumps(found) + "\n")
     overall = together(options, names, study.task) if several and command in ("freeze", "report") else ""
@@ -383,7 +382,7 @@ def together(options: Options, names: Sequence[str], task: GridTask) -> str:
     if options.figures:
         note = f"mean ± std over {len(names)} checkpoints"
         plots.freeze_bars(table, options.output_dir / "figures" / "freeze_runs.png", title=note)
-    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints; published: over five.\n\n"
+    text = f"## Freeze\n\nMean ± std over {len(names)} checkpoints.\n\n"
     text += freeze.freeze_table(table, freeze.published(task))
     write_text(options.output_dir / "freeze_runs.md", text)
     print(text)

@@ -143,7 +143,6 @@ class Evaluation:
         known |= {"valid": None if task.name == "grid" else table["valid"]}
         known |= {"edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
-        exact = ((table["tokens"] == labels) | (labels == 0)).all(-1)
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
         return {
             **score(table["tokens"], labels, **known),
@@ -151,7 +150,7 @@ class Evaluation:
             "mean_attempts": float(table["attempts"].mean()),
             "puzzles_per_second": len(puzzles) / seconds if seconds else None,
             "seconds": seconds,
-            "calibration": calibration(confidence[labelled], exact[labelled]),
+            "calibration": calibration(confidence[labelled], right_grids(table["tokens"], labels)[labelled]),
         }
 
     def clear(self) -> None:

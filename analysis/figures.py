@@ -314,7 +314,7 @@ def draw_rollout(rollout: Any, puzzle: Any, task: GridTask, path: str | Path, *,
         rollout: `.z_h`, `.z_l` (B, U, S) or (U, S) tokens and `.updates`, U letters "l" or "h".
         puzzle: text or tokens (S,). path: .png, .pdf or .svg. at: which update, counted from 0.
         which: `label`, text or tokens (S,): with it wrong cells are marked, without it cells that break a rule; `row`,
-            which puzzle of the roll-out, default 0; `per_step`, updates per ACT step (`config.updates_per_step`),
+            which puzzle of the roll-out, default 0; `per_step`, updates per ACT step (`len(config.schedule)`),
             default read off the letters, which is not unique where an ACT step repeats itself otherwise than the
             published "llhllh".
 

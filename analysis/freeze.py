@@ -192,7 +192,7 @@ def published(task: GridTask) -> dict[str, dict[str, Any]]:
 
 
 def freeze_table(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]] | None = None) -> str:
-    """Markdown: mask flips, content changes and exact accuracy per run and state; the published numbers beside ours.
+    """Markdown: mask flips, content changes and exact accuracy per run and state; published numbers beside, if any.
 
     ours: of `across_runs` (± std over checkpoints) or `FreezeResult.summary` (± std over puzzles).
     """
@@ -212,4 +212,5 @@ def freeze_table(ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, An
             their = theirs.get(key, {})
             row += [cell(their, "content_changes", digits=0), cell(their, "exact_accuracy", 100)]
         rows.append(row)
-    return markdown_table(header, rows)
+    note = "\nPublished: mean ± std over five seeds, a spread as large as some of the effects.\n" if theirs else ""
+    return markdown_table(header, rows) + note

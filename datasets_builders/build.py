@@ -345,6 +345,9 @@ def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Make
     if difficulty == "benchmark" and not standard:
         raise ValueError("Benchmark ratings exist for 9x9 Sudokus only: choose --difficulty mixed or minimal.")
     hold_out = has_test and config.hold_out == "grids"
+    # From 10x10 on (5e23 grids up to symmetry) no two random ones are copies, and to compare takes far longer than to
+    # make them.
+    forms_of = canonical if task.height < 10 else (lambda *_: None)
     few = hold_out and task.height <= 6  # so few grids that splits share them unless whole classes are held out
     # Digests of the solved grids up to symmetry that belong to the test split: chosen here, or as they are made.
     of_test = _held_out_classes(config, task) if few else set()
@@ -353,7 +356,7 @@ def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Make
         seeds = seeds_for(config.seed, STREAMS[split], number, min(BATCH, max(64, int(wanted * (6 if few else 1.3)))))
         grids = random_grids(task, seeds, config.num_proc)
         kept = np.ones(len(grids), bool)
-        classes = canonical(grids, task) if hold_out else None
+        classes = forms_of(grids, task) if hold_out else None
         if classes is not None:
             digests = _digests(classes)
             if split == "test" and not few:
@@ -362,7 +365,7 @@ def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Make
         at = np.flatnonzero(kept)[: wanted + 64]
         bar = f"{split} Sudokus" if config.progress else None
         batch = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
-        forms = canonical(batch.grids, task, batch.puzzles)
+        forms = forms_of(batch.grids, task, batch.puzzles)
         rows = Rows(batch.puzzles, batch.grids, batch.ratings, ["generated"] * len(at))
         return rows, batch.puzzles if forms is None else forms, len(seeds)
 

@@ -159,8 +159,9 @@ def load_for_models(
     task = task_from_config(models[0].config)
     with contextlib.suppress(ValueError):  # not a square grid, or a damaged row: the full reading says so
         found = load_puzzles(data, split, limit=1, values=values).task
-        # Where the number of cells is the model's, its sides count: the guess may have the wrong ones.
-        if (found.name, found.seq_len) != (task.name, task.seq_len):
+        # Where the number of cells is the model's, its sides count: the guess may have the wrong ones. A generic grid
+        # is never guessed, its tokens may be those of a Sudoku.
+        if task.name != "grid" and (found.name, found.seq_len) != (task.name, task.seq_len):
             task = found
     for model in models:
         own = task_from_config(model.config)
@@ -497,7 +498,8 @@ def _of_tokens(
         task = make_task(task or guess, side, side)
     if "rating" in numbers and (numbers["rating"] == UNRATED).all():
         del numbers["rating"]
-    for what, tokens, least in (("inputs", inputs, PAD + 1), ("labels", labels, PAD)):
+    first = PAD + (task.name != "grid")  # generic grids may be padded
+    for what, tokens, least in (("inputs", inputs, first), ("labels", labels, PAD)):
         if tokens.shape[1:] != (task.seq_len,) or tokens.min() < least or tokens.max() >= task.vocab_size:
             raise ValueError(f"{name}: the {what} are not puzzles of {task}; build the folder again.")
     inputs, labels = inputs.astype(np.uint8), labels.astype(np.uint8)

@@ -30,6 +30,11 @@ METRICS = {  # name in an evaluation: column of the table, title on the Hub
 }
 # What of an evaluation decides whether two numbers compare.
 PROTOCOL = ("n", "split", "max_act_steps", "mean_act_steps", "halt", "attempts", "retry", "noise", "limit", "dtype")
+INPUTS = {  # input_operator: what is put into an update
+    "identity": "the", "negate": "minus the", "linear": "a learned linear map of the",
+    "tanh_linear": "tanh of a learned linear map of the", "hadamard": "the sum of both states, multiplied by the",
+}  # fmt: skip
+TOKENS = {"add": "added to every position", "prepend_strip": "before the state", "prepend_keep": "kept in the state"}
 Record = dict[str, Any]
 
 
@@ -83,6 +88,7 @@ def model_card(
         rated=rated,
         seed=(run or {}).get("seed", ""),
         rule=rule_text(config),
+        injection=injection_text(config),
         config=config,
         counts=counts,
         dtypes=", ".join(sorted(key for key in counts if key != "parameters")),
@@ -104,6 +110,14 @@ def rule_text(config: AirConfig) -> str:
     return (
         f"Variant `{config.variant}`" if config.variant else f"Rule `{rule}`, own options" if rule else "An own rule"
     )
+
+
+def injection_text(config: AirConfig) -> str:
+    """What the two updates get besides the states."""
+    text = f"L-updates get {INPUTS[config.input_operator]} encoded puzzle times {config.l_injection:g}, "
+    text += f"H-updates times {config.h_injection:g}"
+    token = TOKENS.get(config.level_token)
+    return f"{text}; a learned token, {token}, tells them apart" if token else text
 
 
 def example_puzzle(config: AirConfig) -> str | None:
@@ -251,10 +265,11 @@ def training_text(run: Record | None) -> str:
     source = config["data"] if config.get("data") in HUB_DATASETS else train.get("source", "not recorded")
     lines = [f"- Data: {source}, {train.get('n', 0):,} puzzles"
              f" (fingerprint `{train.get('fingerprint', 'not recorded')}`)."]  # fmt: skip
-    if config.get("augment"):
+    if augment := config.get("augment"):
+        augment = "none" if run.get("task") == "grid" else augment  # of a generic grid no symmetry is known
         most = config.get("easier_most", 1.0)
         lines.append(
-            f"- Augmentation: {config['augment']}; easier copies: {config.get('easier_share', 0)} of the batch"
+            f"- Augmentation: {augment}; easier copies: {config.get('easier_share', 0)} of the batch"
             + ("." if most == 1.0 else f", which show at most {most:g} of the open cells.")
         )
     if config.get("lattices"):

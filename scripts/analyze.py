@@ -2,7 +2,7 @@
 
     python scripts/analyze.py rollout   --model DIR --data sapientinc/sudoku-extreme --limit 100 --output-dir out
     python scripts/analyze.py freeze    --model DIR --data dev.csv.gz --limit 1000 --output-dir out
-    python scripts/analyze.py freeze    --model run0 run1 run2 --data dev.csv.gz --output-dir out     # mean over seeds
+    python scripts/analyze.py freeze    --model runs/*/model --data dev.csv.gz --output-dir out       # mean over seeds
     python scripts/analyze.py freeze    --model DIR --data dev.csv.gz --output-dir out \\
         --interventions freeze:z_l:4- freeze:z_h:2-6 reset:z_l:5 swap:3 perturb:z_h:0.1:0-4 through:z_l
     python scripts/analyze.py attention --model DIR --data dev.csv.gz --limit 1000 --output-dir out --parquet

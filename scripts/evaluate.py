@@ -26,7 +26,7 @@ if not __package__:
 
 from air_model.attempts_air import retry_of
 from air_model.pipeline_air import in_size, load_model
-from air_model.records import environment, write_json
+from air_model.records import environment, model_name, write_json
 from air_model.scripts.door import add_solving_options, in_sentences, need_positive
 from air_model.solving_air import bf16_is_fast
 
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output:
         write_json(args.output, result)
     if args.calibration_plot:
-        draw_calibration(result["calibration"], args.calibration_plot, Path(args.model[0]).name)
+        draw_calibration(result["calibration"], args.calibration_plot, model_name(args.model[0]))
     evaluation.clear()
     report(result)
     for path in filter(None, (args.output, args.calibration_plot)):
@@ -146,8 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 def curve(args: argparse.Namespace, models: list, puzzles: Any) -> int:
     from air_model.analysis.evaluation import draw_thought_curve, thought_curve
 
-    # Trainers call every folder "model": then the whole paths tell them apart.
-    names = [Path(name).name for name in args.model]
+    names = list(map(model_name, args.model))  # where two are the same, the whole paths tell them apart
     options = {name: getattr(args, name) for name in ("attempts", "batch_size", "seed")}
     curves = {}
     for name, model in zip(names if len(set(names)) == len(names) else args.model, models):

@@ -94,7 +94,7 @@ def verdict(found: dict[str, Any]) -> str:
     cost = f"{steps} ACT step{'s' * (steps != 1)}, {attempts} attempt{'s' * (attempts != 1)}"
     if found["solved"] and (guesses := len(found.get("pins", ()))):
         cost += f", solved by {guesses} guess{'es' * (guesses != 1)}"
-    return f"{'' if found['solved'] else 'Not solved: '}{said}. Confidence {found['confidence']:.1%}, {cost}."
+    return f"{'Not solved: ' if found['solved'] is False else ''}{said}. Confidence {found['confidence']:.1%}, {cost}."
 
 
 @in_sentences("solve")

@@ -44,7 +44,7 @@ from air_model.modeling_air import AirModel
 from air_model.pipeline_air import MOST_SIDE, describe, forecast, in_size, load_model, readings, takes_size
 from air_model.processing_air import GridTask, MazeTask, Symmetry, make_task, task_from_config
 from air_model.reading_air import as_text
-from air_model.records import read_evaluations, setting
+from air_model.records import model_name, read_evaluations, setting
 from air_model.solving_air import AirCarry, AirUpdate, Hook, chain
 from air_model.spaces_demo.examples import levels, usual_level
 
@@ -437,10 +437,7 @@ def _named(name: str) -> Checkpoint:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json: name a folder that save_pretrained wrote.")
         config = AirConfig.from_pretrained(folder)
-        whole = folder.resolve()
-        # RUN/model is what a training writes: the run tells it from others.
-        key = whole.parent.name if whole.name == "model" else whole.name
-        return Checkpoint(key, str(folder), config, **_measured(folder, config))
+        return Checkpoint(model_name(folder), str(folder), config, **_measured(folder, config))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub id (USER/NAME): check AIR_MODEL.")
     try:

@@ -256,6 +256,8 @@ def test_several_checkpoints_get_a_mean_over_them(small, tmp_path):
     assert analyze.main(["freeze", "--model", model, model, *options]) == 0
     runs = json.loads((tmp_path / "freeze_runs.json").read_text())["runs"]
     assert runs["normal.z_H"]["mask_flips"]["n_runs"] == 2 and runs["normal.z_H"]["mask_flips"]["std"] == 0
+    pages = [path.read_text().lower() for path in tmp_path.rglob("freeze*.md")]
+    assert len(pages) == 3 and "published" not in "".join(pages)  # of 4x4 there is nothing
 
 
 @pytest.mark.parametrize(

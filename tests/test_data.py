@@ -21,7 +21,7 @@ from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
 from air_model.datasets_builders.generate_sudoku import make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.sudoku_solver import NOT, solve
-from air_model.processing_air import MazeTask, SudokuTask
+from air_model.processing_air import MazeTask, SudokuTask, make_task
 from air_model.scripts import build_dataset
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -518,6 +518,15 @@ def test_arrays_of_the_public_code_are_a_data_set(tmp_path):
         load_puzzles(tmp_path, "test")
 
 
+def test_tokens_of_generic_grids_alone_may_be_padded(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [[2, 3, 0, 0]]  # as the public code pads ARC
+    pq.write_table(pa.table({"inputs": rows, "labels": rows}), tmp_path / "t.parquet")
+    assert load_puzzles(tmp_path / "t.parquet", task=make_task("grid", 2, vocab_size=4)).inputs.tolist() == rows
+    with pytest.raises(ValueError, match="not puzzles of MazeTask"):
+        load_puzzles(tmp_path / "t.parquet", task=make_task("maze", 2))
+
+
 @pytest.mark.parametrize("form", ["list", "split"])
 def test_a_table_in_json_may_be_written_column_by_column(tmp_path, form):
     rows = sudoku_rows()
@@ -589,6 +598,12 @@ def test_a_foreign_folder_is_never_overwritten(tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("keep")
     assert build("sudoku-extreme", "--source", "generate", "--grid", "4x4", "--output-dir", tmp_path) == 1
     assert "new folder" in capsys.readouterr().err and (tmp_path / "precious.txt").read_text() == "keep"
+
+
+def test_random_grids_too_many_to_repeat_are_not_searched_for_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr("air_model.datasets_builders.build.canonical", lambda *_: pytest.fail("takes far longer"))
+    options = ["--source", "generate", "--grid", "10x10", "--num-train", 2, "--num-test", 1, "--quiet"]
+    assert build("sudoku-extreme", *options, "--output-dir", tmp_path / "o") == 0
 
 
 @pytest.mark.parametrize("dataset", ["sudoku-extreme", "maze-hard"])

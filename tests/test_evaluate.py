@@ -88,6 +88,13 @@ def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     assert result["n"] == 1
 
 
+@pytest.mark.parametrize("grid", ["1234" * 4, "12350000" * 2], ids=["of a Sudoku's letters", "padded"])
+def test_a_generic_grid_is_evaluated_as_what_its_model_was_made_for(tmp_path, grid):
+    save_release(tiny_model(task="grid", vocab_size=6), tmp_path / "model")
+    (tmp_path / "dev.csv").write_text(f"question,answer\n{grid},{grid}\n")
+    assert run(tmp_path)["settings"]["task"] == "GridTask(4x4, 6 tokens)"
+
+
 def test_attempts_cost_steps_and_halting_saves_them(files):
     plain, tried = run(files, "--halt", "q"), run(files, "--halt", "q", "--attempts", "3", "--noise", "0.1")
     assert plain["mean_act_steps"] < 8 and plain["mean_attempts"] == 1
@@ -218,9 +225,9 @@ def test_the_thought_curve_agrees_with_solving(tmp_path):
 
 def test_curves_of_models_whose_folders_have_one_name_stay_apart(files):
     (files / "other").mkdir()
-    (files / "model").rename(files / "other/model")
-    save_release(halting_model(), files / "model")
-    models = [str(files / "model"), str(files / "other/model")]
+    (files / "model").rename(files / "other/air")
+    save_release(halting_model(), files / "air")
+    models = [str(files / "air"), str(files / "other/air")]
     words = ["--model", *models, "--data", str(files / "dev.csv"), "--limit", "3", "--max-act-steps", "2"]
     assert script.main([*words, "--device", "cpu", "--curve", str(files / "c.png")]) == 0
     assert list(json.loads((files / "c.json").read_text())["curves"]) == models

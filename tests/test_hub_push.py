@@ -536,3 +536,31 @@ def test_the_card_of_a_generic_grid_shows_a_puzzle_that_it_reads_and_names_no_ru
     config = AirConfig(task="grid", grid_height=2, grid_width=3, vocab_size=5)
     assert task_from_config(config).encode(example_text(config)).tolist() == [1] * 6
     assert "Only labels tell, not the confidence." in limits_text(config, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"l_injection": 0.5, "h_injection": 1.5}, "L-updates get the encoded puzzle times 0.5, H-updates times 1.5"),
+        ({"input_operator": "negate"}, "L-updates get minus the encoded puzzle times 1, H-updates times 0"),
+        ({"level_token": "add"}, "times 0; a learned token, added to every position, tells them apart"),
+    ],
+)
+def test_a_card_says_what_the_two_updates_get(fields, text):
+    from air_model.publishing.card import injection_text
+
+    assert text in injection_text(AirConfig(**fields))
+
+
+def test_a_card_claims_no_symmetric_copies_of_a_generic_grid():
+    from air_model.publishing.card import training_text
+
+    assert "Augmentation: none" in training_text({"task": "grid", "config": {"augment": "symmetries"}})
+
+
+def test_the_card_of_a_generic_grid_claims_no_boxes():
+    from air_model.publishing.card import model_card
+
+    config = AirConfig(task="grid", grid_height=2, vocab_size=4, cell_embedding=True, num_hidden_layers=1)
+    card = model_card(config, {"parameters": 1, "float32": 1}, None, {}, [], "user/air", [])
+    assert "row/column embeddings" in card and "of 1 layer, width" in card

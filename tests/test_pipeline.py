@@ -265,6 +265,11 @@ def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
     assert found["valid"] is False and found["solved"] is False and found["message"] != "Solved."
 
 
+def test_nobody_calls_a_generic_grid_solved():
+    found = PuzzleSolvingPipeline(tiny_model(task="grid", grid_height=2, vocab_size=4), device="cpu")("1231")
+    assert found["solved"] is None and found["valid"] is None and "Not solved" not in solve_script.verdict(found)
+
+
 def test_a_maze_without_a_path_is_answered_as_not_valid_beside_the_others():
     pipe = PuzzleSolvingPipeline(tiny_model(task="maze", grid_height=3), device="cpu")
     found = pipe(["S     G  ", "S###   G "], attempts=2)

@@ -24,7 +24,15 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
-from air_model.records import all_seconds, append_runs_to, command_line, earlier_runs, source_state, whole_folder
+from air_model.records import (
+    all_seconds,
+    append_runs_to,
+    command_line,
+    earlier_runs,
+    model_name,
+    source_state,
+    whole_folder,
+)
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
@@ -1634,6 +1642,13 @@ def test_nearly_solved_copies_leave_one_to_twelve_open_cells():
     blanks = (batch.inputs == 1).sum(1)
     near = blanks < 16
     assert 0.35 < near.float().mean() < 0.65 and set(blanks[near].tolist()) == set(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("runs/seed3/model", "seed3"), ("runs/seed3/model_last/", "model_last"), ("user/air", "air")]
+)
+def test_a_model_that_training_left_is_called_after_its_run(source, name):
+    assert model_name(source) == name
 
 
 @pytest.mark.parametrize(
