@@ -1,5 +1,6 @@
 """Fixtures that several test files share: tiny models, golden folders, the optional folder of real puzzles."""
 
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -103,3 +104,31 @@ def quick_ends(monkeypatch):
     """
     monkeypatch.setattr("air_model.training.run.leave_curve", lambda folder: None)
     monkeypatch.setattr("air_model.training.trainer.matmul_tflops", lambda *_, **__: 1.0)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder with train.csv (24 puzzles) and test.csv (10)."""
+    from training_runs import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def recipe(tmp_path, data):
+    """`train` in the test's own folder."""
+    from training_runs import train
+
+    run = functools.partial(train, tmp_path, data)
+    run.data = data
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, data) -> Path:
+    """The folder of a whole run of TINY, to look at or to copy."""
+    from training_runs import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(folder, data, "run") == 0
+    return folder / "run"

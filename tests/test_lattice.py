@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file
 from test_solve import SOLVED, TASK
-from test_training import TINY, sudokus
+from training_runs import TINY, sudokus
 
 from air_model.datasets_builders import PuzzleSet
 from air_model.pipeline_air import load_model
