@@ -400,7 +400,8 @@ def most_like(tasks: list, puzzle: Any) -> int:
     if text is not None:
         letters = "".join(text.translate(BLOCKS).split())
         foreign = [sum(c not in task.letters for c in letters if c not in FRAME + ".") for task in tasks]
-        _, is_maze = min(zip(foreign, (task.name == "maze" for task in tasks)))
+        least, is_maze = min(zip(foreign, (task.name == "maze" for task in tasks)))
+        is_maze = is_maze and 2 * least < len(letters)  # else it is like nothing
         maze = not re.search("[2-9]", text) and (is_maze or {"S", "G"} <= set(letters))
         size = len(re.sub(r"[\r\n]", "", text)) if maze else len(letters)
     # A size that fits says more than a letter that does not: "7" in 36 cells is a slip of a 6x6 Sudoku.

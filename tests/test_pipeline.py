@@ -211,6 +211,7 @@ def test_a_fault_in_a_maze_of_another_size_is_named_as_it_is_drawn(text, message
         ("123.\n....\n....", "The sudoku text has 12 cells, 16 expected"),  # a row was forgotten
         ("1 2 3 5\n" + 3 * "....\n", "Foreign letter '5' at row 1, column 4: this sudoku uses the digits 1-4"),
         ("5 3 . . 7 . . . .", "The sudoku text has 9 cells, 81 expected"),  # 5 and 7 are no digits of a 4x4
+        ("a foolish sentence of so many letters", "Foreign letter 'a' at row 1, column 1: this sudoku"),
         ("S......G", "The maze text has 8 cells"),  # free cells as the page writes them
     ],
 )
