@@ -244,7 +244,10 @@ class AirConfig(PreTrainedConfig):
                 f"{__version__} does not know: {foreign}. They are ignored; upgrade air-model to use them."
             )
             config_dict = {k: v for k, v in config_dict.items() if k not in foreign}
-        return super().from_dict(config_dict, **kwargs)
+        # To from_pretrained `variant` names weights (model.fp16.safetensors), here a property.
+        files = {"variant": kwargs.pop("variant")} if "variant" in kwargs else {}
+        found = super().from_dict(config_dict, **kwargs)
+        return (found[0], found[1] | files) if kwargs.get("return_unused_kwargs") else found
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "AirConfig":

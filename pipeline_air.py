@@ -58,6 +58,7 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
             errors.append(error)
     # Every size of Sudoku is tried, whatever the task's own: once is enough.
     kinds = {task.name if task.name == "sudoku" else task: task for task in tasks}
+    likely = 0 if found else most_like(tasks, puzzle)
     for task in () if found else kinds.values():
         lines = len(maze_lines(puzzle, task.letters)) if isinstance(puzzle, str) and task.name != "sudoku" else 0
         vocab_size = task.vocab_size if task.name == "grid" else None
@@ -67,10 +68,11 @@ def readings(tasks: list[GridTask], puzzle: Any, values: str | None = None) -> l
                 found.append((other, other.as_tokens(puzzle, values)))
                 break
             except ValueError as error:
-                if 1 < lines == height != task.height:  # so it is no puzzle of the model's size that lacks a cell
+                # So it is no puzzle of the model's size that lacks a cell.
+                if task.name == tasks[likely].name and 1 < lines == height != task.height:
                     drawn.append(error)
     if not found:
-        raise drawn[0] if drawn else errors[most_like(tasks, puzzle)]
+        raise drawn[0] if drawn else errors[likely]
     return found
 
 

@@ -396,10 +396,17 @@ def without_margin(lines: list[str], width: int | None = None) -> list[str]:
 def most_like(tasks: list, puzzle: Any) -> int:
     """Which of several tasks, none of which can read a puzzle, it most looks like: by its letters, then its size."""
     text = as_text(puzzle)
-    count = np.size(puzzle) if text is None else len("".join(text.split()))
-    maze = text is not None and text.count("#") + text.count(" ") > len(text) // 3 and not re.search("[2-9]", text)
-    size = len(re.sub(r"[\r\n]", "", text)) if maze else count
-    return min(range(len(tasks)), key=lambda i: ((tasks[i].name == "maze") != maze, abs(tasks[i].seq_len - size)))
+    maze, size, foreign = False, np.size(puzzle), [0] * len(tasks)
+    if text is not None:
+        letters = "".join(text.translate(BLOCKS).split())
+        foreign = [sum(c not in task.letters for c in letters if c not in FRAME + ".") for task in tasks]
+        least, is_maze = min(zip(foreign, (task.name == "maze" for task in tasks)))
+        is_maze = is_maze and 2 * least < len(letters)  # else it is like nothing
+        maze = not re.search("[2-9]", text) and (is_maze or {"S", "G"} <= set(letters))
+        size = len(re.sub(r"[\r\n]", "", text)) if maze else len(letters)
+    # A size that fits says more than a letter that does not: "7" in 36 cells is a slip of a 6x6 Sudoku.
+    fits = [(task.seq_len != size, n, abs(task.seq_len - size)) for task, n in zip(tasks, foreign)]
+    return min(range(len(tasks)), key=lambda i: ((tasks[i].name == "maze") != maze, *fits[i]))
 
 
 # ---- several puzzles

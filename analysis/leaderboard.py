@@ -81,16 +81,16 @@ class Checkpoint:
     def head(self) -> list[str]:
         return [self.link, "{} {}x{}".format(self.task, *self.size), self.parameters]
 
-    def best(self, on: Sequence[Evaluation] | None = None) -> tuple[Evaluation | None, Evaluation | None]:
-        """The single pass (all steps before adaptive halting, on the most puzzles), and the best of more thought on
-        the same data, as many of them as the single pass had where there is such an evaluation."""
-        on = self.evaluations if on is None else on
-        passes = [e for e in on if e.is_single_pass]
-        single = max(passes, key=lambda e: (e.n, e.halt == "max"), default=None)
-        more = [e for e in on if not e.is_single_pass]
-        if single is not None:
-            more = [e for e in more if (e.data_name, e.split) == (single.data_name, single.split)]
-        return single, max(more, key=lambda e: (e.n, e.solved), default=None)
+
+def best(on: Sequence[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
+    """The single pass (all steps before adaptive halting, on the most puzzles), and the best of more thought on the
+    same data, as many of them as the single pass had where there is such an evaluation."""
+    passes = [e for e in on if e.is_single_pass]
+    single = max(passes, key=lambda e: (e.n, e.halt == "max"), default=None)
+    more = [e for e in on if not e.is_single_pass]
+    if single is not None:
+        more = [e for e in more if (e.data_name, e.split) == (single.data_name, single.split)]
+    return single, max(more, key=lambda e: (e.n, e.solved), default=None)
 
 
 def training_text(run: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
     """One row per checkpoint: what one pass and what more thought solve."""
     rows = []
     for one in checkpoints:
-        single, more = one.best()
+        single, more = best(one.evaluations)
         exact = single and _of(single.exact_accuracy, single)
         solved = more and _of(more.solved, more, more.how)
         rows.append([*one.head, exact, solved, one.minutes])
@@ -211,10 +211,10 @@ def _own_row(one: Checkpoint) -> list[Any] | None:
         on = [e for e in on if f"({asked}" in str(e.task)]
     if not on:
         return None
-    single, more = one.best(on)
+    single, more = best(on)
     other = "" if one.size == size else f"a model for {made}"
     own = [e and _of(e.exact_accuracy, e, "" if e is single else e.how, _any_path(e), f"{e.split} rows", other)
            for e in (single, more)]  # fmt: skip
     cells = [cell for name in BENCHMARKS for cell in (own if name == one.task else (None, None))]
-    best = 100 * max(e.exact_accuracy for e in (single, more) if e) if one.task == "sudoku" else -1.0
-    return [best, f"**{one.link}** (ours)", one.parameters, *cells, one.training, "results beside the checkpoint"]
+    most = 100 * max(e.exact_accuracy for e in (single, more) if e) if one.task == "sudoku" else -1.0
+    return [most, f"**{one.link}** (ours)", one.parameters, *cells, one.training, "results beside the checkpoint"]

@@ -36,6 +36,7 @@ from torch import Tensor
 import air_model
 from air_model.analysis.attention import attention_rows
 from air_model.analysis.interventions import Intervention
+from air_model.analysis.leaderboard import Evaluation, best
 from air_model.answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import NODES, solve_puzzles
 from air_model.configuration_air import AirConfig
@@ -448,22 +449,19 @@ def _named(name: str) -> Checkpoint:
 
 
 def _measured(folder: Path, config: AirConfig) -> dict[str, Any]:
-    """What a single pass and a search by pins reach, by scripts/evaluate.py's files in the folder."""
-    best: dict[str, dict[str, Any]] = {}
-    own = repr(task_from_config(config))
+    """What a single pass and a search by pins reach, by the files of scripts/evaluate.py, as the tables say it."""
+    own, found = repr(task_from_config(config)), {}
     with contextlib.suppress(ValueError, OSError):  # a damaged file beside a model is no reason to show none
-        for one in sorted(read_evaluations(folder).values(), key=lambda one: -one["exact_accuracy"]):
-            steps, attempts = setting(one, "max_act_steps"), setting(one, "attempts") or 1
-            if setting(one, "task") not in (None, own):  # a model may be asked for other sizes than its own
-                continue
-            if attempts == 1 and steps in (None, config.halt_max_steps):
-                best.setdefault("single", one)
-            elif setting(one, "retry") == "pins":
-                best.setdefault("searched", one)
+        found = read_evaluations(folder)
+    # A model may be asked for other sizes than its own.
+    own_size = (one for one in found.values() if setting(one, "task") in (None, own))
+    measured = [Evaluation(one, config.halt_max_steps) for one in own_size]
+    single, searched = best([one for one in measured if one.is_single_pass or one.retry == "pins"])
+    named = {name: one for name, one in (("single", single), ("searched", searched)) if one is not None}
     return {
-        "accuracy": best.get("single", {}).get("exact_accuracy"),
-        "searched": best.get("searched", {}).get("exact_accuracy"),
-        "by_rating": {name: one["by_rating"] for name, one in best.items() if "by_rating" in one},
+        "accuracy": single and single.exact_accuracy,
+        "searched": searched and searched.exact_accuracy,
+        "by_rating": {name: one.by_rating for name, one in named.items() if one.by_rating},
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import tiny_batch, tiny_config, tiny_model
+from transformers import AutoModel
 
 from air_model import VARIANTS, AirConfig, AirModel
 from air_model.blocks_air import by_groups
@@ -108,6 +109,13 @@ def test_save_and_load_give_equal_outputs(name, tmp_path):
     inputs, _ = tiny_batch()
     with torch.no_grad():
         assert torch.equal(model(inputs).logits, loaded(inputs).logits)
+
+
+def test_weights_saved_as_a_variant_of_files_load_as_such(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, variant="fp16")
+    loaded = AutoModel.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight) and loaded.config.variant == "Lx_H"
 
 
 def test_the_one_stack_is_shared_and_hrm_has_two():

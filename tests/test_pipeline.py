@@ -14,7 +14,7 @@ from conftest import tiny_model
 
 from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
 from air_model.configuration_air import TRAVELLING_FILES
-from air_model.pipeline_air import OtherSizeError, in_size, sort_by_size, takes_size
+from air_model.pipeline_air import OtherSizeError, in_size, readings, sort_by_size, takes_size
 from air_model.processing_air import MazeTask, SudokuTask
 from air_model.scripts import solve as solve_script
 
@@ -203,6 +203,21 @@ def test_a_fault_in_a_maze_of_another_size_is_named_as_it_is_drawn(text, message
     pipe = PuzzleSolvingPipeline(tiny_model(task="maze", grid_height=3, position_embedding="rope2d"), device="cpu")
     with pytest.raises(ValueError, match=message):
         pipe(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("123.\n....\n....", "The sudoku text has 12 cells, 16 expected"),  # a row was forgotten
+        ("1 2 3 5\n" + 3 * "....\n", "Foreign letter '5' at row 1, column 4: this sudoku uses the digits 1-4"),
+        ("5 3 . . 7 . . . .", "The sudoku text has 9 cells, 81 expected"),  # 5 and 7 are no digits of a 4x4
+        ("a foolish sentence of so many letters", "Foreign letter 'a' at row 1, column 1: this sudoku"),
+        ("S......G", "The maze text has 8 cells"),  # free cells as the page writes them
+    ],
+)
+def test_a_text_that_no_model_reads_is_refused_as_the_kind_of_puzzle_that_it_is(text, message):
+    with pytest.raises(ValueError, match=message):
+        readings([SudokuTask(9), SudokuTask(4), MazeTask(3)], text)
 
 
 def test_an_answer_does_not_depend_on_the_sizes_beside_it():

@@ -221,7 +221,7 @@ def test_of_two_models_of_a_size_the_better_one_answers_and_comes_first(monkeypa
     for name, exact in (("air-a", 0.2), ("air-b", 0.6)):
         folder = tmp_path / "checkpoints" / name
         save_release(tiny_model(), folder)
-        (folder / "eval.json").write_text(json.dumps({"n": 10, "exact_accuracy": exact, "settings": {"attempts": 1}}))
+        (folder / "eval.json").write_text(json.dumps({"n": 10, "exact_accuracy": exact, "settings": {"halt": "max"}}))
     save_release(AirModel(tiny_config("Lx_H", task="maze", grid_height=5)), tmp_path / "checkpoints" / "air-maze")
     monkeypatch.setattr("air_model.spaces_demo.engine.air_model.__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr("air_model.spaces_demo.engine.__file__", str(tmp_path / "space" / "engine.py"))
@@ -286,8 +286,9 @@ def test_checkpoints_come_from_folders_and_faults_are_named(tmp_path):
     save_release(tiny_model(), tmp_path / "one" / "model")
     save_release(tiny_model(seed=1), tmp_path / "two" / "model")
     (tmp_path / "two" / "model" / "results").mkdir()
-    for name, attempts, exact in (("max-16", 1, 0.5), ("attempts-8", 8, 0.9)):
-        content = {"n": 10, "exact_accuracy": exact, "settings": {"attempts": attempts}}
+    evaluations = (("max-16", 1, "max", 20, 0.5), ("easy", 1, "q", 10, 0.8), ("attempts-8", 8, "q", 20, 0.9))
+    for name, attempts, halt, n, exact in evaluations:  # the single pass on the most puzzles counts, as in the tables
+        content = {"n": n, "exact_accuracy": exact, "settings": {"attempts": attempts, "halt": halt}}
         (tmp_path / "two" / "model" / "results" / f"{name}.json").write_text(json.dumps(content))
     found = find_checkpoints(f"{tmp_path}/one/model, {tmp_path}/two/model")
     assert [(c.key, c.accuracy) for c in found] == [("one", None), ("two", 0.5)]

@@ -360,6 +360,16 @@ def test_a_large_maze_is_chosen_by_size_and_painted_in_one_stroke(visit):
         assert text_of(page, "editor")[1800:1860] == "#" * 60
 
 
+def test_a_maze_that_is_not_square_names_its_size_and_stays_as_high_as_a_square_one(visit):
+    with visit() as page:
+        choose(page, "maze")
+        square = page.locator("#board-editor .ab-grid").bounding_box()["height"]
+        use_text(page, "S....\n" + 18 * ".....\n" + "....G")
+        page.wait_for_function("AIR.S.task.height === 20")
+        assert page.evaluate("document.querySelector('#air-size').selectedOptions[0].textContent") == "20×5"
+        assert abs(page.locator("#board-editor .ab-grid").bounding_box()["height"] - square) < 2
+
+
 def test_one_who_waits_reads_how_long_and_a_what_if_can_be_stopped(visit):
     with visit() as page:
         solve(page)
@@ -756,6 +766,9 @@ def test_a_refused_puzzle_is_thought_on_node_by_node(visit, ending):
         assert page.locator("#board-a-h .is-guess").count() == words.count("in row")
         assert page.locator("#air-think").count() == 0 and page.inner_text("#air-solve") == "Solve"
         assert page.evaluate("AIR.S.run.frames.h.length") > 0, "the single pass can still be explored"
+        open_tab(page, "Share")
+        outcome = page.evaluate("AIR.S.search.end.solved ? 'solved' : 'not solved'")
+        assert f"Thinking on, it was {outcome} within " in page.inner_text("#sh-what")
 
 
 def test_every_cell_of_an_answer_that_breaks_a_rule_is_marked_until_the_next_answer(visit):

@@ -134,7 +134,9 @@ window.AIR = window.AIR || (() => {
     $("air-model").value = S.ck.base || key;
     $("air-size").parentNode.hidden = S.ck.sizes.length < 2;
     $("air-size").replaceChildren(...S.ck.sizes.map((n, i) => h("option", { value: n }, `${n}×${n}${i ? "" : " (its own)"}${n === 30 ? " (benchmark’s)" : ""}`)));
-    $("air-size").value = S.task.height;
+    const { height, width } = S.task, listed = height === width && S.ck.sizes.includes(height);
+    if (!listed) $("air-size").append(h("option", { value: "", disabled: true }, `${height}×${width}`));
+    $("air-size").value = listed ? height : "";
     $("air-model").disabled = S.ck.vacant;
     S.boards.editor.setTask(S.task);
     const sameTask = before && JSON.stringify(before.task) === JSON.stringify(S.task);

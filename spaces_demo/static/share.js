@@ -25,7 +25,7 @@ window.AIRShare = window.AIRShare || (() => {
         h("button", { type: "button", id: "sh-gif", onclick: gif }, "Animation (GIF)"),
         h("button", { type: "button", id: "sh-json", onclick: json }, "Roll-out (JSON)")),
       h("div", { class: "row" }, h("h2", {}, "Use it from a program")),
-      h("p", { class: "note" }, h("code", {}, "/solve"), " takes a puzzle as text and returns its answer as JSON; ", h("code", {}, "/rollout"), " adds both states after every update; ", h("code", {}, "/think"), " goes on where a Sudoku is not solved; ", h("code", {}, "/what_if"), " also takes settings. Each picks the model that fits the text."),
+      h("p", { class: "note" }, h("code", {}, "/solve"), " takes a puzzle as text and returns its answer as JSON; ", h("code", {}, "/rollout"), " adds both states after every update; ", h("code", {}, "/think"), " goes on where the answer is refused; ", h("code", {}, "/what_if"), " also takes settings. Each picks the model that fits the text."),
       h("div", { class: "codes", id: "sh-codes" }));
     mini = api.puzzleOn("sh-board");
     refresh();
@@ -64,9 +64,9 @@ window.AIRShare = window.AIRShare || (() => {
     $("sh-link").value = link();
     const { h } = api, { run, ck, puzzle: text } = shared(), has = !!run, puzzle = portable(text);
     mini(ck.task, text);
-    $("sh-what").textContent = has ? `The run on the page: ${title(run)} The link holds its puzzle, its model and when it stops.` : "The puzzle on the page; it has not been run yet.";
+    $("sh-what").textContent = has ? `The run on the page: ${title(run)}${searched()} The link holds its puzzle, its model and when it stops.` : "The puzzle on the page; it has not been run yet.";
     for (const id of ["sh-png", "sh-gif", "sh-json"]) $(id).disabled = !has;
-    api.note("sh-note", has ? "The picture shows the update that the boards show; the animation and the roll-out have all of them." : "Solve a puzzle first.");
+    api.note("sh-note", has ? `The picture shows ${searched() ? "an update of the single pass" : "the update that the boards show"}; the animation and the roll-out have all of them.` : "Solve a puzzle first.");
     const root = `${location.origin}${location.pathname}`.replace(/\/$/, "");
     $("sh-codes").replaceChildren(...Object.entries(examples(root, puzzle)).map(([name, code]) =>
       h("figure", {}, h("figcaption", {}, name, h("button", { type: "button", class: "quiet", "aria-label": `Copy the ${name} example`, onclick: (e) => copy(code, e.currentTarget) }, "Copy")),
@@ -82,6 +82,9 @@ window.AIRShare = window.AIRShare || (() => {
   }
 
   const title = ({ ck, end }) => `${ck.task.title}, ${ck.variant}, ${ck.key}: ${end.solved ? "solved" : "not solved"} in ${api.plural(end.act_steps, "ACT step")}.`;
+
+  /* What thinking on added to the run. */
+  const searched = () => (S.search && S.search.end ? ` Thinking on, it was ${S.search.end.solved ? "solved" : "not solved"} within ${api.plural(S.search.end.attempts, "node")}.` : "");
 
   // ---- pictures --------------------------------------------------------------------------------------------------------
 
