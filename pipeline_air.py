@@ -471,10 +471,10 @@ def load_model(
     folder, name = Path(source).expanduser(), str(source)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{source} holds no config.json: give a folder that save_pretrained or convert_checkpoint.py wrote, "
-                "or a Hub id USER/NAME."
-            )
+            what = "a folder that save_pretrained or convert_checkpoint.py wrote, or a Hub id USER/NAME"
+            if (folder / "model" / "config.json").is_file():
+                what = f"the model of this run, {folder / 'model'}"
+            raise FileNotFoundError(f"{source} holds no config.json: give {what}.")
         name = str(folder)
     device = device_of(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")

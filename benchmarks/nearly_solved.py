@@ -12,7 +12,7 @@ import numpy as np
 from bench import accuracies, arguments, held, in_sentences
 
 from air_model import load_model, solve_puzzles
-from air_model.datasets_builders.loading import load_puzzles
+from air_model.datasets_builders.loading import load_for_models
 from air_model.records import command_line, environment, write_json
 
 
@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=1000)
     args = parser.parse_args()
-    model, puzzles = load_model(args.model), load_puzzles(args.data, args.split, limit=args.limit)
+    model = load_model(args.model)
+    puzzles = load_for_models([model], args.data, args.split, args.limit)
     grids, found = nearly_solved(puzzles.labels, puzzles.task.blank_token), {}
     for halt in ("max", "q", "rules"):
         answers = solve_puzzles(model, puzzles.task, grids, halt=halt, progress=True)

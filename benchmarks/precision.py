@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from bench import arguments, headed, in_sentences, save_each, table, timed
 
-from air_model.datasets_builders import load_puzzles
+from air_model.datasets_builders.loading import load_for_models
 from air_model.pipeline_air import load_model
 
 
 def compare(folder: str, data: str, split: str, limit: int, halt: str) -> dict[str, Any]:
     """One model's answers in both precisions: exact accuracies, counts and seconds."""
-    model, puzzles = load_model(folder), load_puzzles(data, split, limit=limit)
+    model = load_model(folder)
+    puzzles = load_for_models([model], data, split, limit)
     inputs = torch.from_numpy(puzzles.inputs)
     row: dict[str, Any] = {"model": Path(folder).name, "data": Path(data).name, "n": len(inputs), "halt": halt}
     answers, right = {}, {}

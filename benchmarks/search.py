@@ -23,7 +23,7 @@ from bench import arguments, headed, in_sentences, save_each
 from air_model import attempts_air
 from air_model.analysis.common import markdown_table
 from air_model.attempts_air import solve_puzzles
-from air_model.datasets_builders import load_puzzles
+from air_model.datasets_builders.loading import load_for_models
 from air_model.datasets_builders.sudoku_solver import solve as solve_classically
 from air_model.pipeline_air import load_model
 from air_model.processing_air import GridTask
@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, puzzles = load_model(args.model), load_puzzles(args.data, args.split, limit=args.limit)
+    model = load_model(args.model)
+    puzzles = load_for_models([model], args.data, args.split, args.limit)
     rows = (run(way, model, puzzles, args) for way in args.ways)
     save_each(rows, args.output, page, threads=args.threads)
 

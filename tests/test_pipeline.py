@@ -359,6 +359,12 @@ def test_without_the_package_the_folder_brings_its_own_code_and_hands_it_on(fold
 # ---- load_model and scripts/solve.py
 
 
+def test_a_run_given_for_its_model_is_told_where_that_lies(folder, tmp_path):
+    (tmp_path / "model").symlink_to(folder)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"the model of this run, {tmp_path / 'model'}")):
+        load_model(tmp_path)
+
+
 def test_a_missing_or_damaged_folder_is_named_in_one_sentence(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
         load_model(tmp_path)
