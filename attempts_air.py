@@ -45,8 +45,8 @@ VIEWS = 16  # of a square maze
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
 STILL_VIEW = 3
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-# Searches have a long tail: one that has not ended by then begins anew in another symmetric view, where the model
-# believes otherwise (of three that 512 nodes had not solved, 18 of 24 other views took 96 or fewer).
+# Searches have a long tail: after every so many nodes one begins anew in another symmetric view, where the model
+# believes otherwise (results/LOG.md, "Search by pins: when to begin anew").
 RESTART = 32
 LEAST_BELIEF = 1e-6
 # What a guess below a node costs more the surer the model is that the node has lost the solution: a share of -log of
