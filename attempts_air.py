@@ -180,7 +180,7 @@ def _check_settings(task: GridTask, halt: str, noise: float, selection: str, see
     for name, value, known in (("halt", halt, ("q", "max", "rules")), ("selection", selection, ("auto", "q", "vote"))):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
-    if halt == "rules" and task.name == "grid":
+    if halt == "rules" and not task.has_rules:
         raise ValueError("halt='rules' needs a task with rules; a generic grid has none. Use 'q' or 'max'.")
     if not (isinstance(noise, numbers.Real) and math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be a number of 0 or more, got {noise!r}.")
@@ -366,7 +366,7 @@ class _Views(Attempts):
             at, answers = (m * self.k + view, i), self.home(predictions, view, i)
             self.answers[at], self.q[at], self.steps[at] = answers, q[0].float().cpu().numpy(), steps.cpu().numpy()
             # The generic grid has no rules that could accept an answer.
-            if len(self.answers) > 1 and self.selection == "auto" and self.task.name != "grid":
+            if len(self.answers) > 1 and self.selection == "auto" and self.task.has_rules:
                 self.accepted[i] |= self.task.verdicts(self.puzzles[i], answers).valid
             again = ~self.accepted[i] & (view + 1 < self.k)
             self.report(i[self.accepted[i] | (m == len(self.models) - 1) & ~again])
@@ -433,7 +433,7 @@ def _choose(
         earlier = -np.arange(len(mine))
         if selection == "vote":
             marks = (votes, confidence, earlier)
-        elif selection == "q" or task.name == "grid":
+        elif selection == "q" or not task.has_rules:
             marks = (confidence, votes, earlier)
         else:
             rules = task.verdicts(np.repeat(puzzles[i : i + 1], len(mine), 0), found)

@@ -326,7 +326,7 @@ class PuzzleSolvingPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], puzzle_ids: Any = None, **options: Any) -> dict[str, Any]:
         outputs = []
         for task, (places, tokens) in model_inputs["groups"].items():
-            options["halt"] = options.get("halt") or ("q" if task.name == "grid" else "rules")
+            options["halt"] = options.get("halt") or ("rules" if task.has_rules else "q")
             options.setdefault("attempts", None)
             options.setdefault("progress", sys.stderr is not None and sys.stderr.isatty())
             ids = puzzle_ids
@@ -374,7 +374,7 @@ def describe(
         message += " This is one of several solutions." if verdict.valid else " The puzzle has several solutions."
     elif task.name == "sudoku" and solutions == 0:
         message = f"The puzzle has no solution. {message}"
-    if not (verdict.valid or solutions or task.name == "grid"):
+    if not (verdict.valid or solutions or not task.has_rules):
         confidence = 0.0  # nothing that may be right is known
     result = {
         "solution": task.decode(tokens),
@@ -385,7 +385,7 @@ def describe(
         "act_steps": int(answers.act_steps[i]),
         "attempts": int(answers.attempts[i]),
     }
-    if task.name == "grid":
+    if not task.has_rules:
         result["solved"] = result["valid"] = None
     if answers.pins is not None:
         result["pins"] = [_pin(task, *pin) for pin in answers.pins[i]]

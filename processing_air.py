@@ -101,6 +101,7 @@ class GridTask:
     """
 
     name = "grid"
+    has_rules = False  # that judge an answer; without them puzzles may be padded
     blank_token = 1
     box_height: int | None = None
     box_width: int | None = None
@@ -230,13 +231,13 @@ class GridTask:
         self._check(self.as_tokens(puzzle, values))
 
     def _check(self, tokens: np.ndarray) -> None:
-        if self.name != "grid" and len(pads := np.flatnonzero(tokens == PAD)):
+        if self.has_rules and len(pads := np.flatnonzero(tokens == PAD)):
             digits = " Digits, with 0 for a blank, need values='digits'." if self.name == "sudoku" else ""
             raise ValueError(f"{self.cell(pads[0])} holds the PAD token 0: every cell needs a value.{digits}")
 
     def ill_formed(self, puzzles: np.ndarray) -> np.ndarray:
         """Which of N puzzles `check_puzzle` refuses: tokens (N, S) -> bool (N,)."""
-        return (puzzles == PAD).any(-1) & (self.name != "grid")
+        return (puzzles == PAD).any(-1) & self.has_rules
 
     def check_solvable(self, puzzle: Any) -> None:
         """`check_puzzle`, and ValueError where it shows at once that a well-formed puzzle has no answer.
@@ -254,7 +255,7 @@ class GridTask:
 
     def explain(self, puzzle: np.ndarray, answer: np.ndarray, verdict: Verdict) -> str:
         """A verdict on one answer (tokens) in words, naming the first cell that is wrong."""
-        right = "Complete; no rule says whether it is right." if self.name == "grid" else "Solved."
+        right = "Solved." if self.has_rules else "Complete; no rule says whether it is right."
         return right if verdict.valid else self._explain(puzzle, answer, verdict.complete, verdict.consistent)
 
     def solutions(self, puzzle: np.ndarray, effort: int = 100_000) -> int | str | None:
@@ -273,7 +274,7 @@ class GridTask:
 
     def _given(self, puzzles: np.ndarray) -> np.ndarray:
         """Cells that an answer must keep, bool, same shape. No rule says what a generic grid gives."""
-        return (puzzles != self.blank_token) & (self.name != "grid")
+        return (puzzles != self.blank_token) & self.has_rules
 
     def _kept(self, puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Cells where an answer agrees with what was given, bool, same shape."""
@@ -348,6 +349,7 @@ class SudokuTask(GridTask):
     """Sudoku of any size n = box_height * box_width: blank 1, digits 2 ... n + 1 (A, B, ... stand for 10, 11, ...)."""
 
     name = "sudoku"
+    has_rules = True
 
     def __init__(self, height: int = 9, width: int | None = None, box_height: int | None = None,
                  box_width: int | None = None):  # fmt: skip
@@ -537,6 +539,7 @@ class MazeTask(GridTask):
     """
 
     name = "maze"
+    has_rules = True
     blank_token = 2
     WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
     alphabet = UNKNOWN + "# SGo"

@@ -140,7 +140,7 @@ class Evaluation:
             )
         task, labels, seconds = puzzles.task, puzzles.labels, float(table["seconds"])
         known = {"inputs": puzzles.inputs, "blank_token": task.blank_token, "rating": puzzles.rating}
-        known |= {"valid": None if task.name == "grid" else table["valid"]}
+        known |= {"valid": table["valid"] if task.has_rules else None}
         known |= {"edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))
@@ -218,7 +218,7 @@ def thought_curve(
     result |= {"exact_accuracy": [], "valid_accuracy": [], "mean_act_steps": []}
     limits = np.array(steps)[:, None]
     for k in tries:
-        accepted = valid[:k].any(0) & (task.name != "grid")  # (steps, N), as what follows
+        accepted = valid[:k].any(0) & task.has_rules  # (steps, N), as what follows
         first = valid[:k].argmax(0)
         choice = np.where(accepted, first, q[:k].argmax(0))[None]
         for name, right in (("exact_accuracy", exact), ("valid_accuracy", valid)):

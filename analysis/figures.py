@@ -251,7 +251,7 @@ class _Film:
         if self.label is not None:
             right = (tokens == self.label)[self.counted]
             parts.insert(0, f"{int(right.sum())} of {len(right)} cells right")
-        elif task.name != "grid" and bool(task.verdicts(self.puzzle[None], tokens[None].astype(np.uint8)).valid[0]):
+        elif task.has_rules and bool(task.verdicts(self.puzzle[None], tokens[None].astype(np.uint8)).valid[0]):
             parts.insert(0, "solved")
         return ",  ".join(parts) or "every cell committed"
 

@@ -38,7 +38,7 @@ def study_searches(
     Raises:
         ValueError: a task without rules.
     """
-    if puzzles.task.name == "grid":
+    if not puzzles.task.has_rules:
         raise ValueError(f"A search by pins needs rules that judge an answer; {puzzles.task} has none.")
     options |= {"attempts": None, "halt": "rules", "check": False, "return_rollout": True}
     answers = solve_puzzles(model, puzzles.task, puzzles.inputs, puzzle_ids=puzzles.ids_for(model), **options)

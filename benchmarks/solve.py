@@ -132,7 +132,7 @@ def halting(model: AirModel, args: argparse.Namespace) -> bench.Rows:
     if args.model:
         puzzles = unseen(task, args)
         ids, labels = puzzles.inputs, puzzles.labels
-        halts += ["rules"] if task.name != "grid" else []
+        halts += ["rules"] * task.has_rules
     else:
         ids, generator = random_puzzles(model, args.puzzles).byte(), torch.Generator().manual_seed(1)
         model.halts = lambda q, _: (torch.rand(len(q), generator=generator) < args.halt_rate).to(q.device)

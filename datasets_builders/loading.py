@@ -498,7 +498,7 @@ def _of_tokens(
         task = make_task(task or guess, side, side)
     if "rating" in numbers and (numbers["rating"] == UNRATED).all():
         del numbers["rating"]
-    first = PAD + (task.name != "grid")  # generic grids may be padded
+    first = PAD + task.has_rules  # generic grids may be padded
     for what, tokens, least in (("inputs", inputs, first), ("labels", labels, PAD)):
         if tokens.shape[1:] != (task.seq_len,) or tokens.min() < least or tokens.max() >= task.vocab_size:
             raise ValueError(f"{name}: the {what} are not puzzles of {task}; build the folder again.")

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             models_for(models, task),
             task,
             puzzles,
-            halt=args.halt or ("q" if task.name == "grid" else "rules"),
+            halt=args.halt or ("rules" if task.has_rules else "q"),
             return_rollout=args.rollout,
             progress=sys.stderr.isatty(),
             interruptible=True,

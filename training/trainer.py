@@ -587,7 +587,7 @@ def evaluate_model(
     """
     mine = puzzles.select(slice(rank, None, world))
     inputs, labels, n = mine.inputs, mine.labels, len(mine)
-    keys = ["exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * (puzzles.task.name != "grid")
+    keys = ["exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * puzzles.task.has_rules
     if n == 0:
         return {"n": 0, **dict.fromkeys(keys, 0.0)}
     batch_size = min(batch_size, n)
