@@ -103,7 +103,8 @@ def run_stages(
     """Run a chain; with `resume` finished stages are kept and a half-done one goes on. Returns the chain's run.json.
 
     Raises:
-        RunError: the folder holds a run already.
+        RunError: the folder holds a run already, or a stage would go on from which the next one began. ValueError,
+        FileNotFoundError: a stage that cannot run; nothing has been trained then.
     """
     output_dir, first_process = Path(os.path.abspath(output_dir)), is_first_process()
     folders = [output_dir / f"stage_{number}" for number in range(1, len(stages) + 1)]
