@@ -92,7 +92,7 @@ def run_rollout(study: Study, options: Options) -> list[str]:
         ends = [(by[m]["mean"][-1], by[m]["sem"][-1]) for m in ("accuracy", "exact", "blank", "pad")]
         margin = number(by["margin"]["mean"][-1], 2)
         rows.append([state, *(plus_minus(*end, digits=1, scale=100) for end in ends), margin])
-    blank = "free cells" if study.task.name == "maze" else "blank"
+    blank = BLANKS[study.task.name]
     header = ["state", "cells right, %", "grids right, %", f"{blank}, %", "PAD, %", "margin of the best logit"]
     lead = f"After the last of {len(result.updates)} updates, mean ± SEM over {len(result)} puzzles."
     text = f"## Roll-out\n\n{lead}\n\n{markdown_table(header, rows, left=1)}"
@@ -102,8 +102,8 @@ def run_rollout(study: Study, options: Options) -> list[str]:
 
 
 def held_back_sentence(curves: dict[str, Any], task: GridTask) -> str:
-    """Which state holds more cells back, as measured; a free cell of a maze is an answer, a Sudoku's blank is not."""
-    kinds = {"pad": "PAD"} if task.name == "maze" else {"blank": "blank", "pad": "PAD"}
+    """Which state holds more cells back, as measured; of the tasks a Sudoku alone has blanks that are no answer."""
+    kinds = {"blank": "blank", "pad": "PAD"} if task.name == "sudoku" else {"pad": "PAD"}
     share = {s: sum(float(np.mean(by[kind]["mean"])) for kind in kinds) for s, by in curves.items()}
     more, less = ("z_L", "z_H") if share["z_L"] >= share["z_H"] else ("z_H", "z_L")
     return (
@@ -112,11 +112,12 @@ def held_back_sentence(curves: dict[str, Any], task: GridTask) -> str:
     )
 
 
+BLANKS = {"sudoku": "blank", "maze": "free cells", "grid": "token 1"}  # what the measure "blank" counts, by task
 CURVES = (
     ("accuracy", "cells right, %", 100.0),
     ("exact", "grids right, %", 100.0),
     ("margin", "best minus second logit", 1.0),
-    ("blank", "decoded blank, %", 100.0),
+    ("blank", "decoded {blank}, %", 100.0),
     ("pad", "decoded PAD, %", 100.0),
     ("changed", "cells changed, %", 100.0),
 )
@@ -126,7 +127,7 @@ def draw_rollouts(study: Study, result: rollout.RolloutResult, folder: Path) -> 
     """Curves over all puzzles; board, film strip and animation of each kept one."""
     for stale in folder.glob("rollout_[0-9]*"):  # of an earlier call with more pictures or other puzzles
         stale.unlink()
-    named = [(m, "decoded free, %" if m == "blank" and study.task.name == "maze" else t, f) for m, t, f in CURVES]
+    named = [(m, t.format(blank=BLANKS[study.task.name]), f) for m, t, f in CURVES]
     plots.state_curves(result.curves(), named, folder / "rollout_curves.png", result.per_step)
     rolled = AirRollout(result.tokens["h"], result.tokens["l"], result.updates)
     for i in range(len(rolled.z_h)):

@@ -139,8 +139,9 @@ class Evaluation:
                 "process has died. Run the same command again; it goes on from there."
             )
         task, labels, seconds = puzzles.task, puzzles.labels, float(table["seconds"])
-        known = {"inputs": puzzles.inputs, "blank_token": task.blank_token, "rating": puzzles.rating}
-        known |= {"valid": table["valid"] if task.has_rules else None}
+        known = {"inputs": puzzles.inputs, "rating": puzzles.rating}
+        if task.has_rules:  # of a generic grid nobody knows which cells are open
+            known |= {"blank_token": task.blank_token, "valid": table["valid"]}
         known |= {"edges": MAZE_EDGES if task.name == "maze" else SUDOKU_EDGES}
         labelled = (labels != 0).any(-1)  # nobody knows whether the others are right
         confidence = 1 / (1 + np.exp(-table["q_halt_logits"].astype(np.float64)))

@@ -76,7 +76,8 @@ def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Fi
         way.add(at)
         at = tree[at].parent
     figure = new_figure(max(6.4, 0.62 * (max(x) + 1) + 1), 1.1 + 0.8 * (max(depth) + 1))
-    ax = figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    top = 1 - 0.3 / figure.get_figheight()  # inches for the title, whatever the height
+    ax = figure.add_axes((0.02, 0.02, 0.96, top - 0.02))
     colours = [ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED for k, node in enumerate(tree)]
     y = [-level for level in depth]
     for k, node in enumerate(tree):
@@ -89,7 +90,10 @@ def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Fi
         ax.text(x[k], y[k], str(k + 1), ha="center", va="center", fontsize=7, color="white", zorder=3)
     ax.scatter(x[: len(tree)], y[: len(tree)], s=170, color=colours, zorder=2)
     end = f"answer {len(tree)} accepted (green)" if way else "none accepted" if len(tree) == whole else "so far none"
-    ax.set_title(f"{len(tree)} nodes tried, each a guess more than its parent: {end}; grey: refused", fontsize=9)
+    ax.set_title(
+        f"{len(tree)} node{'s' * (len(tree) > 1)} tried, each a guess more than its parent: {end}; grey: refused",
+        fontsize=9,
+    )
     ax.set_xlim(-0.8, max(x) + 0.8)
     ax.set_ylim(-max(depth) - 0.7, 0.5)
     ax.axis("off")

@@ -110,8 +110,8 @@ def load_puzzles(
             folder of arrays that the public HRM, TRM or AIR code built (SPLIT/all__inputs.npy, …); or a data set on
             the Hub ("user/name": such files, or what build_dataset.py wrote).
         split: "train", "test", "dev", ...
-        task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze or
-            boxes other than the squarest need a GridTask.
+        task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze in
+            one line and boxes other than the squarest need a GridTask.
         limit: only the first rows.
         config: which table of a built folder; by default its default one.
         revision: of a Hub data set.
@@ -252,11 +252,14 @@ def full_revision(repo_id: str, revision: str | None) -> str | None:
 
 
 def guess_task(question: Any, where: str) -> GridTask:
-    """Task of a puzzle: a maze has walls or spaces, everything else is a Sudoku. Square grids only."""
+    """Task of a puzzle: a maze has walls or spaces, everything else is a Sudoku. Square grids, and drawn mazes."""
     question, _ = puzzle_of(question)
     if (text := as_text(question)) is None:
         text = "." * (1 if np.isscalar(question) else as_array(question).size)
     cells = text.strip("\r\n")
+    widths = {len(line) for line in cells.splitlines()}
+    if "#" in cells and "\n" in cells and len(widths) == 1:
+        return make_task("maze", len(cells.splitlines()), *widths)
     if "#" not in cells and math.isqrt(len(cells)) ** 2 != len(cells):
         cells = re.sub(r"\s", "", cells)  # drawn
     elif "\n" in cells:

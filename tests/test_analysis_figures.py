@@ -14,7 +14,7 @@ from test_analysis import MAZE, lively, study_of
 
 from air_model.analysis import figures, geometry, plots, report
 from air_model.analysis.attention import attention_study
-from air_model.analysis.commands import redraw_published
+from air_model.analysis.commands import held_back_sentence, redraw_published
 from air_model.analysis.interventions import run_with
 from air_model.processing_air import AirProcessor, make_task, task_from_config
 from air_model.scripts import analyze
@@ -282,6 +282,14 @@ def test_analyze_refuses_data_of_another_task(small, tmp_path, capsys):
     data.write_text('question,answer\n"S  # G","So # G"\n')
     assert analyze.main(["freeze", "--model", str(small[0]), "--data", str(data), "--output-dir", str(tmp_path)]) == 1
     assert "analyze: " in capsys.readouterr().err
+
+
+def test_token_1_of_a_generic_grid_is_no_blank():
+    curves = {
+        z: {"blank": {"mean": [blank]}, "pad": {"mean": [pad]}} for z, blank, pad in (("z_H", 1, 0), ("z_L", 0, 1))
+    }
+    said = held_back_sentence(curves, make_task("grid", 2, vocab_size=4))
+    assert said == "Over the roll-out z_L leaves 100.00 % of its cells PAD, z_H 0.00 %.\n"
 
 
 def test_analyze_takes_mazes_of_another_size_where_the_model_does(tmp_path):

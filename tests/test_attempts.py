@@ -376,6 +376,17 @@ def test_a_search_tree_is_drawn_and_told(tmp_path):
     assert Image.open(animate_search(TASK, broad, tmp_path / "broad.gif", frames=2)).width <= 2400
 
 
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_the_title_of_a_small_tree_is_inside_its_picture(nodes):
+    from air_model.analysis.search import _figure_of
+    from air_model.answers_air import Node
+
+    figure = _figure_of(TASK, [Node(k - 1, 0, 2, 0.0, k == nodes - 1, 1, 0.0, np.zeros(81)) for k in range(nodes)])
+    figure.canvas.draw()
+    title = figure.axes[0].title.get_window_extent()
+    assert title.y1 <= figure.bbox.y1 and 0 <= title.x0 and title.x1 <= figure.bbox.x1
+
+
 def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
     model, puzzle = tiny_model(), TASK.as_tokens("1" + "." * 15)
     answers = solve_puzzles(

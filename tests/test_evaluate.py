@@ -88,11 +88,19 @@ def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     assert result["n"] == 1
 
 
+def test_drawn_mazes_are_evaluated_in_the_shape_that_they_are_drawn_in(tmp_path):
+    save_release(tiny_model(task="maze", grid_height=4, position_embedding="rope2d"), tmp_path / "model")
+    (tmp_path / "dev.csv").write_text('question,answer\n"S  #\n # G\n    ","So #\n #oG\n ooo"\n')
+    assert run(tmp_path)["settings"]["task"] == "MazeTask(3x4, 6 tokens)"
+
+
 @pytest.mark.parametrize("grid", ["1234" * 4, "12350000" * 2], ids=["of a Sudoku's letters", "padded"])
 def test_a_generic_grid_is_evaluated_as_what_its_model_was_made_for(tmp_path, grid):
     save_release(tiny_model(task="grid", vocab_size=6), tmp_path / "model")
     (tmp_path / "dev.csv").write_text(f"question,answer\n{grid},{grid}\n")
-    assert run(tmp_path)["settings"]["task"] == "GridTask(4x4, 6 tokens)"
+    result = run(tmp_path)
+    assert result["settings"]["task"] == "GridTask(4x4, 6 tokens)"
+    assert not {"blank_cell_accuracy", "valid_accuracy"} & result.keys()  # its token 1 is like any other
 
 
 def test_attempts_cost_steps_and_halting_saves_them(files):

@@ -446,6 +446,30 @@ def test_a_stage_with_weights_that_its_start_lacks_is_not_averaged(recipe, tmp_p
     assert "whose weights are of other shapes" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_the_record_of_a_chain_holds_the_scores_of_the_mean_that_it_leaves(recipe, tmp_path):
+    stages = [{"max_steps": 2}, {"max_steps": 2, "average": True}]
+    assert recipe("run", stages=stages, eval_every=0, lr=0.1) == 0
+    record, last = (json.loads((tmp_path / "run" / at / "run.json").read_text()) for at in (".", "stage_2"))
+    assert record["metrics"]["eval"] == record["metrics"]["best"] == last["average"] != last["metrics"]["eval"]
+
+
+@pytest.mark.parametrize("second, message", [({"start": "nowhere"}, "nowhere"), ({"data": "nowhere"}, "nowhere"),
+                                             ({"init_from": "somewhere"}, "Stage 2")])  # fmt: skip
+def test_a_stage_that_cannot_run_is_refused_before_the_first_one(recipe, tmp_path, capsys, second, message):
+    assert recipe("run", stages=[{"max_steps": 1}, {"max_steps": 1, **second}]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_stage_is_not_made_longer_after_the_next_one_began(recipe, tmp_path, capsys):
+    values = {"stages": [{"max_steps": 2}, {"max_steps": 1}], "eval_every": 0}
+    assert recipe("run", **values) == 0
+    before = (tmp_path / "run/stage_1/run.json").read_text()
+    values["stages"][0]["max_steps"] = 3
+    assert recipe("run", "--resume", **values) == 1
+    assert "stage_1 would go on" in capsys.readouterr().err
+    assert (tmp_path / "run/stage_1/run.json").read_text() == before
+
+
 def test_a_chain_whose_folder_was_moved_goes_on(recipe, tmp_path, monkeypatch):
     values = {"stages": [{"max_steps": 2}, {"max_steps": 6}], "eval_every": 0, "lr_min_ratio": 0.1}
     with killed_at(5, monkeypatch):

@@ -24,7 +24,15 @@ from air_model.modeling_air import AirModel
 from air_model.pipeline_air import device_of, load_model
 from air_model.records import append_runs_to, command_line, make_folder, read_run, whole_folder, write_json
 from air_model.training.checkpoints import write_model_folder
-from air_model.training.launch import FolderTaken, already_there, is_first_process, is_taken, join_processes, say
+from air_model.training.launch import (
+    FolderTaken,
+    RunError,
+    already_there,
+    is_first_process,
+    is_taken,
+    join_processes,
+    say,
+)
 from air_model.training.recipe import Recipe, has_finished, make_recipe, model_config, override, recipe_values
 from air_model.training.run import load_data, run_training
 from air_model.training.trainer import evaluate_model
@@ -56,6 +64,10 @@ def read_stages(name: str | os.PathLike, overrides: dict[str, Any]) -> list[Stag
     stages: list[Stage] = []
     for number, given in enumerate(chain, 1):
         given = dict(given)
+        if stages and given.get("init_from"):
+            raise ValueError(
+                f"Stage {number} of {name}: a stage says what it begins from as start=, not as init_from=."
+            )
         start, average = given.pop("start", "last" if stages else ""), bool(given.pop("average", False))
         try:
             recipe = make_recipe(override(override(common, given), overrides))
@@ -91,7 +103,8 @@ def run_stages(
     """Run a chain; with `resume` finished stages are kept and a half-done one goes on. Returns the chain's run.json.
 
     Raises:
-        RunError: the folder holds a run already.
+        RunError: the folder holds a run already, or a stage would go on from which the next one began. ValueError,
+        FileNotFoundError: a stage that cannot run; nothing has been trained then.
     """
     output_dir, first_process = Path(os.path.abspath(output_dir)), is_first_process()
     folders = [output_dir / f"stage_{number}" for number in range(1, len(stages) + 1)]
@@ -99,11 +112,13 @@ def run_stages(
     if not (resume or overwrite) and any(path.exists() for path in (output_dir / "run.json", *folders)):
         raise already_there(output_dir)
     wait()  # everybody has looked
-    if overwrite and not resume and first_process:
-        if taken := [folder for folder in folders if is_taken(folder)]:
-            raise FolderTaken(f"Another process is training into {taken[0]}: nothing was deleted.")
-        for stage in stages:  # one that cannot run costs no earlier run
-            model_config(stage.recipe, load_data(stage.recipe)[0].task)
+    anew = overwrite and not resume
+    if anew and first_process and (taken := [folder for folder in folders if is_taken(folder)]):
+        raise FolderTaken(f"Another process is training into {taken[0]}: nothing was deleted.")
+    for stage, folder in zip(stages, folders) if first_process else ():
+        if anew or not folder.exists():  # one that cannot run costs neither an earlier run nor the stages before it
+            _check(stage, output_dir)
+    if anew and first_process:
         for path in (output_dir / "model", *output_dir.glob("stage_*")):
             shutil.rmtree(path, ignore_errors=True)
         (output_dir / "run.json").unlink(missing_ok=True)
@@ -118,6 +133,12 @@ def run_stages(
             say(f"Stage {number + 1} of {len(stages)}: {folder}")
         report = read_run(folder)
         if not has_finished(report, recipe.flat(), folder):
+            if number + 1 < len(stages) and folders[number + 1].exists() and _is_longer(recipe, report):
+                raise RunError(
+                    f"{folder} would go on, but the stages after it began from what it left before. Resume with its "
+                    f"old number of steps, remove those stages ({folders[number + 1].name} ...), or choose another "
+                    "--output-dir."
+                )
             torch.compiler.reset()  # graphs of the stage before would count towards the limit of recompilations
             report = run_training(recipe, folder, resume=resume)
         if report["status"] == "finished" and stage.average:
@@ -126,6 +147,8 @@ def run_stages(
         parts = [*record.get("stages", []), part]
         # `earlier_runs` of a report are its stages, so that the seconds of all add up.
         record = {**report, "name": output_dir.name, "command": command_line(), "stages": parts}
+        if "average" in report:  # model/ is the mean, not what the last stage evaluated
+            record["metrics"] = {**report["metrics"], "eval": report["average"], "best": report["average"]}
         if number + 1 < len(stages) and record["status"] == "finished":
             record["status"] = "running"
         if first_process:
@@ -139,6 +162,20 @@ def run_stages(
         if append_runs is not None:
             append_runs_to(append_runs, [record])
     return record
+
+
+def _check(stage: Stage, output_dir: Path) -> None:
+    """Raises what its run would: no data, no such model, nothing to start from."""
+    model_config(stage.recipe, load_data(stage.recipe)[0].task)
+    to_come = Path(os.path.abspath(stage.start)).is_relative_to(output_dir)  # an earlier stage will leave it
+    if stage.start not in ("", "last", "model") and not to_come:
+        load_model(stage.start, "cpu")
+
+
+def _is_longer(recipe: Recipe, report: dict[str, Any]) -> bool:
+    """Whether a finished run would now go on, as one may whose rate does not depend on its length."""
+    now, before = recipe.flat(), report.get("config", {})
+    return report.get("status") == "finished" and any(now[k] != before.get(k) for k in ("max_steps", "epochs"))
 
 
 def _averaged(recipe: Recipe, folder: Path, report: dict[str, Any], first_process: bool) -> dict[str, Any]:
