@@ -1,7 +1,5 @@
 """What attempts at a puzzle give and share: the answers, the symmetric views of a puzzle, the givens that it keeps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -12,8 +12,6 @@ No label is ever looked at: an answer is accepted by the rules of its task, and 
 loop is `AirModel.solve`: the attempts at all puzzles share its batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import heapq
@@ -155,7 +153,7 @@ def _decodes(config: AirConfig, options: dict[str, Any]) -> int:
     return len(config.schedule) * (options["max_act_steps"] or config.halt_max_steps) * options["return_rollout"]
 
 
-def _in_parts(part: Callable[[slice], Attempts], count: int, cells: int) -> Answers:
+def _in_parts(part: Callable[[slice], "Attempts"], count: int, cells: int) -> Answers:
     """Puzzles of so many cells each, as many at once as memory is meant for; once broken off, none is begun."""
     size = max(1, CELLS_AT_ONCE // cells)
     parts: list[Answers] = []

@@ -5,8 +5,6 @@ pipe("53..7....6..195...…")                      # {"solution": ..., "solved":
 pipe(list_or_generator, attempts=1)              # a single pass; the default goes on where the rules refuse it
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -13,8 +13,6 @@ messages are counted from 1. Numbers may mean digits or tokens (blank 1, digit d
 what people call a processor or a pipeline with is never guessed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import numbers
@@ -87,7 +85,7 @@ class Symmetry(NamedTuple):
         tokens = self.tokens.astype(grids.dtype).reshape(*lead, *self.tokens.shape)
         return np.take_along_axis(tokens, moved.astype(np.intp), axis=-1)
 
-    def inverse(self) -> Symmetry:
+    def inverse(self) -> "Symmetry":
         """The symmetry that undoes this one."""
         order = lambda p: np.argsort(p, axis=-1).astype(p.dtype)  # noqa: E731
         return Symmetry(order(self.cells), order(self.tokens))
@@ -749,7 +747,7 @@ class AirProcessor(ProcessorMixin):
             setattr(self, name, size)
 
     @classmethod
-    def from_config(cls, config: Any) -> AirProcessor:
+    def from_config(cls, config: Any) -> "AirProcessor":
         """The processor that fits an AirConfig."""
         return cls(*(getattr(config, name) for name in ("task", *SIZES)))
 
@@ -808,7 +806,7 @@ class AirProcessor(ProcessorMixin):
         return self.grid_task.verdict(puzzle, answer, values)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> AirProcessor:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> "AirProcessor":
         """Load from a folder or the Hub; a local folder without processor_config.json is read from its config.json."""
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir() and not (folder / "processor_config.json").exists():

@@ -5,8 +5,6 @@ text are parted by `split_puzzles`, rows of tables are opened by `puzzle_of`. Th
 numpy and the standard library, nothing else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import numbers

@@ -4,8 +4,6 @@ Small and in plain Python or numpy, because this file travels to the Hub. Data s
 `datasets_builders`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -12,8 +12,6 @@ Only queries and keys are kept until the faults V are known (the L-update comes 
 of a part of one batch at a time. Source: AIR (arXiv:2605.17811), attention analysis.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +48,7 @@ class Geometry:
     local_faults: bool
 
     @classmethod
-    def of(cls, task: GridTask) -> Geometry:
+    def of(cls, task: GridTask) -> "Geometry":
         sudoku = task.name == "sudoku"
         masses = {"neighborhood": 1.0} if sudoku else {"nbr4": 4.0, "nbr8": 8.0, "window5": 24.0}
         stacked = np.stack(list(task.neighbours.values()), -1)  # (S, S, K)

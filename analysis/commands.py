@@ -6,8 +6,6 @@ report also leaves `summary.json`: its numbers without puzzles, small enough to 
 own folder, and the top one holds what is said about them together.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gzip

@@ -1,7 +1,5 @@
 """What every analysis shares: the puzzles it looks at, a resumable loop over them, statistics, and result files."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -72,7 +70,7 @@ class Study:
         most = max(1, 2**17 // self.config.num_stack_positions)
         return min(self.model.default_batch_size(), len(self), 512, most)
 
-    def part(self, rows: slice) -> Study:
+    def part(self, rows: slice) -> "Study":
         """The same study of some of its puzzles."""
         own = (None if values is None else values[rows] for values in (self.inputs, self.labels, self.puzzle_ids))
         return Study(self.model, *own, batch_size=self.slots(), dtype=self.dtype)

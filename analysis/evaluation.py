@@ -8,8 +8,6 @@ Every process takes each W-th puzzle that no part holds yet, and writes what it 
 minute. Parts belong to one combination of weights, data and settings; the number of processes may change.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

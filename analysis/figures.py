@@ -9,8 +9,6 @@ GridTask. Colours: z_H vermillion, z_L blue, the rest Okabe-Ito. Nothing here to
 may draw from several threads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,7 +180,7 @@ class Board:
                 frame.set_segments(np.stack([column, row], -1)[:, None] + around)
 
 
-def _legend(figure: Figure, film: _Film, changes: bool, **more: Any) -> None:
+def _legend(figure: Figure, film: "_Film", changes: bool, **more: Any) -> None:
     """What the colours of the boards mean, below them."""
     dots: list[Any] = []
     if film.task.name == "maze":

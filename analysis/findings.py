@@ -6,8 +6,6 @@ A study is what `scripts/analyze.py report` leaves in summary.json, kept as resu
 are made of their own numbers, so that none outlives the file it came from.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

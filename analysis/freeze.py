@@ -10,8 +10,6 @@ cell that enters or leaves the mask (Sudoku: decoded blank; maze: decoded path),
 token. Source: AIR (arXiv:2605.17811), freeze analysis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ and what a linear probe reads off each state.
 `sentences` says each part in one, made of its own numbers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

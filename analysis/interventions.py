@@ -9,8 +9,6 @@ puzzle by puzzle, so results do not depend on the batch size. All ACT steps are 
 a batch are always at the same one; steps are counted from 0, windows are half open.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ model itself. More steps, several attempts (views, pins, noise), several checkpo
 and every cell says which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

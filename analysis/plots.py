@@ -4,8 +4,6 @@ Every function takes results in the shape that the analyses return; published re
 the `from_published` functions, so the paper's figures and ours come from the same code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """One report out of finished studies: Markdown that links to the figures, and HTML that carries them inside."""
 
-from __future__ import annotations
-
 import base64
 import html
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Measures per update and state: accuracy (cells right), exact (whole grid right),
 so), margin (best minus second logit, mean over cells), changed (cells that differ from the decode before).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

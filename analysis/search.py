@@ -4,8 +4,6 @@ study_searches(model, puzzles, folder)      # search.json, figures/search_N.png 
 draw_search(task, tree, "tree.png")         # one tree of `Answers.trees`; animate_search: as it grows
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 import os

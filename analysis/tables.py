@@ -5,8 +5,6 @@ are means over the training seeds of full runs of the published recipes: other s
 the table `small`. A run that was not done is an empty cell.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -5,8 +5,6 @@ that a random choice of rows needs). Everything random follows from (seed, split
 the number of threads. The folder appears at once, by renaming, when all of it is right.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

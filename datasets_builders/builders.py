@@ -10,8 +10,6 @@ hash of the options, the code and the source's bytes, so a change of any of them
 `build.build`, byte for byte.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

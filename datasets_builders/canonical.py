@@ -4,8 +4,6 @@ The form is the smallest of all copies: for every choice of first row, column or
 relabelled so that the first row reads 1 ... n; the order of the other rows then follows from their first cells.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

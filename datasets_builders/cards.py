@@ -1,7 +1,5 @@
 """The data card (README.md of a data set repository): YAML that `load_dataset` reads, then data_card.md filled in."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

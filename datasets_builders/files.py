@@ -4,8 +4,6 @@ What a file is shows in its first bytes, not in its name. A file is a table (col
 `reading_air.PUZZLE_KEYS`), or text whose puzzles `reading_air.split_puzzles` parts.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv

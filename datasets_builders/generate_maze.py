@@ -8,8 +8,6 @@ length so that a layout that qualifies is about as rare (larger sizes) or less s
 Maze `number` of a stream depends on (seed, stream, number) alone, so any number of threads writes the same bytes.
 """
 
-from __future__ import annotations
-
 import math
 
 import numba as nb

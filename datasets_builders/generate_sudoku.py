@@ -3,8 +3,6 @@
 Every puzzle is a function of (seed, stream, number) alone, so any number of threads writes the same bytes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numba as nb

@@ -5,8 +5,6 @@ puzzles = load_puzzles("folder of build_dataset.py", "test")
 puzzles = load_puzzles("sapientinc/sudoku-extreme", "test", limit=1000)
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math
@@ -84,7 +82,7 @@ class PuzzleSet:
         """puzzle_ids, or None where the model has no table of them."""
         return self.puzzle_ids if model.config.num_puzzle_identifiers > 1 else None
 
-    def select(self, rows: np.ndarray | slice) -> PuzzleSet:
+    def select(self, rows: np.ndarray | slice) -> "PuzzleSet":
         """The PuzzleSet of some rows."""
         names = ("inputs", "labels", "rating", "puzzle_ids", "groups")
         parts = {name: part[rows] for name in names if (part := getattr(self, name)) is not None}
@@ -310,7 +308,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def take(self, rows: np.ndarray | slice) -> Rows:
+    def take(self, rows: np.ndarray | slice) -> "Rows":
         return Rows(self.inputs[rows], self.labels[rows], self.rating[rows], np.asarray(self.source, object)[rows])
 
 

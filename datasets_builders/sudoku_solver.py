@@ -13,8 +13,6 @@ Other sizes use plain candidate masks with naked and hidden singles (`_count_any
 Puzzles here are tokens: blank 1, digits 2 ... n + 1.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numba as nb

@@ -1,7 +1,5 @@
 """Compiled kernels over many rows, on several threads (they release the interpreter lock)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ Sudoku: exactly one solution, and it is the label. Maze: the label is a shortest
 Right, Up rule. Both: no puzzle twice in a split (groups of copies aside), none of a split in training, up to symmetry.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -18,8 +18,6 @@ are all listed and nothing is written, unless --skip-bad leaves them out. An unc
 can draw fresh symmetric copies by itself, so --num-aug is needed only for a table that is to be published or compared.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import re
