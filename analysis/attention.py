@@ -160,7 +160,7 @@ class _Accumulator:
     def __init__(self, part: Study, steps: Sequence[int], geometry: Geometry):
         self.study, self.task, self.local_faults = part, part.task, geometry.local_faults
         self.layers, self.heads = num_paired_layers(part.model), part.config.num_attention_heads
-        inputs, self.labels = part.inputs.numpy(), None if part.labels is None else part.labels.numpy()
+        inputs, self.labels = part.inputs.numpy(), part.labels.numpy()
         # Queries are the open cells of the puzzle; in a maze, those on the label's path.
         mask = self.labels == self.task.PATH if self.task.name == "maze" else inputs == self.task.blank_token
         order = np.argsort(~mask, axis=-1, kind="stable")[:, : max(1, int(mask.sum(-1).max()))]
@@ -173,7 +173,7 @@ class _Accumulator:
 
     def __call__(self, rows: Tensor, at: int, z_h: Tensor, l: dict, h: dict) -> None:
         tokens = self.study.model.decode_state(z_h).argmax(-1).cpu().numpy()
-        wrong = self.task.conflicts(tokens, None if self.labels is None else self.labels[rows.cpu().numpy()])
+        wrong = self.task.conflicts(tokens, self.labels[rows.cpu().numpy()])
         faults = torch.from_numpy(wrong).to(z_h.device).double()  # (B, S), V
         adjacent = (faults @ self.peers.T > 0).gather(1, self.queries[rows])  # peers are symmetric
         self.kept.put("beside_fault", adjacent, rows, at)
@@ -313,14 +313,10 @@ AGGREGATIONS = {
 def attention_study(study: Study, steps: Sequence[int] | None = None) -> AttentionResult:
     """Contrasts of all layers and heads in one pass over the puzzles, at some ACT steps (see `checked_steps`).
 
-    Raises ValueError without labels, which define queries and faults of mazes and plain grids, and without attention.
+    Raises ValueError where the model has no attention, or no such step.
     """
     steps = checked_steps(study.model, steps)
     geometry = Geometry.of(study.task)
-    if study.task.name != "sudoku" and study.labels is None:
-        raise ValueError(
-            "The attention study of a maze compares with the right answers, but these puzzles come without labels."
-        )
     found = over_puzzles(study, "attention", lambda *some: _chunk(*some, steps, geometry), steps=steps, top=TOP)
     best = np.argsort(-found["examples"]["score"], kind="stable")[:TOP]
     found["examples"] = [{name: values[i].item() for name, values in found["examples"].items()} for i in best]

@@ -27,12 +27,12 @@ CHUNK = 32  # puzzles that one entry of the cache holds, at least
 class Study:
     """A model and the puzzles it is studied on.
 
-    inputs, labels: (N, S) int64 on the CPU; labels None where answers are not known. puzzle_ids: (N,) or None.
+    inputs, labels: (N, S) int64 on the CPU; labels PAD where an answer is not known. puzzle_ids: (N,) or None.
     """
 
     model: AirModel
     inputs: Tensor
-    labels: Tensor | None = None
+    labels: Tensor
     puzzle_ids: Tensor | None = None
     batch_size: int | None = None
     dtype: torch.dtype | None = None
@@ -48,7 +48,7 @@ class Study:
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, torch.as_tensor(values).cpu().long())
         for name, grids in (("inputs", self.inputs), ("labels", self.labels)):
-            if grids is not None and grids.shape != (len(self.inputs), self.task.seq_len):
+            if grids.shape != (len(self.inputs), self.task.seq_len):
                 raise ValueError(
                     f"{name} of {self.task!r} must be ({len(self.inputs)}, {self.task.seq_len}), got "
                     f"{tuple(grids.shape)}: give data of the model's task and size."
@@ -72,8 +72,9 @@ class Study:
 
     def part(self, rows: slice) -> "Study":
         """The same study of some of its puzzles."""
-        own = (None if values is None else values[rows] for values in (self.inputs, self.labels, self.puzzle_ids))
-        return Study(self.model, *own, batch_size=self.slots(), dtype=self.dtype)
+        ids = None if self.puzzle_ids is None else self.puzzle_ids[rows]
+        own = {"batch_size": self.slots(), "dtype": self.dtype}
+        return Study(self.model, self.inputs[rows], self.labels[rows], ids, **own)
 
     def solve(self, **kwargs: Any) -> Any:
         """`AirModel.solve` of all puzzles, with this study's batch size and precision."""

@@ -44,24 +44,23 @@ def count_changes(grids: torch.Tensor | np.ndarray, mask_token: int) -> tuple[An
 class FreezeResult:
     """Counts per run, state, puzzle and comparison.
 
-    flips, changes: {run: {"h" or "l": (N, U - 1)}}; exact: {run: {state: (N,)}} or None without labels. Runs:
+    flips, changes: {run: {"h" or "l": (N, U - 1)}}; exact: {run: {state: (N,)}}. Runs:
     "normal", "freeze_z_H", "freeze_z_L", and the names of further interventions.
     """
 
     flips: dict[str, dict[str, np.ndarray]]
     changes: dict[str, dict[str, np.ndarray]]
+    exact: dict[str, dict[str, np.ndarray]]
     updates: list[str]
-    exact: dict[str, dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         return len(self.flips["normal"]["h"])
 
-    def _counts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+    def _counts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
         """(run.state as results name it, flips, changes, exact) of every run and state."""
         for run, by in self.flips.items():
             for state, name in STATES.items():
-                exact = None if self.exact is None else self.exact[run][state]
-                yield f"{run}.{name}", by[state], self.changes[run][state], exact
+                yield f"{run}.{name}", by[state], self.changes[run][state], self.exact[run][state]
 
     def records(self) -> list[dict[str, dict[str, Any]]]:
         """Per puzzle and run.state: totals over the roll-out, as in the golden analysis.json."""
@@ -72,7 +71,7 @@ class FreezeResult:
                     "updates": len(self.updates),
                     "mask_flips": int(flips[i].sum()),
                     "content_changes": int(changes[i].sum()),
-                    "exact": None if exact is None else float(exact[i]),
+                    "exact": float(exact[i]),
                 }
         return out
 
@@ -82,8 +81,8 @@ class FreezeResult:
         for key, flips, changes, exact in self._counts():
             totals = {"mask_flips": flips.sum(-1), "content_changes": changes.sum(-1)}
             totals |= {f"{name}_per_update": total / max(1, flips.shape[-1]) for name, total in totals.items()}
-            measures = totals | ({} if exact is None else {"exact_accuracy": exact})
-            out[key] = {name: mean_std_sem(values) for name, values in measures.items()}
+            totals["exact_accuracy"] = exact
+            out[key] = {name: mean_std_sem(values) for name, values in totals.items()}
         return out
 
     def series(self) -> dict[str, dict[str, Any]]:
@@ -120,8 +119,7 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
                 grids = getattr(rollout, f"z_{state}")
                 for kind, counts in zip(("flips", "changes"), count_changes(grids, mask_token)):
                     out[f"{kind}|{run}|{state}"] = counts.cpu().numpy()
-                if part.labels is not None:
-                    out[f"exact|{run}|{state}"] = right_grids(grids[:, -1].cpu().numpy(), part.labels.numpy())
+                out[f"exact|{run}|{state}"] = right_grids(grids[:, -1].cpu().numpy(), part.labels.numpy())
         return out
 
     names = {run: repr(intervention) for run, intervention in runs.items()}

@@ -33,7 +33,7 @@ class GeometryResult:
 
     norm, step: {state: (N, U)} mean over cells; cosine (N, U) between the states; settle {state: (N, K)} relative
     change of the whole state over an ACT step; mean {state: (N, K, D)}; halt, proceed (N, K) logits of the q head;
-    decode_changed {state: (N, K)} share of cells that differ from the ACT step before. With labels, else None:
+    decode_changed {state: (N, K)} share of cells that differ from the ACT step before;
     right (N, K) share of cells of z_H that are right after each ACT step; of the cells wrong in the end the share that
     was never right at the end of an ACT step (never_right, (N,)) or had been right (lost, (N,)), and the mean ACT step
     since which they hold their last token (wrong_since, (N,)).
@@ -47,19 +47,19 @@ class GeometryResult:
     cosine: np.ndarray
     halt: np.ndarray
     proceed: np.ndarray
+    right: np.ndarray
+    never_right: np.ndarray
+    lost: np.ndarray
+    wrong_since: np.ndarray
     per_step: int
     q_continue: bool
-    right: np.ndarray | None = None
-    never_right: np.ndarray | None = None
-    lost: np.ndarray | None = None
-    wrong_since: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.cosine)
 
     @property
     def solved(self) -> np.ndarray:
-        """(N, K) bool, with labels: z_H wholly right after each ACT step."""
+        """(N, K) bool: z_H wholly right after each ACT step."""
         return self.right >= 1
 
     def curves(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -89,10 +89,8 @@ class GeometryResult:
             }
         return out
 
-    def halting(self) -> dict[str, Any] | None:
-        """Calibration of sigmoid(q_halt) over all ACT steps, and when the model would stop; None without labels."""
-        if self.right is None:
-            return None
+    def halting(self) -> dict[str, Any]:
+        """Calibration of sigmoid(q_halt) over all ACT steps, and when the model would stop."""
         solved, ever, steps = self.solved, self.solved.any(1), self.halt.shape[1]
         stops = self.halt > (self.proceed if self.q_continue else 0)
         stop_at = np.where(stops.any(1), np.argmax(stops, 1), steps - 1)
@@ -109,10 +107,8 @@ class GeometryResult:
             "stops_at": np.bincount(stop_at, minlength=steps),
         }
 
-    def failures(self) -> dict[str, Any] | None:
+    def failures(self) -> dict[str, Any]:
         """Puzzles whose last z_H is wrong: when they were best, and whether their wrong cells had ever been right."""
-        if self.right is None:
-            return None
         failed = ~self.solved[:, -1]
         return {
             "n_failed": int(failed.sum()),
@@ -132,9 +128,9 @@ class GeometryResult:
         """The mean state of each puzzle after every ACT step on the first two principal axes of all of them.
 
         Returns:
-            {"z_H": {"points": (n, K, 2), "explained": (2,)}, "z_L": ..., "solved": (n,) or None}.
+            {"z_H": {"points": (n, K, 2), "explained": (2,)}, "z_L": ..., "solved": (n,)}.
         """
-        out: dict[str, Any] = {"solved": None if self.right is None else self.solved[:most, -1]}
+        out: dict[str, Any] = {"solved": self.solved[:most, -1]}
         for state, name in STATES.items():
             z = self.mean[state][:most].astype(np.float64)
             flat = z.reshape(-1, z.shape[-1])
@@ -184,7 +180,7 @@ def geometry_study(study: Study) -> GeometryResult:
         for s, grids in ends.items():
             changed = (grids[:, 1:] != grids[:, :-1]).mean(-1)
             out[f"decode_changed|{s}"] = np.concatenate([np.ones((len(grids), 1)), changed], 1)
-        return out if part.labels is None else out | _failure_arrays(ends["h"], part.labels.numpy())
+        return out | _failure_arrays(ends["h"], part.labels.numpy())
 
     found = over_puzzles(study, "geometry", compute)
     return GeometryResult(**found, per_step=per_step, q_continue=config.q_continue)
@@ -210,7 +206,7 @@ def _failure_arrays(ends: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarra
 # ---- linear probes -------------------------------------------------------------------------------------------------
 
 
-def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, str]:
+def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """What a probe should read off each cell.
 
     Returns:
@@ -228,8 +224,6 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray | None)
         to_goal, from_start = (task.distances(grids.astype(np.uint8)) for grids in (inputs, swapped))
         on_path = (to_goal >= 0) & (from_start >= 0) & (to_goal + from_start == to_goal[start][:, None])
         return on_path[:, :, None], inputs == task.SPACE, "cells on some shortest path"
-    if labels is None:
-        raise ValueError("Probes of a plain grid read its answers, but these puzzles come without labels.")
     targets = labels[:, :, None] == np.arange(1, task.vocab_size)
     return targets, inputs == task.blank_token, "tokens of the answer"
 
@@ -245,8 +239,7 @@ def probes(study: Study, most: int = 200) -> dict[str, Any]:
     last = study.config.halt_max_steps - 1
     steps = sorted({0, min(2, last), last})
     part = study.part(slice(0, most))
-    labels = None if part.labels is None else part.labels.numpy()
-    targets, mask, what = probe_targets(part.task, part.inputs.numpy(), labels)
+    targets, mask, what = probe_targets(part.task, part.inputs.numpy(), part.labels.numpy())
     train = np.arange(len(part)) % 2 == 0
     y = {half: targets[train == half][mask[train == half]] for half in (True, False)}
     out: dict[str, Any] = {"what": what, "n_train": len(y[True]), "n_test": len(y[False]), "base_rate": None}

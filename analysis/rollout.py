@@ -24,7 +24,7 @@ from air_model.solving_air import AirUpdate
 
 @dataclass
 class RolloutResult:
-    """values: {"h" or "l": {measure: (N, U)}} (accuracy and exact only with labels); tokens: {state: (keep, U, S)}."""
+    """values: {"h" or "l": {measure: (N, U)}}; tokens: {state: (keep, U, S)}."""
 
     values: dict[str, dict[str, np.ndarray]]
     tokens: dict[str, np.ndarray]
@@ -49,15 +49,13 @@ class RolloutResult:
         return at | {m: np.stack([self.values[s][m] for s in STATES]).reshape(-1) for m in self.values["h"]}
 
 
-def measures(grids: np.ndarray, margin: np.ndarray, labels: np.ndarray | None, blank: int) -> dict[str, np.ndarray]:
+def measures(grids: np.ndarray, margin: np.ndarray, labels: np.ndarray, blank: int) -> dict[str, np.ndarray]:
     """All measures of decodes (N, U, S) with their margin (N, U): (N, U) float32 each."""
     before = np.concatenate([grids[:, :1], grids[:, :-1]], 1)  # at update 0 nothing comes before
-    out = {}
-    if labels is not None:
-        counted = (labels > 0)[:, None]
-        right = (grids == labels[:, None]) & counted
-        out["accuracy"] = right.sum(-1, dtype=np.float32) / np.maximum(counted.sum(-1), 1).astype(np.float32)
-        out["exact"] = right_grids(grids, labels[:, None]).astype(np.float32)
+    counted = (labels > 0)[:, None]
+    right = (grids == labels[:, None]) & counted
+    out = {"accuracy": right.sum(-1, dtype=np.float32) / np.maximum(counted.sum(-1), 1).astype(np.float32)}
+    out["exact"] = right_grids(grids, labels[:, None]).astype(np.float32)
     share = partial(np.mean, axis=-1, dtype=np.float32)
     out |= {"blank": share(grids == blank), "pad": share(grids == PAD), "margin": margin}
     return out | {"changed": share(grids != before)}
@@ -77,10 +75,9 @@ def rollout_study(study: Study, keep: int = 4) -> RolloutResult:
                 margins.put(state, (top[..., 0] - top[..., 1]).mean(-1), update.rows, at)
 
         rollout, out = run_with(part, hook=measure).rollout, {}
-        labels = None if part.labels is None else part.labels.numpy()
         for state in STATES:
             grids = getattr(rollout, f"z_{state}").cpu().numpy()
-            found = measures(grids, margins.arrays()[state], labels, part.task.blank_token)
+            found = measures(grids, margins.arrays()[state], part.labels.numpy(), part.task.blank_token)
             out |= {f"values|{state}|{name}": values for name, values in found.items()}
             out[f"tokens|{state}"] = grids[: max(0, keep - first)]
         return out

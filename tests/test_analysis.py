@@ -347,21 +347,16 @@ def test_neighbourhood_weights_cover_edges_and_centres():
 
 def test_a_model_of_another_task_than_the_data_is_refused():
     with pytest.raises(ValueError, match="give data of the model's task"):
-        Study(tiny_model(), np.ones((2, 36), int))
+        Study(tiny_model(), np.ones((2, 36), int), np.ones((2, 36), int))
 
 
-def test_steps_beyond_the_model_no_attention_and_missing_labels_are_said():
+def test_steps_beyond_the_model_and_no_attention_are_said():
     with pytest.raises(ValueError, match=r"ACT steps \[7\] are beyond the model's"):
         checked_steps(lively(), [1, 7])
     assert checked_steps(lively(), None) == (2, 4)
     assert checked_steps(tiny_model(halt_max_steps=1), None) == (0,)
     with pytest.raises(ValueError, match="no attention to analyse"):
         attention_study(study_of(lively("TRM_mlp")))
-    study = study_of(lively(**MAZE))
-    study.labels = None
-    with pytest.raises(ValueError, match="without labels"):
-        attention_study(study)
-    assert freeze_study(study).records()[0]["normal.z_H"]["exact"] is None
     with pytest.raises(ValueError, match="lies beyond the run"):
         freeze_study(study_of(lively()), [Intervention("freeze", "z_h", 9)])
     with pytest.raises(ValueError, match="Cannot read the intervention"):
