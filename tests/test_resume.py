@@ -17,15 +17,11 @@ from safetensors.torch import load_file
 from training_runs import command, same, trainer, wait_for, weights
 
 from air_model import train_accelerate as ta
-from air_model.records import (
-    append_runs_to,
-    source_state,
-    whole_folder,
-)
+from air_model.records import append_runs_to, read_json, source_state, whole_folder
 from air_model.training import checkpoints
 from air_model.training import run as whole
 from air_model.training import trainer as loop
-from air_model.training.checkpoints import CheckpointStore, _hash, read_state
+from air_model.training.checkpoints import CheckpointStore, _hash
 from air_model.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_ends")
@@ -341,7 +337,7 @@ def test_an_evaluation_that_fails_costs_no_training_step(recipe, finished, tmp_p
         patch.setattr(loop, "evaluate_model", fail)
         with pytest.raises(RuntimeError, match="boom"):
             recipe("run", save_every=100)
-    state = read_state(tmp_path / "run" / "checkpoints" / "checkpoint_6")
+    state = read_json(tmp_path / "run" / "checkpoints" / "checkpoint_6" / "state.json")
     assert state["work"]["steps"] == 6 and state["seconds"] > 0
     capsys.readouterr()
     assert recipe("run", "--resume", save_every=100) == 0

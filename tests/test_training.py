@@ -13,6 +13,7 @@ from air_model import train_accelerate as ta
 from air_model.datasets_builders import PuzzleSet, load_puzzles
 from air_model.optim_air import adam_atan2
 from air_model.processing_air import make_task
+from air_model.records import read_json
 from air_model.training import trainer as loop
 from air_model.training.batches import (
     Puzzles,
@@ -23,7 +24,6 @@ from air_model.training.batches import (
     slots_to_refill,
     uniforms,
 )
-from air_model.training.checkpoints import read_state
 from air_model.training.cost import compile_mode, onednn_linear, training_flops, training_passes
 from air_model.training.launch import RunError
 from air_model.training.recipe import RECIPES, make_recipe, model_config, read_recipe
@@ -495,7 +495,7 @@ def test_a_run_may_start_from_a_model_of_half_its_width(recipe, tmp_path, capsys
 
 def test_operations_are_counted_step_by_step(recipe, tmp_path):
     assert recipe("a", q_continue=False) == 0
-    state = read_state(tmp_path / "a/checkpoints/checkpoint_12")
+    state = read_json(tmp_path / "a/checkpoints/checkpoint_12/state.json")
     config = AirConfig(**json.loads((tmp_path / "a/run.json").read_text())["model_config"])
     a_step = training_flops(config, TINY["batch_size"])
     assert state["work"]["steps"] == 12 and state["work"]["flops"] == pytest.approx(12 * a_step)

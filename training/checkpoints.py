@@ -117,10 +117,6 @@ class CheckpointStore:
         return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    return read_json(path / "state.json")
-
-
 def save_checkpoint(trainer: Any) -> bool:
     """Write checkpoint_<step> of a training.trainer.Trainer; a full disk costs this checkpoint, not the run."""
     store = trainer.store
@@ -202,15 +198,10 @@ def load_checkpoint(trainer: Any) -> bool:
     path = trainer.store.newest()
     trainer.accelerator.wait_for_everyone()  # everybody has looked
     if trainer.is_main and trainer.store.folder.is_dir():
-        trainer.store.set_aside(-1 if path is None else read_state(path)["step"])
+        trainer.store.set_aside(-1 if path is None else read_json(path / "state.json")["step"])
     if path is None:
         return False
-    state = read_state(path)
-    if "work" not in state:
-        raise RunError(
-            f"{path} was written by an earlier release, whose checkpoints this one cannot go on from. Start a new run "
-            f"from its weights: init_from={trainer.output_dir / 'model'} in another --output-dir."
-        )
+    state = read_json(path / "state.json")
     _refuse_changes(trainer, path, state)
     if state["step"] > trainer.max_steps:
         raise RunError(f"{path} has done {state['step']} steps already, more than max_steps={trainer.max_steps}.")

@@ -41,6 +41,7 @@ from air_model.configuration_air import TRAVELLING_FILES, AirConfig, nearest
 from air_model.modeling_air import AirModel
 from air_model.publishing.stage import stage_model
 from air_model.records import append_runs_to, read_json, read_run, setting, whole_folder, write_json, write_text
+from air_model.scripts.door import in_sentences
 from air_model.training.checkpoints import CheckpointStore
 from air_model.training.miniature import miniature
 from air_model.training.recipe import FREE_ON_RESUME, as_words, read_recipe
@@ -378,25 +379,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+@in_sentences("run_queue")
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if args.write:
-            print(f"wrote {write_queue().relative_to(ROOT)}")
-        elif args.refresh:
-            refresh()
-        elif args.name is None and args.collect:
-            raise ValueError(f"Name the row that {args.collect} is of: run_queue.py RUN --collect {args.collect}.")
-        elif args.name is None:
-            for name, item in QUEUE.items():
-                print(f"{name:26} {item.minutes:4g} min  {state_of(name)}")
-        elif args.collect:
-            collect(args.name, args.collect)
-        else:
-            return run_item(args.name, args)
-    except (ValueError, OSError) as error:
-        print(f"run_queue: {error}", file=sys.stderr)
-        return 1
+    if args.write:
+        print(f"wrote {write_queue().relative_to(ROOT)}")
+    elif args.refresh:
+        refresh()
+    elif args.name is None and args.collect:
+        raise ValueError(f"Name the row that {args.collect} is of: run_queue.py RUN --collect {args.collect}.")
+    elif args.name is None:
+        for name, item in QUEUE.items():
+            print(f"{name:26} {item.minutes:4g} min  {state_of(name)}")
+    elif args.collect:
+        collect(args.name, args.collect)
+    else:
+        return run_item(args.name, args)
     return 0
 
 
