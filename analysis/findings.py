@@ -96,10 +96,6 @@ def title(name: str, study: Study) -> str:
     return f"{name.removeprefix('air-').replace(f'-{variant}', ' twin')} `{variant}`"
 
 
-def is_asymmetric(study: Study) -> bool:
-    return study["injections"][0] != study["injections"][1]
-
-
 def open_cells(study: Study) -> dict[str, np.ndarray]:
     """Share of cells that each state leaves open after every update: blank or PAD (of a maze PAD alone)."""
     kinds = ("pad",) if study["task"] == "maze" else ("blank", "pad")
@@ -535,7 +531,7 @@ def for_the_space(results: Path) -> dict[str, Any]:
     """
     studies, runs = read_results(results)
     models = {
-        name: {"asymmetric": is_asymmetric(study), "puzzles": study["n_puzzles"], "solved": solved(study),
+        name: {"asymmetric": len(set(study["injections"])) > 1, "puzzles": study["n_puzzles"], "solved": solved(study),
                "held_back": [f"{100 * x:.1f}" for x in held_back(study).values()], "nearer": _short(distance(study))}
         for name, study in studies.items()
     }  # fmt: skip

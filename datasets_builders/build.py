@@ -24,6 +24,7 @@ from air_model.datasets_builders.generate_maze import make_mazes
 from air_model.datasets_builders.generate_sudoku import BENCHMARK_BUCKETS, make_puzzles, random_grids, seeds_for
 from air_model.datasets_builders.loading import (
     META,
+    OF_TASK,
     UNRATED,
     BadRows,
     Rows,
@@ -33,7 +34,6 @@ from air_model.datasets_builders.loading import (
     read_chunks,
     tables_in,
     task_of,
-    task_to_meta,
 )
 from air_model.datasets_builders.sudoku_solver import solve
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, make_task
@@ -562,7 +562,7 @@ def _write(config: BuildConfig, work: Path) -> dict:
     source = "@".join(config.hub()) if config.source == "hub" else Path(config.source).name
     return {
         "dataset": config.dataset,
-        "task": task_to_meta(task),
+        "task": {name: getattr(task, name) for name in OF_TASK},
         "default_config": config.config_name,
         "configs": {config.config_name: {"splits": {s: splits[s] for s in order}}},
         "statistics": {s: statistics[s] for s in order},

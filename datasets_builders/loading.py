@@ -24,6 +24,7 @@ from air_model.records import read_json
 UNRATED = -1  # a row without a rating; the metric knows the number as well
 ARRAYS = "all__{}.npy"  # a column of a split, as the public HRM, TRM and AIR code writes it
 META = "air_dataset.json"  # written beside the parquet files by scripts/build_dataset.py
+OF_TASK = ("name", "height", "width", "box_height", "box_width", "vocab_size")  # what it says of the task
 
 
 class BadRows(ValueError):
@@ -136,7 +137,7 @@ def load_puzzles(
         return _load_rows(files, task, limit, values)
     name, fingerprint = path.name, ""
     if meta is not None:
-        built = task_from_meta(meta)
+        built = make_task(*map(meta["task"].get, OF_TASK))
         if task not in (None, built, built.name):
             raise ValueError(f"{path} holds {built}, not {task}.")
         task, name = built, f"{path.name}/{config}"
@@ -389,16 +390,6 @@ def task_of(path: Path, name: str | None = None) -> GridTask:
 
 
 # ---- tokens in parquet files
-
-
-def task_from_meta(meta: dict) -> GridTask:
-    shape = meta["task"]
-    return make_task(shape["name"], shape["height"], shape["width"], shape.get("box_height"), shape.get("box_width"))
-
-
-def task_to_meta(task: GridTask) -> dict:
-    names = ("name", "height", "width", "box_height", "box_width", "vocab_size")
-    return {name: getattr(task, name) for name in names}
 
 
 def _parquet_files(path: Path, split: str, config: str | None) -> list[Path]:

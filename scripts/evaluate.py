@@ -114,7 +114,6 @@ def main(argv: list[str] | None = None) -> int:
         result.pop("by_rating", None)
     elif "by_rating" not in result:
         print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
-    stats = getattr(evaluation, "stats", {})
     result["settings"] = {
         "model": args.model,
         "variant": models[0].config.variant,
@@ -126,8 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         "data_fingerprint": puzzles.fingerprint,
         **options,
         "dtype": args.dtype or ("bfloat16" if halves else "float32"),
-        "batch_size": stats.get("batch_size", args.batch_size),
-        "fill": stats.get("fill"),
+        "batch_size": evaluation.stats.get("batch_size", args.batch_size),
+        "fill": evaluation.stats.get("fill"),
         "processes": world,
         "compile": args.compile,
     }

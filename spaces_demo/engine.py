@@ -302,7 +302,7 @@ class Engine:
         return {
             **{name: getattr(checkpoint, name) for name in own},
             **{name: getattr(config, name) for name in rule},
-            "variant": rule_name(config),
+            "variant": config.variant or config.injection or "own rule",  # sizes and how gradients ran aside
             "twin": next((key for key, other in self.checkpoints.items() if _are_twins(config, other.config)), None),
             "sizes": [side, *others] if task.name == "maze" else [],  # of mazes that this model takes, its own first
             "forecast": forecast(config) if checkpoint.base else "",
@@ -395,11 +395,6 @@ def _allowed(name: str, value: Any, choices: tuple[str, ...] | range) -> Any:
 def title(task: GridTask) -> str:
     """'Sudoku 9×9': how the page calls a task."""
     return f"{KINDS.get(task.name, 'Grid')} {task.height}×{task.width}"
-
-
-def rule_name(config: AirConfig) -> str:
-    """The row of VARIANTS that a checkpoint follows; sizes, positions and how gradients ran aside."""
-    return config.variant or config.injection or "own rule"
 
 
 # ---- finding checkpoints --------------------------------------------------------------------------------------------
