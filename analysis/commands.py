@@ -290,8 +290,8 @@ def analyze(command: str, options: Options) -> Path:
         print("\n".join(text for part in sections.values() for text in part))
         entries.append(report.Entry(name, out, describe(study, model), sections))
         if command == "report":
-            about = findings.describe(study.config, model_name(model), study.model.num_parameters())
-            found = findings.summarize(read_json(out / "analysis.json"), about)
+            about = study.config, model_name(model), study.model.num_parameters()
+            found = findings.summarize(read_json(out / "analysis.json"), *about)
             write_text(out / "summary.json", json.dumps(found) + "\n")
     overall = together(options, names, study.task) if several and command in ("freeze", "report") else ""
     if command == "report":

@@ -53,21 +53,20 @@ def _short(value: Any) -> Any:
     return json.loads(json.dumps(plain(value)), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
-def describe(config: AirConfig, name: str, parameters: int) -> dict[str, Any]:
-    """The head of a study: which size, which rule. `variant` is the injection's name, whatever else the recipe has."""
-    return {
+def summarize(analysis: dict[str, Any], config: AirConfig, name: str, parameters: int) -> Study:
+    """The numbers of a report (analysis.json) without puzzles, some kilobytes, behind what the model is.
+
+    `variant` is the injection's name, whatever else the recipe has.
+    """
+    out = {
         "model": name,
         "variant": config.injection,
         "injections": [config.l_injection, config.h_injection],
         "grid": [config.grid_height, config.grid_width],
         "schedule": config.schedule,
         "parameters": parameters,
+        **{key: analysis[key] for key in ("task", "source", "n_puzzles")},
     }
-
-
-def summarize(analysis: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a report (analysis.json) without puzzles, some kilobytes, behind what the model is (`about`)."""
-    out = {**about, **{key: analysis[key] for key in ("task", "source", "n_puzzles")}}
     curves, runs = analysis["rollout"]["curves"], analysis["freeze_summary"]
     out["rollout"] = {s: {name: values["mean"] for name, values in by.items()} for s, by in curves.items()}
     out["freeze"] = {run: {name: {k: values[k] for k in ("mean", "std")} for name, values in by.items()}
