@@ -55,8 +55,8 @@ class Given:
         self.real = load_puzzles(args.real, "train") if args.real else None
         if self.real is None:
             grids, seeds = (seeds_for(0, stream, 0, self.thousand) for stream in (0, 1))
-            made = make_puzzles(TASK, random_grids(TASK, grids), seeds, "benchmark")
-            self.rows, self.grids = made.puzzles, made.grids  # whose solutions are not the grids they began as
+            # Whose solutions are not the grids they began as.
+            self.rows, self.grids, _ = make_puzzles(TASK, random_grids(TASK, grids), seeds, "benchmark")
         else:
             self.rows, self.grids = self.real.inputs, self.real.labels
 
@@ -93,13 +93,13 @@ def sudokus(given: Given) -> dict[str, dict]:
 
     def work() -> None:
         grids = random_grids(TASK, seeds, given.cores)
-        made.append(make_puzzles(TASK, grids, seeds, "benchmark", given.cores))
+        made.extend(make_puzzles(TASK, grids, seeds, "benchmark", given.cores))
 
     out = rate(work, count, "benchmark-like Sudokus", given.cores)
-    shares = np.histogram(made[0].ratings, (0, 1, 10, 20, 50, 1 << 30))[0] / count
+    shares = np.histogram(made[2], (0, 1, 10, 20, 50, 1 << 30))[0] / count
     names = ("0", "1-9", "10-19", "20-49", "50+")
     out["rating_shares"] = {name: round(float(share), 3) for name, share in zip(names, shares)}
-    return {"sudokus": out | {"mean_clues": round(float((made[0].puzzles > 1).sum(-1).mean()), 2)}}
+    return {"sudokus": out | {"mean_clues": round(float((made[0] > 1).sum(-1).mean()), 2)}}
 
 
 def mazes(given: Given) -> dict[str, dict]:

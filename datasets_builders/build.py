@@ -362,10 +362,10 @@ def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Make
             kept = np.array([(digest in of_test) == (split == "test") for digest in digests])
         at = np.flatnonzero(kept)[: wanted + 64]
         bar = f"{split} Sudokus" if config.progress else None
-        batch = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
-        forms = forms_of(batch.grids, task, batch.puzzles)
-        rows = Rows(batch.puzzles, batch.grids, batch.ratings, ["generated"] * len(at))
-        return rows, batch.puzzles if forms is None else forms, len(seeds)
+        made = make_puzzles(task, grids[at], seeds[at] ^ np.uint64(0x5DEECE66D), difficulty, config.num_proc, bar)
+        rows = Rows(*made, ["generated"] * len(at))
+        forms = forms_of(rows.labels, task, rows.inputs)
+        return rows, rows.inputs if forms is None else forms, len(seeds)
 
     return make
 

@@ -3,8 +3,6 @@
 Every puzzle is a function of (seed, stream, number) alone, so any number of threads writes the same bytes.
 """
 
-from dataclasses import dataclass
-
 import numba as nb
 import numpy as np
 
@@ -225,15 +223,6 @@ def _random_grids(search: Search, seeds: np.ndarray, grids: np.ndarray) -> None:
         _random_grid(search, seeds[i : i + 1].copy(), grids[i])
 
 
-@dataclass
-class Batch:
-    """puzzles, grids: uint8 (N, S); ratings: int32 (N,)."""
-
-    puzzles: np.ndarray
-    grids: np.ndarray
-    ratings: np.ndarray
-
-
 def random_grids(task: SudokuTask, seeds: np.ndarray, threads: int | None = None) -> np.ndarray:
     """Solved grids uint8 (N, S), one per seed (N,) uint64."""
     grids = np.zeros((len(seeds), task.seq_len), np.uint8)
@@ -258,7 +247,7 @@ def make_puzzles(
     difficulty: str = "mixed",
     threads: int | None = None,
     progress: str | None = None,
-) -> Batch:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One puzzle per solved grid.
 
     Args:
@@ -267,7 +256,8 @@ def make_puzzles(
             "benchmark" (9x9: ratings follow Sudoku-Extreme's buckets).
 
     Returns:
-        Batch with ratings = guesses. A rating may miss its bucket when the walk found nothing in time.
+        puzzles, solved grids uint8 (N, S); ratings int32 (N,) = guesses. A rating may miss its bucket when the walk
+        found nothing in time.
     """
     count = len(grids)
     lowest, highest = np.zeros(count, np.int64), np.full(count, 1 << 30, np.int64)
@@ -286,19 +276,20 @@ def make_puzzles(
         extra = np.where(coin < 0.5, 0, 1 + ((coin - 0.5) * 2 * most).astype(np.int64))
     elif difficulty != "minimal":
         raise ValueError(f"Unknown difficulty {difficulty!r}. Known: benchmark, mixed, minimal.")
-    batch = Batch(np.zeros((count, task.seq_len), np.uint8), np.array(grids, np.uint8), np.zeros(count, np.int32))
-    arrays = (lowest, highest, extra, seeds, batch.puzzles, batch.grids, batch.ratings)
+    puzzles, grids = np.zeros((count, task.seq_len), np.uint8), np.array(grids, np.uint8)
+    rated = np.zeros(count, np.int32)
+    arrays = (lowest, highest, extra, seeds, puzzles, grids, rated)
     kernel = lambda rows: _make_many(*search_for(task), *(array[rows] for array in arrays))  # noqa: E731
     in_threads(kernel, count, threads, block=16, progress=progress)
     # The rating is the guesses until the solution, so it depends on where the search begins: what the walk left too
     # easy is turned into the symmetric copy that fits, if one of COPIES does, else into the one rated highest.
-    for i in np.flatnonzero(batch.ratings < lowest):
+    for i in np.flatnonzero(rated < lowest):
         symmetry = task.random_symmetries(np.random.default_rng(int(seeds[i])), COPIES)
-        copies = symmetry.apply(np.repeat(batch.puzzles[i : i + 1], COPIES, axis=0))
+        copies = symmetry.apply(np.repeat(puzzles[i : i + 1], COPIES, axis=0))
         ratings = solve(copies, task, limit=1, threads=threads)[1]
         fits = np.flatnonzero((ratings >= lowest[i]) & (ratings <= highest[i]))
         k = int(fits[0]) if len(fits) else int(np.argmax(np.where(ratings <= highest[i], ratings, -1)))
-        if ratings[k] > batch.ratings[i]:
-            solved = symmetry.apply(np.repeat(batch.grids[i : i + 1], COPIES, axis=0))
-            batch.puzzles[i], batch.grids[i], batch.ratings[i] = copies[k], solved[k], ratings[k]
-    return batch
+        if ratings[k] > rated[i]:
+            solved = symmetry.apply(np.repeat(grids[i : i + 1], COPIES, axis=0))
+            puzzles[i], grids[i], rated[i] = copies[k], solved[k], ratings[k]
+    return puzzles, grids, rated

@@ -85,8 +85,8 @@ def generated(task: MazeTask | SudokuTask, level: str, count: int, seed: int) ->
     kind, least = ("benchmark", EXTREME_RATING) if level == "extreme" else ("minimal", 0)
     for stream in itertools.count():
         seeds = seeds_for(seed, stream, 0, count)
-        batch = make_puzzles(task, random_grids(task, seeds), seeds, kind)
-        for puzzle, grid in zip(batch.puzzles[batch.ratings >= least], batch.grids[batch.ratings >= least]):
+        puzzles, grids, ratings = make_puzzles(task, random_grids(task, seeds), seeds, kind)
+        for puzzle, grid in zip(puzzles[ratings >= least], grids[ratings >= least]):
             blank = np.flatnonzero(puzzle == task.blank_token)
             shown = rng.permutation(blank)[: round(REVEALED.get(level, 0) * len(blank))]
             puzzle[shown] = grid[shown]

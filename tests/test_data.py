@@ -31,10 +31,8 @@ ANSWER = "5346789126721953481983425678597614234268537917139248569615372842874196
 def sudokus(n: int, count: int, difficulty: str = "mixed", seed: int = 0):
     """(task, puzzles, solutions) of generated Sudokus."""
     task = SudokuTask(n)
-    batch = make_puzzles(
-        task, random_grids(task, seeds_for(seed, 0, 0, count)), seeds_for(seed, 1, 0, count), difficulty
-    )
-    return task, batch.puzzles, batch.grids
+    grids, seeds = random_grids(task, seeds_for(seed, 0, 0, count)), seeds_for(seed, 1, 0, count)
+    return task, *make_puzzles(task, grids, seeds, difficulty)[:2]
 
 
 def mazes(count: int, height: int = 7, width: int = 7):
@@ -131,16 +129,16 @@ def test_minimal_puzzles_can_spare_no_clue():
 def test_benchmark_like_sudokus_reach_high_ratings_and_easy_ones():
     task = SudokuTask()
     grids = random_grids(task, seeds_for(0, 0, 0, 24))
-    batch = make_puzzles(task, grids, seeds_for(0, 1, 0, 24), "benchmark")
-    assert (batch.ratings >= 10).mean() > 0.3 and (batch.ratings < 10).any()
-    assert (solve(batch.puzzles, task)[1] == batch.ratings).all()
+    puzzles, _, ratings = make_puzzles(task, grids, seeds_for(0, 1, 0, 24), "benchmark")
+    assert (ratings >= 10).mean() > 0.3 and (ratings < 10).any()
+    assert (solve(puzzles, task)[1] == ratings).all()
 
 
 def test_remembered_solutions_change_no_puzzle():
     # The digest is of the walk that solved every time anew (commit f8f8c5c).
     task = SudokuTask()
-    batch = make_puzzles(task, random_grids(task, seeds_for(3, 0, 0, 6)), seeds_for(3, 1, 0, 6), "benchmark")
-    assert hashlib.sha256(batch.puzzles.tobytes()).hexdigest().startswith("f295de06238b4bba")
+    puzzles, *_ = make_puzzles(task, random_grids(task, seeds_for(3, 0, 0, 6)), seeds_for(3, 1, 0, 6), "benchmark")
+    assert hashlib.sha256(puzzles.tobytes()).hexdigest().startswith("f295de06238b4bba")
 
 
 def test_generators_do_not_depend_on_threads():
