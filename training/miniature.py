@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from air_model.processing_air import make_task
+from air_model.processing_air import SIZES, make_task
 from air_model.records import write_text
 from air_model.training.launch import is_first_process
 
@@ -31,8 +31,7 @@ def on_miniature_data(task_name: str, folder: Path, write: bool = True) -> dict[
         miniature_data(task_name, folder)
     while write and not (folder / "test.csv").is_file():  # another process of this run writes it
         time.sleep(0.1)
-    shape = dict.fromkeys(("grid_height", "grid_width", "box_height", "box_width", "vocab_size"))
-    return {**shape, "data": str(folder), "eval_data": None, "eval_split": "auto"}
+    return {**dict.fromkeys(SIZES), "data": str(folder), "eval_data": None, "eval_split": "auto"}
 
 
 def miniature_data(task_name: str, folder: Path) -> Path:

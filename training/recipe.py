@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.optim_air import OPTIMIZERS, SCHEDULES
+from air_model.processing_air import SIZES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 COMPILE_MODES = ("auto", "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -295,20 +296,11 @@ def model_config(recipe: Recipe, task: Any, num_puzzle_ids: int = 1) -> AirConfi
     variant = values.pop("variant")
     if recipe.train.lattices:
         values["q_lost"] = True
-    found = {
-        "task": task.name,
-        "grid_height": task.height,
-        "grid_width": task.width,
-        "box_height": getattr(task, "box_height", None),
-        "box_width": getattr(task, "box_width", None),
-        "vocab_size": task.vocab_size,
-        "num_puzzle_identifiers": num_puzzle_ids,
-    }
-    for key, value in found.items():
-        if values.setdefault(key, value) != value and key != "num_puzzle_identifiers":
-            if values[key] is None:
-                values[key] = value
-                continue
+    values.setdefault("num_puzzle_identifiers", num_puzzle_ids)
+    for key, value in zip(("task", *SIZES), (task.name, *task.sizes)):
+        if values.get(key) is None:
+            values[key] = value
+        elif values[key] != value:
             raise ValueError(
                 f"The recipe says {key}={values[key]}, the data has {key}={value}. Leave {key} out of the recipe, or "
                 "give other data."
