@@ -27,7 +27,7 @@ RESULTS = tables.ROOT / "results"
 SPACE = tables.ROOT / "spaces_demo" / "static"
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--runs", type=Path, help="run records; default: results/runs.jsonl")
@@ -39,11 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--figures", type=Path, help="folder of the bar charts; default, but for a --file of yours: results/figures")
     add("--no-figures", action="store_true")
     add("--check", action="store_true", help="write nothing, exit 1 where something is out of date")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     try:
         if args.runs is not None and not args.runs.is_file():
             raise ValueError(f"--runs {args.runs}: there is no such file. Nothing was written.")
