@@ -105,7 +105,7 @@ def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
     rows = [json.loads(line) for line in curves.read_text().splitlines()]
     assert [row["variant"] for row in rows] == ["Lx_H", "Lx_Hx"] and set(rows[0]["exact"]) == {"1", "2"}
     assert rows[0]["precision"].startswith(("fp32", "bf16"))
-    assert "2 runs in" in capsys.readouterr().out
+    assert f"runs in {curves}: 2" in capsys.readouterr().out
 
 
 def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(tmp_path, monkeypatch):
