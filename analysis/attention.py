@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from air_model.analysis.common import Filled, Study, interval, over_puzzles
-from air_model.modeling_air import AirModel
+from air_model.modeling_air import AirModel, widest
 from air_model.processing_air import GridTask
 from air_model.solving_air import AirUpdate
 
@@ -36,8 +36,8 @@ class Geometry:
     """What the contrasts of a task are taken over.
 
     metrics: names, in order. classes: (beside a fault, not). neighbours (S, J): cells near each query, padded with 0.
-    weights (S, J, K): share with which neighbour j counts for mass k. divisors: of each mass. local_faults: violation
-    mass only counts faults among the 4-neighbours (mazes); else anywhere, and the share of positive contrasts is told.
+    weights (S, J, K) bool: whether neighbour j counts for mass k. divisors: of each mass. local_faults: violation mass
+    only counts faults among the 4-neighbours (mazes); else anywhere, and the share of positive contrasts is told.
     """
 
     metrics: tuple[str, ...]
@@ -54,7 +54,7 @@ class Geometry:
         stacked = np.stack(list(task.neighbours.values()), -1)  # (S, S, K)
         near = stacked.any(-1)
         order = np.argsort(~near, axis=-1, kind="stable")[:, : near.sum(-1).max()]  # near cells first, in order
-        weights = np.take_along_axis(stacked, order[:, :, None], axis=1).astype(np.float64)
+        weights = np.take_along_axis(stacked, order[:, :, None], axis=1)
         classes = ("violation-adjacent" if sudoku else "error-adjacent", "control")
         return cls((*masses, "entropy", "violation"), classes, order, weights, tuple(masses.values()), not sudoku)
 
@@ -120,8 +120,8 @@ def attention_rows(
         seen: bool (1, H, T, T), what each head may look at (`model.seen_by_heads`), or None for everything.
 
     Returns:
-        (B, H, Q, S) float64, and (B, H, Q) bool: rows whose cells held no mass at all, set to uniform as the published
-        numbers have it (softmax in float32 can round every cell to 0 where a prefix position takes all).
+        (B, H, Q, S), `widest`, and (B, H, Q) bool: rows whose cells held no mass at all, set to uniform as the
+        published numbers have it (softmax in float32 can round every cell to 0 where a prefix position takes all).
     """
     if queries is None:
         queries = torch.arange(cells, device=q.device).expand(len(q), -1)
@@ -131,7 +131,7 @@ def attention_rows(
     scores = q.float() @ k.float().transpose(2, 3) * scaling
     if seen is not None:
         scores = scores.masked_fill(~seen[0][:, at].transpose(0, 1), -torch.inf)
-    probs = torch.softmax(scores, dim=-1)[..., offset:].double()
+    probs = widest(torch.softmax(scores, dim=-1)[..., offset:])
     total = probs.sum(-1, keepdim=True)
     empty = total <= 0
     probs = torch.where(empty, 1 / cells, probs / torch.where(empty, 1.0, total))
@@ -166,15 +166,15 @@ class _Accumulator:
         order = np.argsort(~mask, axis=-1, kind="stable")[:, : max(1, int(mask.sum(-1).max()))]
         constants = order, np.take_along_axis(mask, order, -1), geometry.neighbours, geometry.weights, self.task.peers
         tensors = [torch.from_numpy(values).to(part.device) for values in constants]
-        self.queries, self.valid, self.neighbours, self.weights, peers = tensors  # the first two (n, Q)
-        self.peers = peers.double()
-        self.divisors = torch.tensor([*geometry.divisors, 1.0, 1.0], dtype=torch.float64, device=part.device)
+        self.queries, self.valid, self.neighbours = tensors[:3]  # the first two (n, Q)
+        self.weights, self.peers = map(widest, tensors[3:])
+        self.divisors = widest(torch.tensor([*geometry.divisors, 1.0, 1.0], device=part.device))
         self.kept = Filled(len(part), len(steps), self.layers)
 
     def __call__(self, rows: Tensor, at: int, z_h: Tensor, l: dict, h: dict) -> None:
         tokens = self.study.model.decode_state(z_h).argmax(-1).cpu().numpy()
         wrong = self.task.conflicts(tokens, self.labels[rows.cpu().numpy()])
-        faults = torch.from_numpy(wrong).to(z_h.device).double()  # (B, S), V
+        faults = widest(torch.from_numpy(wrong).to(z_h.device))  # (B, S), V
         adjacent = (faults @ self.peers.T > 0).gather(1, self.queries[rows])  # peers are symmetric
         self.kept.put("beside_fault", adjacent, rows, at)
         width, cells, seen = self.queries.shape[1], self.task.seq_len, self.study.model.seen_by_heads

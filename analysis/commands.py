@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import gzip
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,15 +214,17 @@ def attention_table(table: dict[str, Any]) -> str:
 
 
 def attention_sentence(table: dict[str, Any], metric: str) -> str:
-    """Whether L-updates look closer than H-updates, per layer, as measured."""
-    nearer, others = [], []
+    """Where L-updates look, beside H-updates, per layer, as measured; nothing where the 95 % interval holds 0."""
+    ends: dict[str, list[str]] = {"nearer": [], "farther": [], "neither nearer nor farther": []}
+    nearer, farther, neither = ends.values()
     for layer, classes in table.items():
-        pairs = [(e["n_queries"], e["metrics"][metric]["mean"]) for e in classes.values() if e["n_queries"]]
-        if pairs:
-            (nearer if sum(n * mean for n, mean in pairs) > 0 else others).append(layer)
-    ends = ((nearer, "L-updates look nearer than H-updates"), (others, "L-updates look no nearer than H-updates"))
-    parts = [f"in layer{'s' * (len(at) > 1)} {', '.join(at)} {what}" for at, what in ends if at]
-    return f"Averaged over all rows, {' and '.join(parts) or 'there is nothing to compare'} ({metric}).\n"
+        pairs = [(e["n_queries"], e["metrics"][metric]) for e in classes.values() if e["n_queries"]]
+        if pairs:  # sums over all rows: means add, and intervals of separate rows by their squares
+            total, half = sum(n * m["mean"] for n, m in pairs), math.hypot(*(n * m["ci95"] for n, m in pairs))
+            (neither if abs(total) <= half else nearer if total > 0 else farther).append(layer)
+    parts = [f"{how} in layer{'s' * (len(at) > 1)} {', '.join(at)}" for how, at in ends.items() if at]
+    said = f"L-updates look {' and '.join(parts)} than H-updates" if parts else "there is nothing to compare"
+    return f"Averaged over all rows, {said} ({metric}).\n"
 
 
 def draw_example(study: Study, best: dict[str, Any], steps: Sequence[int], folder: Path) -> None:

@@ -107,40 +107,43 @@ def load_puzzles(
             JSON, JSON lines, parquet; `.gz` and `.zip` allowed): the whole file, whatever `split` says; a folder that
             scripts/build_dataset.py wrote; a folder with one such file per split, named by it (train*.csv, …); a
             folder of arrays that the public HRM, TRM or AIR code built (SPLIT/all__inputs.npy, …); or a data set on
-            the Hub ("user/name": such files, or what build_dataset.py wrote).
+            the Hub ("user/name": such files, or what build_dataset.py wrote). "NAME:CONFIG" is `config` as well.
         split: "train", "test", "dev", ...
         task: name or GridTask; by default read from the folder or guessed from the letters. A rectangular maze in
             one line and boxes other than the squarest need a GridTask.
         limit: only the first rows.
-        config: which table of a built folder; by default its default one.
+        config: which table of a built folder or a Hub data set; by default its default one, or its only one.
         revision: of a Hub data set.
         values: "digits" or "tokens": what numbers are, where puzzles are lists of them (not of text).
 
     Raises:
         FileNotFoundError: no such file, folder, split or Hub data set (or no network).
         BadRows: a ValueError that lists every unusable row.
+        ValueError: no such configuration, or several and none is named.
     """
-    path = Path(data)
+    if config is None and not Path(data).exists() and (named := re.fullmatch(r"(.+):([\w.-]+)", str(data))):
+        data, config = named.groups()
+    path, name = Path(data), Path(data).name  # of the Hub's folder it would be a commit
     if not path.exists():
         path = hub_folder(str(data), split, revision)
     meta = read_json(path / META) if (path / META).exists() else None
     if (path / split / ARRAYS.format("inputs")).is_file():
-        return _from_arrays(path / split, path.name, task, limit)
-    if path.is_file():
-        files = [path]
-    elif meta is None and not any(path.rglob("*.parquet")):
-        files = [find_csv(tables_in(path), split, path)]
+        return _from_arrays(path / split, name, task, limit)
+    if path.is_file() or (meta is None and not any(path.rglob("*.parquet"))):
+        if config is not None:
+            raise ValueError(f"{data} has no configurations, so none is called {config!r}: leave that out.")
+        files = [path if path.is_file() else find_csv(tables_in(path), split, path)]
     else:
         config = config or (meta["default_config"] if meta else None)
         files = _parquet_files(path, split, config)
     if meta is None and not _holds_tokens(files[0]):
         return _load_rows(files, task, limit, values)
-    name, fingerprint = path.name, ""
+    fingerprint = ""
     if meta is not None:
         built = make_task(*map(meta["task"].get, OF_TASK))
         if task not in (None, built, built.name):
             raise ValueError(f"{path} holds {built}, not {task}.")
-        task, name = built, f"{path.name}/{config}"
+        task, name = built, f"{name}/{config}"
         fingerprint = meta["configs"][config]["splits"][split]["fingerprint"] if limit is None else ""
     return _from_tokens(files, name, task, limit, fingerprint)
 
@@ -405,7 +408,8 @@ def _parquet_files(path: Path, split: str, config: str | None) -> list[Path]:
         where = "" if config is None else f" in its configuration {config!r}"
         raise FileNotFoundError(f"{path} has no split {split!r}{where}; it has: {have}.")
     if config is None and len({file.parent for file in files}) > 1:
-        raise ValueError(f"{path} has several configurations, name one of them: {', '.join(folders)}.")
+        have = ", ".join(folders)
+        raise ValueError(f"{path} has several configurations: {have}. Name one of them, as in NAME:{folders[0]}.")
     return files
 
 

@@ -32,7 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("command", choices=["rollout", "freeze", "attention", "geometry", "search", "report", "published"])
     help_model = "model folder or Hub id; several are studied one after another"
     add("--model", dest="models", nargs="+", default=[], help=help_model)
-    add("--data", required=True, help="Hub data set, folder of build_dataset.py, or CSV with question,answer")
+    help_data = "Hub data set (NAME[:CONFIG]), folder of build_dataset.py, or CSV with question,answer"
+    add("--data", required=True, help=help_data)
     add("--output-dir", type=Path, required=True)
     add("--split", default="test")
     add("--limit", type=int, help="only the first N puzzles")

@@ -38,8 +38,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", required=True, help="model folder or Hub id; several are asked one after another")
-    text = "Hub data set, folder of build_dataset.py, or a table (CSV, JSON, parquet, ...) with question,answer or "
-    add("--data", required=True, help=text + "puzzle,solution[,rating]")
+    text = "Hub data set (USER/NAME[:CONFIG]), folder of build_dataset.py, or a table (CSV, JSON, parquet, "
+    add("--data", required=True, help=text + "...) with question,answer or puzzle,solution[,rating]")
     add("--split", default="test")
     add("--limit", type=int, help="only the first N puzzles")
     text = "max: all steps; q: a puzzle stops when q_halt says so; rules: at the first answer that the rules accept"

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             write_curves(runs, arguments.curves)
         return 130
     if arguments.curves:
-        print(f"{write_curves(runs, arguments.curves)} runs in {arguments.curves}")
+        print(f"runs in {arguments.curves}: {write_curves(runs, arguments.curves)}")
     if arguments.append_runs:
         added = append_runs_to(arguments.append_runs, [run.report() for run in runs if run.finished()])
         print(f"{added} runs appended to {arguments.append_runs}")

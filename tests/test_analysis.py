@@ -11,6 +11,7 @@ from conftest import SHARED, tiny_model
 from air_model import AirModel
 from air_model.analysis import common
 from air_model.analysis.attention import Geometry, attention_maps, attention_rows, attention_study, checked_steps
+from air_model.analysis.commands import attention_sentence
 from air_model.analysis.common import Study
 from air_model.analysis.freeze import across_runs, count_changes, freeze_study, from_published
 from air_model.analysis.interventions import Intervention, parse_intervention, run_with
@@ -334,6 +335,30 @@ def test_per_puzzle_means_come_before_the_interval_across_puzzles():
         if means:
             assert table[name]["metrics"]["neighborhood"]["mean"] == pytest.approx(np.mean(means), abs=1e-12)
             assert table[name]["n_puzzles"] == len(means)
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ((0.1, 0.3), "nearer in layers 0, 1 than"),
+        ((0.1, -0.3), "nearer in layer 0 and farther in layer 1 than"),
+        ((-0.3, 0.01), "farther in layer 0 and neither nearer nor farther in layer 1 than"),
+    ],
+)
+def test_updates_look_nearer_only_where_the_interval_leaves_out_0(means, words):
+    classes = [{"beside": {"n_queries": 0}, "control": {"n_queries": 5, "metrics": {"nbr": {"mean": m, "ci95": 0.02}}}}
+               for m in means]  # fmt: skip
+    said = attention_sentence({str(layer): by for layer, by in enumerate(classes)}, "nbr")
+    assert said == f"Averaged over all rows, L-updates look {words} H-updates (nbr).\n"
+
+
+@pytest.mark.parametrize("fields", [{}, MAZE])
+def test_attention_is_studied_without_float64_where_a_device_has_none(fields, monkeypatch):
+    whole = attention_study(study_of(lively(**fields)))
+    monkeypatch.setattr("air_model.analysis.attention.widest", torch.Tensor.float)  # as on Apple's GPUs
+    single = attention_study(study_of(lively(**fields)))
+    assert single.mean.dtype == single.head_sum.dtype == np.float32
+    np.testing.assert_allclose(single.mean, whole.mean, atol=1e-5)
 
 
 def test_neighbourhood_weights_cover_edges_and_centres():

@@ -430,6 +430,31 @@ def test_splits_come_from_files_of_any_form(tmp_path, capsys):
     assert build(*command) == 1 and "2024.csv names no split" in capsys.readouterr().err
 
 
+def test_a_configuration_is_named_behind_a_colon_as_in_a_folder_so_on_the_hub(tmp_path, monkeypatch):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    _, puzzles, grids = sudokus(4, 3)
+    for i, name in enumerate(("easy", "hard")):
+        (tmp_path / name).mkdir()
+        tokens = {"inputs": puzzles[i : i + 2].tolist(), "labels": grids[i : i + 2].tolist()}
+        pq.write_table(pa.table(tokens), tmp_path / name / "train-0.parquet")
+    assert np.array_equal(load_puzzles(f"{tmp_path}:hard").inputs, puzzles[1:3])
+    folders = {"user/own": tmp_path}
+    monkeypatch.setattr("air_model.datasets_builders.loading.hub_folder", lambda name, *_: folders[name])
+    hub = load_puzzles("user/own:hard")
+    assert np.array_equal(hub.inputs, puzzles[1:3]) and hub.source == "own"
+    with pytest.raises(ValueError, match="several configurations: easy, hard. Name one of them, as in NAME:easy"):
+        load_puzzles(tmp_path)
+    with pytest.raises(ValueError, match="no configuration 'mild'; it has: easy, hard"):
+        load_puzzles(f"{tmp_path}:mild")
+
+
+def test_a_table_has_no_configurations(tmp_path):
+    table = write_csv(tmp_path / "train.csv", sudoku_rows(2))
+    for data in (table, tmp_path):
+        with pytest.raises(ValueError, match="no configurations, so none is called 'hard'"):
+            load_puzzles(f"{data}:hard")
+
+
 def test_half_a_parquet_file_is_named(tmp_path):
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1" + bytes(20))
     for data in (tmp_path, tmp_path / "train-0.parquet"):

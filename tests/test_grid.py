@@ -104,7 +104,8 @@ def test_runs_in_this_process_finish_and_leave_their_curves(tmp_path, capsys):
     assert main(command) == 0
     rows = [json.loads(line) for line in curves.read_text().splitlines()]
     assert [row["variant"] for row in rows] == ["Lx_H", "Lx_Hx"] and set(rows[0]["exact"]) == {"1", "2"}
-    assert "2 runs in" in capsys.readouterr().out
+    assert rows[0]["precision"].startswith(("fp32", "bf16"))
+    assert f"runs in {curves}: 2" in capsys.readouterr().out
 
 
 def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(tmp_path, monkeypatch):
@@ -123,7 +124,7 @@ def test_a_signal_at_the_very_end_of_a_run_in_this_process_still_ends_the_grid(t
 
 def test_the_curve_of_a_run_without_evaluation_data_is_empty_and_its_layers_are_the_models(tmp_path):
     report = {"variant": "TRM", "seed": 0, "grid": [4, 4], "config": {"variant": "TRM"}, "parameters": 9}
-    report |= {"metrics": {"eval": None}, "wall_seconds": 1.0, "date": "2026-01-01T00:00"}
+    report |= {"metrics": {"eval": None}, "wall_seconds": 1.0, "date": "2026-01-01T00:00", "precision": "fp32"}
     report["model_config"] = {"num_hidden_layers": 2}  # those of the variant's row: the recipe names none
     run = SimpleNamespace(name="a", rung="", folder=tmp_path / "a", finished=lambda: True, report=lambda: report)
     assert grid.write_curves([run], tmp_path / "curves.jsonl") == 1

@@ -45,7 +45,7 @@ class TrainConfig:
     The unit of time is the optimizer step; one step is one ACT step of all slots.
     """
 
-    data: str = ""  # Hub id, folder of build_dataset.py, of CSVs or of the public code's arrays, or a CSV (.gz)
+    data: str = ""  # Hub id[:CONFIG], folder of build_dataset.py, of CSVs or of the public code's arrays, or a CSV
     train_split: str = "train"
     train_size: int | None = None  # puzzles drawn from the training split; None takes all
     data_seed: int = 0  # decides which puzzles train_size draws, for every training seed alike

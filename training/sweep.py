@@ -475,6 +475,7 @@ def write_curves(runs: list[Run], target: Path) -> int:
             "layers": report["model_config"]["num_hidden_layers"],  # a variant may bring its own
             "n": (report["metrics"]["eval"] or {}).get("n"),  # none, where nothing was held out
             "parameters": report["parameters"],
+            "precision": report["precision"],
             "seconds": round(report["wall_seconds"]),
             "date": report["date"][:10],
             "exact": {row["step"]: round(row["eval/exact_accuracy"], 5) for row in evaluations},
