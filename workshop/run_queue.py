@@ -83,7 +83,7 @@ def read_queue() -> dict[str, Item]:
 
 QUEUE = read_queue()
 # Checkpoints that earlier rows made, and the data on which they are analysed.
-ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard": "maze_hard"}
+ANALYSES = {"air-sudoku-extreme": "sudoku_extreme", "air-maze-hard-full": "maze_hard"}
 
 
 def state_of(name: str) -> str:
