@@ -232,7 +232,8 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
     lines = []
     train = ((run or {}).get("data") or {}).get("train") or {}
     if train.get("n"):
-        lines.append(f"- Trained on {train['n']:,} puzzles; other distributions of difficulty were not part of it.")
+        last = " last" if run.get("earlier_runs") else ""  # what those saw is not part of this record
+        lines.append(f"- Trained{last} on {train['n']:,} puzzles; other distributions of difficulty were not part of it.")
     for name, one in evaluations.items():
         # A maze has many shortest paths: an answer that is another one than the label's is no failure.
         wrong = 1 - (one.solved if config.task == "maze" else one.exact_accuracy)
