@@ -233,7 +233,9 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
     train = ((run or {}).get("data") or {}).get("train") or {}
     if train.get("n"):
         last = " last" if run.get("earlier_runs") else ""  # what those saw is not part of this record
-        lines.append(f"- Trained{last} on {train['n']:,} puzzles; other distributions of difficulty were not part of it.")
+        lines.append(
+            f"- Trained{last} on {train['n']:,} puzzles; other distributions of difficulty were not part of it."
+        )
     for name, one in evaluations.items():
         # A maze has many shortest paths: an answer that is another one than the label's is no failure.
         wrong = 1 - (one.solved if config.task == "maze" else one.exact_accuracy)
