@@ -124,7 +124,8 @@ def save_each(rows: Iterable[dict[str, Any]], output: Path | None, page: Callabl
 def headed(title: str, record: dict[str, Any], *parts: str) -> str:
     """A page in Markdown: what was measured, by which command, where and when, and its parts."""
     hardware = record["hardware"]
-    where = f"{hardware['device']}, {hardware['threads']} threads, commit {record['commit']}, {record['date']}"
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    where = f"{hardware['device']}, {threads}, commit {record['commit']}, {record['date']}"
     return "\n\n".join([f"# {title}", f"`{record['command']}`", where, *parts])
 
 

@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
     result["settings"] = {
         "model": args.model,
-        "variant": models[0].config.variant,
-        "parameters": sum(p.numel() for p in models[0].parameters()),
+        "variant": " + ".join(model.config.variant for model in models),
+        "parameters": sum(p.numel() for model in models for p in model.parameters()),
         "data": args.data,
         "split": args.split,
         "limit": args.limit,

@@ -60,6 +60,8 @@ def test_each_of_several_checkpoints_takes_its_own_act_steps(files):
     models = ("--model", str(files / "short"), str(files / "model"))
     result = run(files, *models, "--limit", "3", "--halt", "max", "--attempts", "1")
     assert result["mean_act_steps"] == 2 + 8 and result["settings"]["max_act_steps"] is None
+    both = sum(p.numel() for p in short.parameters()) * 2  # so that no card takes the numbers for one model's
+    assert result["settings"]["parameters"] == both and result["settings"]["variant"] == "Lx_H + Lx_H"
 
 
 def test_puzzles_without_a_label_are_not_in_the_calibration(tmp_path):
