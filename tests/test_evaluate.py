@@ -55,7 +55,7 @@ def test_the_json_has_what_design_promises(files):
 
 def test_each_of_several_checkpoints_takes_its_own_act_steps(files):
     short = halting_model()
-    short.config.halt_max_steps = 2
+    short.config.halt_max_steps, short.config.q_continue = 2, False  # so that its rule is no row of VARIANTS
     save_release(short, files / "short")
     models = ("--model", str(files / "short"), str(files / "model"))
     result = run(files, *models, "--limit", "3", "--halt", "max", "--attempts", "1")
