@@ -297,7 +297,7 @@ def test_an_array_of_digits_is_never_taken_for_tokens(pipe, grid):
                 door(shape)
     assert pipe(array, values="digits")["solution"] == pipe(grid)["solution"]
     assert pipe(array[None], values="digits")[0]["solution"] == pipe(grid)["solution"]
-    assert processor.decode(processor(array, values="digits")["input_ids"]) == [grid]
+    assert processor.decode(processor(array[None], values="digits")["input_ids"]) == [grid]
     assert processor.check(FOUR, digits(ANSWER), values="digits").valid
 
 
