@@ -117,7 +117,8 @@ def test_several_grids_of_a_text_are_told_apart(name):
 
 def test_mazes_parted_by_titles_and_blank_lines_are_told_apart():
     maze = "####\n#SG#\n####"
-    assert split_puzzles(f"Maze 1\n{maze}\n\n{maze}\n===\n{maze}\n", [MazeTask(3, 4)]) == [maze] * 3
+    for tasks in ([MazeTask(3, 4)], [NINE, MazeTask(3, 4)]):
+        assert split_puzzles(f"Maze 1\n{maze}\n\n{maze}\n===\n{maze}\n", tasks) == [maze] * 3
 
 
 ROWS_OF = [{"quizzes": FOUR, "solutions": ANSWER}, {"quizzes": OTHER, "solutions": ANSWER}]
