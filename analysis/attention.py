@@ -23,7 +23,7 @@ from torch import Tensor
 
 from air_model.analysis.common import Filled, Study, interval, over_puzzles
 from air_model.modeling_air import AirModel, widest
-from air_model.processing_air import GridTask
+from air_model.processing_air import PAD, GridTask
 from air_model.solving_air import AirUpdate
 
 PUBLISHED_STEPS = (2, 4, 6, 8, 10, 12, 14, 15)  # ACT steps, counted from 0
@@ -161,8 +161,9 @@ class _Accumulator:
         self.study, self.task, self.local_faults = part, part.task, geometry.local_faults
         self.layers, self.heads = num_paired_layers(part.model), part.config.num_attention_heads
         inputs, self.labels = part.inputs.numpy(), part.labels.numpy()
-        # Queries are the open cells of the puzzle; in a maze, those on the label's path.
-        mask = self.labels == self.task.PATH if self.task.name == "maze" else inputs == self.task.blank_token
+        # Queries are the open cells of the puzzle (of a generic grid all); in a maze, those on the label's path.
+        is_open = ~self.task._given(inputs) & (inputs != PAD)
+        mask = self.labels == self.task.PATH if self.task.name == "maze" else is_open
         order = np.argsort(~mask, axis=-1, kind="stable")[:, : max(1, int(mask.sum(-1).max()))]
         constants = order, np.take_along_axis(mask, order, -1), geometry.neighbours, geometry.weights, self.task.peers
         tensors = [torch.from_numpy(values).to(part.device) for values in constants]

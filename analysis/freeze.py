@@ -6,8 +6,8 @@
     across_runs([summary, summary, ...])  # mean and std over checkpoints (seeds)
 
 Counted between consecutive decodes of one state (96 decodes, 95 comparisons in the published runs): a mask flip is a
-cell that enters or leaves the mask (Sudoku: decoded blank; maze: decoded path), a content change any other change of
-token. Source: AIR (arXiv:2605.17811), freeze analysis.
+cell that enters or leaves the mask (Sudoku: decoded blank; maze: decoded path; a generic grid has none), a content
+change any other change of token. Source: AIR (arXiv:2605.17811), freeze analysis.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from air_model.analysis.common import (
     right_grids,
 )
 from air_model.analysis.interventions import Intervention, run_with
-from air_model.processing_air import GridTask
+from air_model.processing_air import GridTask, MazeTask, SudokuTask
 
 STATES = {"h": "z_H", "l": "z_L"}
 
@@ -109,7 +109,8 @@ def freeze_study(study: Study, interventions: Sequence[Intervention] = ()) -> Fr
         "freeze_z_L": Intervention("freeze", "z_l"),
         **{intervention.name: intervention for intervention in interventions},
     }
-    mask_token = study.task.PATH if study.task.name == "maze" else study.task.blank_token
+    # No token of a generic grid is a mask: all its changes are of content.
+    mask_token = {"sudoku": SudokuTask.blank_token, "maze": MazeTask.PATH}.get(study.task.name, -1)
 
     def compute(part: Study, first: int) -> dict[str, np.ndarray]:
         out = {}

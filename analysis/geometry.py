@@ -21,7 +21,7 @@ from air_model.analysis.common import Filled, Study, long_table, mean_std_sem, o
 from air_model.analysis.freeze import STATES
 from air_model.analysis.interventions import run_with
 from air_model.metrics.puzzle_accuracy.scores import calibration
-from air_model.processing_air import GridTask
+from air_model.processing_air import PAD, GridTask
 from air_model.solving_air import AirUpdate
 
 STILL = 0.01  # a state whose relative step over an ACT step is below this has settled
@@ -212,6 +212,7 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray) -> tup
     Returns:
         targets (N, S, C) bool, mask (N, S) of cells that count, and what the targets are. Sudoku: candidates of the
         open cells (digits that no clue in row, column or box excludes). Maze: free cells on some shortest path.
+        Generic grid: the tokens of all cells with a label.
     """
     if task.name == "sudoku":
         digits = np.arange(2, task.vocab_size)
@@ -225,7 +226,7 @@ def probe_targets(task: GridTask, inputs: np.ndarray, labels: np.ndarray) -> tup
         on_path = (to_goal >= 0) & (from_start >= 0) & (to_goal + from_start == to_goal[start][:, None])
         return on_path[:, :, None], inputs == task.SPACE, "cells on some shortest path"
     targets = labels[:, :, None] == np.arange(1, task.vocab_size)
-    return targets, inputs == task.blank_token, "tokens of the answer"
+    return targets, labels != PAD, "tokens of the answer"
 
 
 def probes(study: Study, most: int = 200) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Checks a built folder again, row by row, and writes verification.json, verification.md and verification.png.
 
 Sudoku: exactly one solution, and it is the label. Maze: the label is a shortest path, and the one of the Down, Left,
-Right, Up rule. Both: no puzzle twice in a split (groups of copies aside), none of a split in training, up to symmetry.
+Right, Up rule. Both: no puzzle of another split in training, up to symmetry. How many are in their own split twice
+(groups of copies aside) is told; sources may have some.
 """
 
 import itertools

@@ -14,6 +14,7 @@ from air_model.analysis.attention import Geometry, attention_maps, attention_row
 from air_model.analysis.commands import attention_sentence
 from air_model.analysis.common import Study
 from air_model.analysis.freeze import across_runs, count_changes, freeze_study, from_published
+from air_model.analysis.geometry import probe_targets
 from air_model.analysis.interventions import Intervention, parse_intervention, run_with
 from air_model.analysis.rollout import rollout_study
 from air_model.processing_air import make_task, task_from_config
@@ -165,6 +166,14 @@ def test_mask_flips_and_content_changes_are_counted_apart():
     grids = np.array([[1, 2, 3, 4], [2, 2, 3, 5], [2, 1, 1, 5]])  # blank is 1
     flips, changes = count_changes(grids, 1)
     assert flips.tolist() == [1, 2] and changes.tolist() == [1, 0]
+
+
+def test_studies_of_a_generic_grid_look_at_all_its_cells_alike():
+    study = study_of(lively(task="grid", grid_height=3, vocab_size=5), n=2)
+    result, attention = freeze_study(study), attention_study(study, steps=(0,))
+    assert not any(by[state].any() for by in result.flips.values() for state in "hl")  # no token is a mask
+    assert len(attention.puzzle) == 2 * 9
+    assert probe_targets(study.task, study.inputs.numpy(), study.labels.numpy())[1].all()
 
 
 def test_means_over_runs_take_each_run_once():

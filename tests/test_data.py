@@ -376,6 +376,16 @@ def test_generated_splits_share_no_grid_up_to_symmetry(tmp_path):
     assert (tmp_path / "s" / "verification.png").stat().st_size > 1000
 
 
+def test_a_symmetric_copy_of_a_training_puzzle_among_the_test_puzzles_is_found(tmp_path):
+    (tmp_path / "in").mkdir()
+    rows, turned = sudoku_rows(6), str.maketrans("1234", "2341")
+    write_csv(tmp_path / "in" / "train.csv", rows)
+    write_csv(tmp_path / "in" / "test.csv", [[str(part).translate(turned) for part in rows[0][:2]] + [0, ""]])
+    assert build("sudoku-extreme", "--source", tmp_path / "in", "--output-dir", tmp_path / "o", "--verify") == 1
+    report = json.loads((tmp_path / "o" / "verification.json").read_text())
+    assert report["overlaps"]["train and test"]["puzzles_up_to_symmetry"] == 1
+
+
 def test_generated_mazes_build_and_verify(tmp_path):
     assert build("maze-hard", "--source", "generate", "--grid", "6x9", "--num-train", 12, "--num-test", 5,
                  "--num-aug", 3, "--output-dir", tmp_path / "m", "--verify") == 0  # fmt: skip

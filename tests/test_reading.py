@@ -117,7 +117,8 @@ def test_several_grids_of_a_text_are_told_apart(name):
 
 def test_mazes_parted_by_titles_and_blank_lines_are_told_apart():
     maze = "####\n#SG#\n####"
-    assert split_puzzles(f"Maze 1\n{maze}\n\n{maze}\n===\n{maze}\n", [MazeTask(3, 4)]) == [maze] * 3
+    for tasks in ([MazeTask(3, 4)], [NINE, MazeTask(3, 4)]):
+        assert split_puzzles(f"Maze 1\n{maze}\n\n{maze}\n===\n{maze}\n", tasks) == [maze] * 3
 
 
 ROWS_OF = [{"quizzes": FOUR, "solutions": ANSWER}, {"quizzes": OTHER, "solutions": ANSWER}]
@@ -297,7 +298,7 @@ def test_an_array_of_digits_is_never_taken_for_tokens(pipe, grid):
                 door(shape)
     assert pipe(array, values="digits")["solution"] == pipe(grid)["solution"]
     assert pipe(array[None], values="digits")[0]["solution"] == pipe(grid)["solution"]
-    assert processor.decode(processor(array, values="digits")["input_ids"]) == [grid]
+    assert processor.decode(processor(array[None], values="digits")["input_ids"]) == [grid]
     assert processor.check(FOUR, digits(ANSWER), values="digits").valid
 
 

@@ -174,7 +174,11 @@ def test_two_processes_give_the_weights_of_one_and_one_may_go_on_alone(recipe, t
         process.join(240)
     assert [process.exitcode for process in both] == [0, 0]
     assert apart(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-3
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
+    reports = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert [report["hardware"]["processes"] for report in reports] == [1, 2]
+    for kind, name in (("train", "loss"), ("train", "steps"), ("eval", "n"), ("eval", "cell_accuracy")):
+        one, two = (report["metrics"][kind][name] for report in reports)
+        assert two == pytest.approx(one, rel=0.01), name  # of all processes, not of the first
     assert (tmp_path / "two" / "checkpoints" / "checkpoint_12" / "carry_1.safetensors").is_file()
     assert recipe("two", "--resume", max_steps=14, q_continue=False) == 0
     assert "carry is dropped" in capsys.readouterr().err

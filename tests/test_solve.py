@@ -374,6 +374,15 @@ def test_a_view_whose_refused_answer_stands_still_makes_room_for_the_next_but_a_
     assert solve_puzzles(model, TASK, puzzle, attempts=3, **options).act_steps.tolist() == [3 * 4]
     assert solve_puzzles(model, TASK, puzzle, attempts=3, noise=0.1, **options).act_steps.tolist() == [3 * 9]
     assert solve_puzzles(model, TASK, puzzle, attempts=1, **options).act_steps.tolist() == [9]
+    still = model.forward
+
+    def restless(*args, **kwargs):
+        out = still(*args, **kwargs)
+        out.logits[:] = out.logits.roll(int(out.carry.steps[0]), -1)
+        return out
+
+    monkeypatch.setattr(model, "forward", restless)  # another answer at every step
+    assert solve_puzzles(model, TASK, puzzle, attempts=3, **options).act_steps.tolist() == [3 * 9]
 
 
 def test_a_wrong_answer_with_high_confidence_is_never_called_solved(monkeypatch):
