@@ -254,8 +254,9 @@ def test_a_search_s_default_is_cut_to_the_views_there_are_without_a_warning(recw
 def test_a_second_checkpoint_searches_only_what_the_first_left(monkeypatch, puzzle):
     first, second = softmax_model(seed=1), softmax_model(seed=2)
     Believer(monkeypatch, second, {10: other_digit(10)})
-    answers = solve_puzzles([first, second], None, puzzle[None], attempts=4, halt="rules")
-    assert answers.verdict.valid.all() and answers.attempts.tolist() == [4 + 3] and answers.view.tolist() == [4 + 2]
+    answers = solve_puzzles([first, second], None, np.stack([SOLVED, puzzle]), attempts=4, halt="rules")
+    assert answers.verdict.valid.all() and answers.attempts.tolist() == [1, 4 + 3]
+    assert answers.view.tolist() == [0, 4 + 2]
 
 
 @pytest.mark.parametrize("side", [4, 6, 8, 9, 12, 16])
