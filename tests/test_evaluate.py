@@ -85,9 +85,9 @@ def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     fields = {"task": "maze", "position_embedding": "rope2d", "head_relations": ["adjacent", "all"]}
     save_release(tiny_model(grid_height=3, **fields), tmp_path / "model")
     question, answer = "S  #" + "   #" + " # G" + " ## ", "So #" + " oo#" + " #oG" + " ## "  # 4 x 4
-    (tmp_path / "dev.csv").write_text(f"question,answer\n{question},{answer}\n")
-    result = run(tmp_path)
-    assert result["n"] == 1
+    (tmp_path / "dev.csv").write_text(f"question,answer,rating\n{question},{answer},5\n")
+    result = run(tmp_path, "--by-rating")
+    assert result["n"] == 1 and result["by_rating"][0]["rating"] == "0-9"  # moves, not guesses
 
 
 def test_drawn_mazes_are_evaluated_in_the_shape_that_they_are_drawn_in(tmp_path):
@@ -233,6 +233,8 @@ def test_the_thought_curve_agrees_with_solving(tmp_path):
         assert right == pytest.approx((answers.tokens == data.labels).all(1).mean()) and 0 < right < 1
     halted = model.solve(torch.from_numpy(data.inputs), halt="q")
     assert curve["halting"][-1]["mean_act_steps"] == pytest.approx(float(halted.act_steps.float().mean()))
+    answers = keep_givens(TASK, puzzles, halted.predictions.numpy())
+    assert curve["halting"][-1]["exact_accuracy"] == pytest.approx((answers == data.labels).all(1).mean()) != 0
     assert draw_thought_curve({"tiny": curve}, tmp_path / "curve.png").stat().st_size > 1000
 
 

@@ -278,6 +278,7 @@ def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
     # 1, 2 and 3 in the first row leave 4 for its last cell, which sees a 4 in its column.
     found = pipe("123....4........", attempts=8)
     assert found["valid"] is False and found["solved"] is False and found["message"] != "Solved."
+    assert found["solutions"] == found["confidence"] == 0
 
 
 def test_nobody_calls_a_generic_grid_solved():
