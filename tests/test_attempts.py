@@ -9,7 +9,7 @@ import transformers
 from conftest import tiny_config, tiny_model
 from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
-from air_model import AirModel, solve_puzzles
+from air_model import AirModel, attempts_air, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import LOST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
@@ -146,6 +146,18 @@ def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_n
         faults = (TASK.conflicts(grids) | (grids < 2)).sum(-1).tolist()
         marks = [(fault, -round(node.q_halt_logit, 3)) for fault, node in zip(faults, tree)]
         assert chosen == marks.index(min(marks)) > 0
+    two = [halting_model(seed=seed) for seed in (0, 3)]
+    found = [solve_puzzles(models, None, puzzles, attempts=7, halt="rules").tokens for models in (two, two[::-1])]
+    assert np.array_equal(*found), "the best of all models, in any order"
+
+
+def test_a_search_computes_in_bfloat16_where_that_is_fast_and_a_single_pass_does_not(monkeypatch):
+    monkeypatch.setattr(attempts_air, "bf16_is_fast", lambda device: True)
+    for attempts, dtype in ((2, torch.bfloat16), (1, torch.float32)):
+        seen = []
+        look = lambda update, z_h, z_l: seen.append(z_h.dtype)  # noqa: E731, B023
+        solve_puzzles(tiny_model(), None, puzzles_of(1), attempts=attempts, max_act_steps=1, hook=look)
+        assert {*seen} == {dtype}
 
 
 @pytest.mark.parametrize(
