@@ -9,7 +9,7 @@ import transformers
 from conftest import tiny_config, tiny_model
 from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
-from air_model import AirModel, solve_puzzles
+from air_model import AirModel, attempts_air, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
 from air_model.attempts_air import LOST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
@@ -138,9 +138,51 @@ def test_an_apple_gpu_which_has_no_float64_knows_what_it_believes(loss_type):
 
 def test_an_untrained_model_never_calls_a_refused_grid_solved_and_keeps_to_its_nodes():
     puzzles = puzzles_of(5, blanks=12)
-    answers = solve_puzzles(halting_model(), None, puzzles, attempts=7, halt="rules")
+    answers = solve_puzzles(halting_model(seed=3), None, puzzles, attempts=7, halt="rules", return_rollout=True)
     assert (answers.attempts <= 7).all() and (answers.attempts[~answers.verdict.valid] == 7).all()
     assert (answers.verdict.valid == TASK.verdicts(puzzles, answers.tokens).valid).all()
+    for tree, chosen in zip(answers.trees, answers.view):  # the fewest clashes, then the highest q_halt
+        grids = np.stack([node.answer for node in tree])
+        faults = (TASK.conflicts(grids) | (grids < 2)).sum(-1).tolist()
+        marks = [(fault, -round(node.q_halt_logit, 3)) for fault, node in zip(faults, tree)]
+        assert chosen == marks.index(min(marks)) > 0
+    two = [halting_model(seed=seed) for seed in (0, 3)]
+    found = [solve_puzzles(models, None, puzzles, attempts=7, halt="rules").tokens for models in (two, two[::-1])]
+    assert np.array_equal(*found), "the best of all models, in any order"
+
+
+def test_a_search_computes_in_bfloat16_where_that_is_fast_and_a_single_pass_does_not(monkeypatch):
+    monkeypatch.setattr(attempts_air, "bf16_is_fast", lambda device: True)
+    for attempts, dtype in ((2, torch.bfloat16), (1, torch.float32)):
+        seen = []
+        look = lambda update, z_h, z_l: seen.append(z_h.dtype)  # noqa: E731, B023
+        solve_puzzles(tiny_model(), None, puzzles_of(1), attempts=attempts, max_act_steps=1, hook=look)
+        assert {*seen} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("maze", "restless", "steps"),
+    [(False, True, [6, 3, 3]), (False, False, [2, 2, 2]), (True, True, [6, 6, 6]), (True, False, [3, 3, 3])],
+)
+def test_a_refused_node_ends_where_it_stands_still_and_below_a_sudokus_first_after_half_of_the_steps(
+    monkeypatch, puzzle, maze, restless, steps
+):
+    model = maze_model() if maze else softmax_model()
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        out = inner(*args, **kwargs)
+        out.logits[:], out.logits[..., 2], out.logits[..., 3] = (
+            0.0,
+            1.0,
+            (2.0 * restless * (out.carry.steps % 2))[:, None],
+        )
+        return out
+
+    monkeypatch.setattr(model, "forward", forward)
+    options = {"attempts": 3, "halt": "rules", "max_act_steps": 6, "return_rollout": True}
+    answers = solve_puzzles(model, None, (ROUND if maze else puzzle)[None], **options)
+    assert [node.act_steps for node in answers.trees[0]] == steps
 
 
 def test_a_search_ends_when_every_grid_has_been_refused():
@@ -151,14 +193,18 @@ def test_a_search_ends_when_every_grid_has_been_refused():
 
 
 def test_a_search_does_not_depend_on_what_else_is_in_the_batch():
-    model, puzzles = halting_model(), puzzles_of(6, blanks=11)
-    together = solve_puzzles(model, None, puzzles, attempts=9, halt="rules", dtype="float32", batch_size=4)
-    options = {"attempts": 9, "halt": "rules", "dtype": "float32", "batch_size": 3}
-    alone = [solve_puzzles(model, None, one[None], **options) for one in puzzles]
+    model, puzzles, ids = halting_model(num_puzzle_identifiers=3), puzzles_of(6, blanks=11), torch.arange(6) % 3
+    torch.nn.init.normal_(model.puzzle_embedding.weight, generator=torch.Generator().manual_seed(0))
+    options = {"attempts": 9, "halt": "rules", "dtype": "float32"}
+    together = solve_puzzles(model, None, puzzles, puzzle_ids=ids, batch_size=4, **options)
+    alone = [
+        solve_puzzles(model, None, one[None], puzzle_ids=[i], batch_size=3, **options) for one, i in zip(puzzles, ids)
+    ]
     for name in ("attempts", "act_steps"):
         assert getattr(together, name).tolist() == [int(getattr(one, name)[0]) for one in alone]
     assert together.pins == [one.pins[0] for one in alone]
     assert (together.tokens == np.concatenate([one.tokens for one in alone])).all()
+    assert not (together.tokens == solve_puzzles(model, None, puzzles, **options).tokens).all(), "ids matter"
 
 
 def test_nothing_is_computed_ahead_while_other_puzzles_wait():
@@ -254,8 +300,9 @@ def test_a_search_s_default_is_cut_to_the_views_there_are_without_a_warning(recw
 def test_a_second_checkpoint_searches_only_what_the_first_left(monkeypatch, puzzle):
     first, second = softmax_model(seed=1), softmax_model(seed=2)
     Believer(monkeypatch, second, {10: other_digit(10)})
-    answers = solve_puzzles([first, second], None, puzzle[None], attempts=4, halt="rules")
-    assert answers.verdict.valid.all() and answers.attempts.tolist() == [4 + 3] and answers.view.tolist() == [4 + 2]
+    answers = solve_puzzles([first, second], None, np.stack([SOLVED, puzzle]), attempts=4, halt="rules")
+    assert answers.verdict.valid.all() and answers.attempts.tolist() == [1, 4 + 3]
+    assert answers.view.tolist() == [0, 4 + 2]
 
 
 @pytest.mark.parametrize("side", [4, 6, 8, 9, 12, 16])

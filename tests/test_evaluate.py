@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, tiny_model
 from test_solve import TASK, brute_force, halting_model, puzzles_of
 
-from air_model import load_model, save_release
+from air_model import load_model, save_release, solve_puzzles
 from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
 from air_model.answers_air import keep_givens
 from air_model.datasets_builders.loading import PuzzleSet, load_for_models
@@ -85,9 +85,9 @@ def test_mazes_of_another_size_that_the_model_takes_are_evaluated(tmp_path):
     fields = {"task": "maze", "position_embedding": "rope2d", "head_relations": ["adjacent", "all"]}
     save_release(tiny_model(grid_height=3, **fields), tmp_path / "model")
     question, answer = "S  #" + "   #" + " # G" + " ## ", "So #" + " oo#" + " #oG" + " ## "  # 4 x 4
-    (tmp_path / "dev.csv").write_text(f"question,answer\n{question},{answer}\n")
-    result = run(tmp_path)
-    assert result["n"] == 1
+    (tmp_path / "dev.csv").write_text(f"question,answer,rating\n{question},{answer},5\n")
+    result = run(tmp_path, "--by-rating")
+    assert result["n"] == 1 and result["by_rating"][0]["rating"] == "0-9"  # moves, not guesses
 
 
 def test_drawn_mazes_are_evaluated_in_the_shape_that_they_are_drawn_in(tmp_path):
@@ -147,6 +147,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
     again.run()
     wanted, found = whole.read(), again.read()
     assert all((wanted[name] == found[name]).all() for name in ("row", "tokens", "act_steps", "valid", "attempts"))
+    assert sum(len(np.load(part)["row"]) for part in again.folder.glob("part-*.npz")) == len(data), "none twice"
 
 
 def test_other_settings_or_weights_do_not_use_the_parts(tmp_path):
@@ -220,16 +221,20 @@ def test_the_thought_curve_counts_no_cell_and_no_puzzle_without_a_label():
 
 
 def test_the_thought_curve_agrees_with_solving(tmp_path):
-    model, data = halting_model(), puzzle_set(10)
+    puzzles = puzzles_of(40, blanks=1)
+    model, data = halting_model(seed=3), PuzzleSet(puzzles, np.stack([*map(brute_force, puzzles)]), TASK)
     curve = thought_curve(model, data, max_act_steps=8, attempts=3)
     assert curve["steps"] == [1, 2, 4, 8] and curve["attempts"] == [1, 2, 3]
-    for step, cells in zip(curve["steps"], curve["exact_accuracy"][0]):
-        answers = model.solve(torch.from_numpy(data.inputs), max_act_steps=step).predictions.numpy()
-        assert cells == pytest.approx((answers == data.labels).all(1).mean())
-    spent = [row[-1] for row in curve["mean_act_steps"]]
-    assert spent == sorted(spent) and curve["mean_act_steps"][0] == [1, 2, 4, 8]
+    for k, step in ((1, 1), (1, 8), (3, 1), (3, 8)):
+        at = curve["steps"].index(step)
+        answers = solve_puzzles(model, None, puzzles, attempts=k, retry="views", halt="max", max_act_steps=step)
+        assert curve["mean_act_steps"][k - 1][at] == pytest.approx(answers.act_steps.mean())
+        right = curve["exact_accuracy"][k - 1][at]
+        assert right == pytest.approx((answers.tokens == data.labels).all(1).mean()) and 0 < right < 1
     halted = model.solve(torch.from_numpy(data.inputs), halt="q")
     assert curve["halting"][-1]["mean_act_steps"] == pytest.approx(float(halted.act_steps.float().mean()))
+    answers = keep_givens(TASK, puzzles, halted.predictions.numpy())
+    assert curve["halting"][-1]["exact_accuracy"] == pytest.approx((answers == data.labels).all(1).mean()) != 0
     assert draw_thought_curve({"tiny": curve}, tmp_path / "curve.png").stat().st_size > 1000
 
 

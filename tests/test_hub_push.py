@@ -328,9 +328,11 @@ def damage(folder: Path, how: str) -> None:
         weights.write_bytes(weights.read_bytes()[:-40])
     elif how == "another model":
         tiny_config(hidden_size=32).save_pretrained(folder)
-    elif how == "NaN":
+    elif how in ("NaN", "incomplete"):
         state = tiny_model().state_dict()
         state["lm_head.weight"][0, 0] = torch.nan
+        if how == "incomplete":
+            del state["lm_head.weight"]
         save_file(state, weights)
     elif how == "missing":
         weights.unlink()
@@ -346,6 +348,7 @@ def damage(folder: Path, how: str) -> None:
         ("truncated", "cannot be read as safetensors"),
         ("another model", "belong to different models"),
         ("NaN", "holds NaN"),
+        ("incomplete", "lack lm_head.weight"),
         ("missing", "no model.safetensors"),
         ("not AIR", "not an AIR model"),
         ("no JSON", "no readable JSON"),

@@ -12,7 +12,7 @@ from air_model.datasets_builders import PuzzleSet
 from air_model.pipeline_air import load_model
 from air_model.records import read_run
 from air_model.training import run as whole
-from air_model.training.batches import LOSSES, uniforms
+from air_model.training.batches import LOSSES, Puzzles, uniforms
 from air_model.training.lattices import Lattice, LatticeTrainer, lattice_losses, new_lattices, pinned, struck_out
 from air_model.training.launch import RunError
 from air_model.training.recipe import make_recipe
@@ -144,6 +144,31 @@ def test_lattices_teach_the_digits_of_open_cells(tmp_path):
         run.train_step()
     losses = dict(zip(LOSSES, (run.totals[-len(LOSSES) :] / 20).tolist()))
     assert losses["lm_loss"] < 1.25 < np.log(4), "by chance: log 4"
+
+
+def test_a_lattice_ends_solved_lost_or_old_and_else_goes_on_with_what_is_left(tmp_path):
+    run, labels = LatticeTrainer(make_recipe(RUN), tmp_path, sudokus(24), None), torch.from_numpy(SOLVED).long()
+    right = torch.nn.functional.one_hot(labels - 2, 4).bool()
+    live = lattice_of(half_open()).repeat(8, 1, 1)
+    keep, lost, steps = torch.full((8, 16, 4), 5.0), torch.full((8,), -1.0), torch.ones(8, dtype=torch.int32)
+    keep[1][~right] = -5.0  # solved
+    keep[2:4, 0][:, right[0]] = -5.0  # lost, and called so or not
+    lost[2] = 1.0
+    keep[4, 0] = -5.0  # nothing is left in a cell
+    steps[5] = run.config.halt_max_steps
+    logits = 50.0 * torch.nn.functional.one_hot(labels, 6).float().expand(8, -1, -1)
+    piece = {
+        "logits": logits,
+        "keep": keep,
+        "q_halt_logits": lost,
+        "q_continue_logits": lost,
+        "carry": {"steps": steps},
+    }
+    run.slots.puzzles = Puzzles(live, labels.expand(8, -1), labels[:8])
+    run._advance_slots(1, [piece], torch.zeros(len(LOSSES)))
+    assert run.slots.halted.tolist() == [False, True, True, False, True, True, False, False]
+    left = run.slots.puzzles.inputs
+    assert (left[0].sum(), left[4].sum()) == (live[0].sum() - 3, live[4].sum() - 4) and (left[0] & right).sum() == 16
 
 
 def test_a_run_of_lattices_leaves_an_ordinary_model(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 import transformers
 from conftest import tiny_model
 
-from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, save_release
+from air_model import AirConfig, AirModel, AirProcessor, PuzzleSolvingPipeline, load_model, pipeline_air, save_release
 from air_model.configuration_air import TRAVELLING_FILES
 from air_model.pipeline_air import OtherSizeError, in_size, readings, sort_by_size, takes_size
 from air_model.processing_air import MazeTask, SudokuTask
@@ -166,6 +166,8 @@ def test_broken_puzzles_are_refused_with_the_cell(pipe):
         pipe("1.1.............")
     with pytest.raises(ValueError, match="Puzzle 2: .*15 cells, 16 expected"):
         pipe([PUZZLE, PUZZLE[1:]])
+    with pytest.raises(ValueError, match="Puzzle 6: .*15 cells"):  # in the second part of a stream
+        list(pipe(iter([*[PUZZLE] * 5, PUZZLE[1:]]), batch_size=1))
     with pytest.raises(ValueError, match="a list of them, a generator or a data set; got int"):
         pipe(7)
     with pytest.raises(ValueError, match="has no puzzle; expected one of question"):
@@ -278,6 +280,7 @@ def test_an_unsolvable_puzzle_is_never_called_solved(pipe):
     # 1, 2 and 3 in the first row leave 4 for its last cell, which sees a 4 in its column.
     found = pipe("123....4........", attempts=8)
     assert found["valid"] is False and found["solved"] is False and found["message"] != "Solved."
+    assert found["solutions"] == found["confidence"] == 0
 
 
 def test_nobody_calls_a_generic_grid_solved():
@@ -484,6 +487,33 @@ def test_ctrl_c_in_one_size_leaves_a_single_pass_for_the_others(folder, tmp_path
     monkeypatch.setattr(solve_script, "solve_puzzles", stopped)
     assert solve_script.main(["--model", str(folder), str(tmp_path / "six"), PUZZLE, "." * 36]) == 0
     assert asked == [None, 1]
+
+
+def test_ctrl_c_leaves_a_single_pass_for_the_other_sizes_read_and_ends_a_stream(monkeypatch):
+    pipe = transformers.pipeline(
+        "puzzle-solving", model=tiny_model(task="maze", position_embedding="rope2d"), device="cpu"
+    )
+    asked, answers, solve = [], [], pipeline_air.solve_puzzles
+
+    def stopped(*puzzles, attempts, **options):
+        asked.append(attempts)
+        found = solve(*puzzles, attempts=1, **options)
+        found.stats["interrupted"] = True
+        return found
+
+    monkeypatch.setattr(pipeline_air, "solve_puzzles", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        answers.extend(pipe(iter(["S  G" + " " * 12, "S   G" + " " * 20] * 4), batch_size=1))
+    assert asked == [None, 1] and [len(answer["solution"]) for answer in answers] == [16, 25] * 2
+
+
+def test_each_puzzle_of_a_stream_has_its_own_puzzle_id():
+    model = tiny_model(num_puzzle_identifiers=3)
+    torch.nn.init.normal_(model.puzzle_embedding.weight, std=30.0, generator=torch.Generator().manual_seed(0))
+    pipe = transformers.pipeline("puzzle-solving", model=model, device="cpu", attempts=1)
+    found = [answer["solution"] for answer in pipe(iter([PUZZLE] * 6), batch_size=1, puzzle_ids=[0, 1, 2] * 2)]
+    assert found[:3] == found[3:] == [pipe(PUZZLE, puzzle_ids=i)["solution"] for i in range(3)]
+    assert len({*found}) == 3
 
 
 def test_the_script_takes_mazes_drawn_over_lines(tmp_path, capsys):

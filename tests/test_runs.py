@@ -417,6 +417,7 @@ def test_a_chain_that_is_killed_in_its_second_stage_resumes_to_the_same_mean_of_
     with killed_at(6, monkeypatch):
         recipe("killed", **values)
     first = (tmp_path / "killed/stage_1/run.json").read_text()
+    assert json.loads((tmp_path / "killed/run.json").read_text())["status"] == "running"
     assert recipe("killed", **values) == 1  # holds a run already
     assert recipe("killed", "--resume", **values) == 0
     assert (tmp_path / "killed/stage_1/run.json").read_text() == first  # not run again

@@ -297,6 +297,17 @@ def test_calls_side_by_side_leave_each_other_s_weights_alone():
     assert torch.equal(model.solve(inputs, max_act_steps=2, hook=another).logits, alone)
 
 
+def test_solving_goes_on_from_the_states_that_it_is_given():
+    model, inputs = halting_model(), torch.from_numpy(puzzles_of(3)).long()
+    with torch.no_grad():
+        first = model(inputs)
+        second = model(inputs, carry=first.carry)
+    found = model.solve(inputs, max_act_steps=1, carry=first.carry, batch_size=2)
+    for name in ("logits", "q_halt_logits", "q_continue_logits"):
+        torch.testing.assert_close(getattr(found, name), second[name], rtol=0, atol=1e-4)
+        assert (second[name] - first[name]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("freeze", ["z_h", "z_l"])
 def test_a_frozen_state_stays_what_the_carry_brought(freeze):
     model, inputs, seen = tiny_model(), torch.from_numpy(puzzles_of(3)).long(), []

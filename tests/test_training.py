@@ -215,6 +215,14 @@ def test_easier_copies_show_some_but_not_all_of_the_blanks():
     assert (batch.inputs == batch.labels)[~after].all()
 
 
+def test_cells_without_a_label_do_not_count_and_are_never_filled_in():
+    puzzles = sudokus(24)
+    puzzles.inputs[:], puzzles.labels[:, ::2] = 1, 0
+    batch = PuzzleSampler(puzzles, 48, seed=0, easier_share=1.0).draw(1)
+    unknown = batch.labels == -100
+    assert (unknown.sum(1) == 8).all() and (batch.inputs[unknown] == 1).all() and (batch.inputs > 1).any()
+
+
 def test_easier_copies_leave_the_only_open_cell_open():
     puzzles = sudokus(2)
     inputs = puzzles.labels.copy()

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -164,10 +163,7 @@ def _attempt(write: Callable[..., Any], *arguments: Any) -> Exception | None:
 
 def _save_parts(trainer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    mine = {**trainer.slots.state(), "totals": trainer.totals, "rng.cpu": torch.get_rng_state()}
-    if trainer.device.type == "cuda":
-        mine["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
-    save_tensors(mine, folder / f"carry_{trainer.rank}.safetensors")
+    save_tensors({**trainer.slots.state(), "totals": trainer.totals}, folder / f"carry_{trainer.rank}.safetensors")
     if not trainer.is_main:
         return
     save_tensors(trainer.trained.state_dict(), folder / "model.safetensors")
@@ -221,9 +217,6 @@ def load_checkpoint(trainer: Any) -> bool:
         mine = load_file(path / f"carry_{trainer.rank}.safetensors")
         trainer.slots.load(mine)
         trainer.totals.copy_(mine["totals"])
-        torch.set_rng_state(mine["rng.cpu"])
-        if trainer.device.type == "cuda" and "rng.cuda" in mine:
-            torch.cuda.set_rng_state(mine["rng.cuda"], trainer.device)
     else:
         trainer.since_log = 0
         trainer.say(
