@@ -177,7 +177,7 @@ def test_doors_say_in_a_sentence_which_extra_brings_a_missing_package(tmp_path):
             (export, ["--model", model, "--output-dir", out + "/c"]),
             (make_tables, ["--check"]),
             (quickstart, ["--output-dir", out + "/d"]),
-            (run_grid, ["--suite", "injection", "--task", "sudoku", "--launcher", "slurm", "--output-dir", out + "/e"]),
+            (run_grid, ["--suite", "injection", "--task", "sudoku", "--launcher=slurm", "--output-dir", out + "/e"]),
             (train_accelerate, ["--recipe", "sudoku_6x6", "--smoke", "--output-dir", out + "/f"]),
         ]:
             assert door.main(arguments) == 1
