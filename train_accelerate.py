@@ -59,6 +59,8 @@ def smoke_recipe(recipe: Recipe, given: set[str], output_dir: Path) -> Recipe:
 
 def explain(error: Exception) -> str:
     """What went wrong, and what to do next."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}. Install what training needs: pip install 'air-model[train]'."
     if not isinstance(error, (RuntimeError, MemoryError)):
         return str(error)
     first_line = str(error).partition("\n")[0] or type(error).__name__

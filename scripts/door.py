@@ -8,8 +8,11 @@ from collections.abc import Callable
 Main = Callable[[list[str] | None], int]
 
 
-def in_sentences(name: str) -> Callable[[Main], Main]:
-    """A main function whose ValueError or OSError is said in one sentence, with exit status 1; Ctrl-C in one word."""
+def in_sentences(name: str, extra: str = "eval") -> Callable[[Main], Main]:
+    """A main function whose ValueError or OSError is said in one sentence, with exit status 1; Ctrl-C in one word.
+
+    So is a package that is missing: `extra` is the one that brings it.
+    """
 
     def around(main: Main) -> Main:
         @functools.wraps(main)
@@ -18,6 +21,9 @@ def in_sentences(name: str) -> Callable[[Main], Main]:
                 return main(argv)
             except (ValueError, OSError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
+                return 1
+            except ModuleNotFoundError as error:
+                print(f"{name}: {error}. Install what it needs: pip install 'air-model[{extra}]'.", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 print(f"\n{name}: stopped.", file=sys.stderr)

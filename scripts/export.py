@@ -21,18 +21,14 @@ from air_model.publishing.export import FORMATS, export
 from air_model.scripts.door import in_sentences
 
 
-@in_sentences("export")
+@in_sentences("export", extra="export")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"])
     args = parser.parse_args(argv)
-    try:
-        report = export(args.model, args.output_dir, args.format)
-    except ImportError as error:
-        raise ValueError(f"{error}. Install what it needs: pip install 'air-model[export]'.") from error
-    print(json.dumps(report, indent=1))
+    print(json.dumps(export(args.model, args.output_dir, args.format), indent=1))
     return 0
 
 

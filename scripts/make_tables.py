@@ -20,33 +20,37 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
-from air_model.analysis import findings, tables
 from air_model.records import write_text
+from air_model.scripts.door import in_sentences
 
-RESULTS = tables.ROOT / "results"
-SPACE = tables.ROOT / "spaces_demo" / "static"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+SPACE = ROOT / "spaces_demo" / "static"
 
 
+@in_sentences("make_tables")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--runs", type=Path, help="run records; default: results/runs.jsonl")
     add("--published", type=Path, default=RESULTS / "published.json")
     add("--systems", type=Path, default=RESULTS / "published_systems.json", help="public systems of the leaderboard")
-    add("--checkpoints", type=Path, default=tables.ROOT / "checkpoints", help="folder of trained models")
+    add("--checkpoints", type=Path, default=ROOT / "checkpoints", help="folder of trained models")
     add("--file", type=Path, action="append", help="a file with markers; default: README.md, docs/findings.md")
     add("--tables", type=Path, help="all tables in one file; default, but for a --file of yours: results/TABLES.md")
     add("--figures", type=Path, help="folder of the bar charts; default, but for a --file of yours: results/figures")
     add("--no-figures", action="store_true")
     add("--check", action="store_true", help="write nothing, exit 1 where something is out of date")
     args = parser.parse_args(argv)
+    from air_model.analysis import findings, tables
+
     try:
         if args.runs is not None and not args.runs.is_file():
             raise ValueError(f"--runs {args.runs}: there is no such file. Nothing was written.")
         runs = tables.read_runs(args.runs or RESULTS / "runs.jsonl")
         published, systems = (json.loads(path.read_text(encoding="utf-8")) for path in (args.published, args.systems))
         made = tables.all_tables(runs, published, systems, args.checkpoints) | findings.tables(RESULTS, published)
-        files = args.file or [tables.ROOT / "README.md", tables.ROOT / "docs" / "findings.md"]
+        files = args.file or [ROOT / "README.md", ROOT / "docs" / "findings.md"]
         texts = {name: text for name, (_, text) in made.items()} | findings.parts_of_the_page(RESULTS, published)
         wanted = {path: tables.fill(path.read_text(encoding="utf-8"), texts, path.name) for path in files}
         ours = not (args.file or args.runs)

@@ -20,6 +20,8 @@ from pathlib import Path
 if not __package__:
     import _checkout  # noqa: F401
 
+from air_model.scripts.door import in_sentences
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = shlex.split("sudoku-extreme --source generate --grid 6x6 --num-train 2000 --num-test 500 --seed 0")
 # Exact accuracy that the recipe's own values reached on all emulated processors (results/quickstart_processors.md).
@@ -53,6 +55,7 @@ def solve_with_shipped() -> None:
         solve.main(["--model", str(maze_model), str(maze)])
 
 
+@in_sentences("quickstart", extra="train")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("quickstart"), help="everything lands here")

@@ -41,7 +41,7 @@ from air_model.training.sweep import (
 )
 
 
-@in_sentences("run_grid")
+@in_sentences("run_grid", extra="train")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

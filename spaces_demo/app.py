@@ -44,7 +44,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
-import gradio as gr
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}. Install what the page needs: pip install 'air-model[demo]'.")
 import numpy as np
 
 from air_model.attempts_air import NODES

@@ -126,7 +126,7 @@ def test_interventions_that_do_nothing_give_the_normal_run_bit_for_bit(nothing):
 def test_interventions_do_not_depend_on_the_batch_and_their_text_reads_back(text):
     intervention = parse_intervention(text)
     assert parse_intervention(intervention.name) == intervention
-    model = lively()
+    model = lively(seed=3)  # seed 0 under torch 2.10, which draws other weights, answers a swap as nothing
     whole = freeze_study(study_of(model, batch_size=5), [intervention])
     single = freeze_study(study_of(model, batch_size=2), [intervention])
     assert whole.records() == single.records()

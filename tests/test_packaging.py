@@ -159,3 +159,31 @@ def test_wheel_and_sdist_work_in_a_new_environment(tmp_path):
     done = subprocess.run(check, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--help:") == 7
+
+
+def test_doors_say_in_a_sentence_which_extra_brings_a_missing_package(tmp_path):
+    code = f"""if True:
+        import sys
+        missing = "accelerate datasets gradio matplotlib numba onnx_ir onnxscript pyarrow submitit"
+        sys.modules.update(dict.fromkeys(missing.split()))
+        from air_model import train_accelerate
+        from air_model.scripts import analyze, build_dataset, evaluate, export, make_tables, quickstart, run_grid
+        model, out = {str(ROOT / "checkpoints" / "air-sudoku-6x6")!r}, {str(tmp_path)!r}
+        from_data = ["--model", model, "--data", out]
+        for door, arguments in [
+            (analyze, ["rollout", *from_data, "--output-dir", out + "/a"]),
+            (build_dataset, ["maze-hard", "--output-dir", out + "/b"]),
+            (evaluate, from_data),
+            (export, ["--model", model, "--output-dir", out + "/c"]),
+            (make_tables, ["--check"]),
+            (quickstart, ["--output-dir", out + "/d"]),
+            (run_grid, ["--suite", "injection", "--task", "sudoku", "--launcher=slurm", "--output-dir", out + "/e"]),
+            (train_accelerate, ["--recipe", "sudoku_6x6", "--smoke", "--output-dir", out + "/f"]),
+        ]:
+            assert door.main(arguments) == 1
+        from air_model.spaces_demo import app
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert "Traceback" not in done.stderr
+    extras = re.findall(r"(?m)\. Install what .* pip install 'air-model\[(\w+)\]'\.$", done.stderr)
+    assert extras == "eval eval eval export eval train train train demo".split()

@@ -309,10 +309,8 @@ class Slurm:
     """Every run is a job; Slurm decides when."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ValueError("--launcher slurm needs submitit: pip install submitit.") from error
+        import submitit
+
         self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster="slurm")
         parameters = {
             "name": "air",
