@@ -376,6 +376,7 @@ def test_generated_splits_share_no_grid_up_to_symmetry(tmp_path):
         "puzzles_up_to_symmetry": 0,
         "solved_grids_up_to_symmetry": 0,
     }
+    assert [report["splits"][split]["rows"] for split in ("train", "test")] == [60, 20]
     assert (tmp_path / "s" / "verification.png").stat().st_size > 1000
 
 
