@@ -120,6 +120,15 @@ def test_interventions_that_do_nothing_give_the_normal_run_bit_for_bit(nothing):
     assert all(torch.equal(a, b) for x, y in zip(states["plain"], states["ours"]) for a, b in zip(x, y))
 
 
+def test_a_freeze_study_says_of_each_run_and_state_what_came_out_right():
+    study = study_of(lively())
+    study.labels = study.solve().predictions.clone()
+    study.labels[0, 0] = 2 + (study.labels[0, 0] == 2)
+    found = freeze_study(study)
+    exact = {key: [record[key]["exact"] for record in found.records()] for key in found.summary()}
+    assert exact["normal.z_H"] == [0, 1, 1, 1, 1] and found.summary()["normal.z_H"]["exact_accuracy"]["mean"] == 0.8
+
+
 @pytest.mark.parametrize(
     "text", ["freeze:z_l:2-", "freeze:z_h:1-3", "reset:z_l:1", "swap:2", "perturb:z_h:0.5:1-3", "through:z_l"]
 )

@@ -268,9 +268,11 @@ def test_all_bad_rows_are_named_not_only_the_first(tmp_path):
     rows = sudoku_rows()
     rows[1] = (rows[1][0][:-1], *rows[1][1:])
     rows[4] = ("q" + rows[4][0][1:], *rows[4][1:])
+    rows[5] = (rows[4][1], *rows[0][1:])
     with pytest.raises(BadRows) as error:
         load_puzzles(write_csv(tmp_path / "bad.csv", rows))
-    assert [row for row, _ in error.value.rows] == [2, 5] and "bad.csv: row 5: " in str(error.value)
+    assert [row for row, _ in error.value.rows] == [2, 5, 6] and "bad.csv: row 5: " in str(error.value)
+    assert "the answer contradicts the puzzle at row 1" in str(error.value)
 
 
 def test_letters_beyond_ascii_are_one_cell_each_and_named(tmp_path):
@@ -343,6 +345,7 @@ def test_a_build_loads_the_same_with_and_without_datasets(tmp_path):
         == 0
     )
     train = load_puzzles(tmp_path / "o", "train")
+    assert load_puzzles(tmp_path / "o", "train", limit=2).fingerprint != train.fingerprint
     assert len(train) == 24 and train.groups.tolist() == np.repeat(np.arange(6), 4).tolist()
     assert train.task.verdicts(train.inputs, train.labels).valid.all()
     hub = load_dataset(str(tmp_path / "o"), cache_dir=str(tmp_path / "cache"))
@@ -373,6 +376,7 @@ def test_generated_splits_share_no_grid_up_to_symmetry(tmp_path):
         "puzzles_up_to_symmetry": 0,
         "solved_grids_up_to_symmetry": 0,
     }
+    assert [report["splits"][split]["rows"] for split in ("train", "test")] == [60, 20]
     assert (tmp_path / "s" / "verification.png").stat().st_size > 1000
 
 

@@ -79,6 +79,8 @@ def test_a_model_that_knows_what_it_knows_has_no_calibration_error():
     numbers = calibration(np.array([0.75] * 4 + [0.05] * 20), np.array([1, 1, 1, 0] + [1] + [0] * 19, bool))
     assert numbers["expected_calibration_error"] == pytest.approx(0.0)
     assert numbers["claimed_and_right"] == 0.75 and numbers["claimed"] == pytest.approx(4 / 24)
+    numbers = calibration(np.array([0.75] * 4 + [0.05] * 20), np.zeros(24, bool))
+    assert numbers["expected_calibration_error"] == pytest.approx((4 * 0.75 + 20 * 0.05) / 24)  # each bin by its size
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 2)), np.zeros(4)])

@@ -181,6 +181,8 @@ def test_sudoku_symmetries_keep_solved_grids_solved_and_invert(h, w):
     assert task.verdicts(np.ones_like(mapped), mapped).valid.all()
     assert (symmetry.inverse().apply(mapped) == grids).all() and mapped.dtype == np.uint8
     assert len(np.unique(mapped, axis=0)) > 4
+    turned = symmetry.cells[:, 0] % (h * w) == symmetry.cells[:, 1] % (h * w)  # a row that was a column
+    assert turned.any() == (h == w) and not turned.all()
 
 
 def test_single_symmetries_map_batches_of_any_rank():
