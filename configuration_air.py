@@ -272,6 +272,11 @@ class AirConfig(PreTrainedConfig):
         """Name of the first row of VARIANTS that injects the puzzle so, whatever the gradients, or None."""
         return self._row(INJECTION_FIELDS)
 
+    @property
+    def rule_name(self) -> str:
+        """What a reader is told: the variant, else how the puzzle is injected (gradients aside), else "own rule"."""
+        return self.variant or self.injection or "own rule"
+
     def _row(self, fields: Iterable[str]) -> str | None:
         mine, default = ([getattr(of, field) for field in fields] for of in (self, type(self)))
         same = (name for name, row in VARIANTS.items() if mine == list(map(row.get, fields, default)))

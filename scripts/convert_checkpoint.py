@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         raise FileExistsError(f"{args.output_dir} exists and is not empty: choose another or remove it.")
     write_model_folder(model, args.output_dir)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{args.output_dir}: {model.config.variant}, {parameters:,} parameters, {model.dtype}.")
+    print(f"{args.output_dir}: {model.config.rule_name}, {parameters:,} parameters, {model.dtype}.")
     print(f'Load it with AutoModel.from_pretrained("{args.output_dir}", trust_remote_code=True)')
     return 0
 

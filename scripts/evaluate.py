@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"evaluate: {args.data} has no ratings, so there is no accuracy per rating.", file=sys.stderr)
     result["settings"] = {
         "model": args.model,
-        "variant": " + ".join(c.variant or c.injection or "own rule" for c in (model.config for model in models)),
+        "variant": " + ".join(model.config.rule_name for model in models),
         "parameters": sum(p.numel() for model in models for p in model.parameters()),
         "data": args.data,
         "split": args.split,

@@ -302,7 +302,7 @@ class Engine:
         return {
             **{name: getattr(checkpoint, name) for name in own},
             **{name: getattr(config, name) for name in rule},
-            "variant": config.variant or config.injection or "own rule",  # sizes and how gradients ran aside
+            "variant": config.rule_name,
             "twin": next((key for key, other in self.checkpoints.items() if _are_twins(config, other.config)), None),
             "sizes": [side, *others] if task.name == "maze" else [],  # of mazes that this model takes, its own first
             "forecast": forecast(config) if checkpoint.base else "",
