@@ -474,9 +474,9 @@ def test_the_script_gives_each_size_to_the_model_made_for_it(folder, tmp_path, c
     assert "This sudoku is 6x6; the model was made for 4x4" in found[0]["error"] and len(found[1]["solution"]) == 16
 
 
-def test_ctrl_c_in_one_size_leaves_a_single_pass_for_the_others(folder, tmp_path, monkeypatch):
-    save_release(tiny_model(grid_height=6), tmp_path / "six")
-    asked, solve = [], solve_script.solve_puzzles
+def broken_off(monkeypatch, module) -> list[int | None]:
+    """Every call of a module's solve_puzzles ends as Ctrl-C would end it; returns the attempts asked for."""
+    asked, solve = [], module.solve_puzzles
 
     def stopped(*puzzles, attempts, **options):
         asked.append(attempts)
@@ -484,7 +484,13 @@ def test_ctrl_c_in_one_size_leaves_a_single_pass_for_the_others(folder, tmp_path
         answers.stats["interrupted"] = True
         return answers
 
-    monkeypatch.setattr(solve_script, "solve_puzzles", stopped)
+    monkeypatch.setattr(module, "solve_puzzles", stopped)
+    return asked
+
+
+def test_ctrl_c_in_one_size_leaves_a_single_pass_for_the_others(folder, tmp_path, monkeypatch):
+    save_release(tiny_model(grid_height=6), tmp_path / "six")
+    asked = broken_off(monkeypatch, solve_script)
     assert solve_script.main(["--model", str(folder), str(tmp_path / "six"), PUZZLE, "." * 36]) == 0
     assert asked == [None, 1]
 
@@ -493,15 +499,7 @@ def test_ctrl_c_leaves_a_single_pass_for_the_other_sizes_read_and_ends_a_stream(
     pipe = transformers.pipeline(
         "puzzle-solving", model=tiny_model(task="maze", position_embedding="rope2d"), device="cpu"
     )
-    asked, answers, solve = [], [], pipeline_air.solve_puzzles
-
-    def stopped(*puzzles, attempts, **options):
-        asked.append(attempts)
-        found = solve(*puzzles, attempts=1, **options)
-        found.stats["interrupted"] = True
-        return found
-
-    monkeypatch.setattr(pipeline_air, "solve_puzzles", stopped)
+    asked, answers = broken_off(monkeypatch, pipeline_air), []
     with pytest.raises(KeyboardInterrupt):
         answers.extend(pipe(iter(["S  G" + " " * 12, "S   G" + " " * 20] * 4), batch_size=1))
     assert asked == [None, 1] and [len(answer["solution"]) for answer in answers] == [16, 25] * 2
