@@ -502,6 +502,17 @@ def test_a_resumed_run_needs_the_model_it_started_from_no_more(recipe, tmp_path)
     assert [run["name"] for run in report["earlier_runs"]] == ["first"]
 
 
+def test_a_run_may_get_another_budget_until_its_rate_falls(recipe, tmp_path, capsys):
+    falling = {"lr_min_ratio": 0.0, "schedule": "linear_tail", "tail_share": 0.5}
+    assert recipe("whole", max_steps=8, **falling) == 0
+    assert recipe("run", max_steps=4, lr_min_ratio=1.0) == 0
+    assert recipe("run", "--resume", max_steps=8, **falling) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert recipe("run", "--resume", max_steps=12, **falling) == 1
+    error = capsys.readouterr().err
+    assert "max_steps: 8 -> 12" in error and f"init_from={tmp_path / 'run' / 'model_last'}" in error
+
+
 def test_no_checkpoint_holds_a_pickle(recipe, tmp_path):
     assert recipe("run", max_steps=4) == 0
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from air_model.modeling_air import AirModel
+from air_model.optim_air import lr_factor
 from air_model.pipeline_air import save_release
 from air_model.records import read_json, whole_folder
 from air_model.training.launch import RunError
@@ -27,6 +28,7 @@ from air_model.training.recipe import MODEL_FIELDS, TrainConfig, free_on_resume,
 
 # What of a trainer state.json keeps as it is.
 STATE = ("step", "since_log", "best", "last_metrics", "earlier_runs", "evaluation_owed")
+RATE = ("warmup_steps", "schedule", "tail_share")  # what else the rate follows from, beside budget and lr_min_ratio
 
 
 def _hash(path: Path) -> str:
@@ -229,9 +231,6 @@ def load_checkpoint(trainer: Any) -> bool:
 
 def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     allowed = set(free_on_resume(state["recipe"], trainer.recipe.flat(), trainer.output_dir))
-    # With a rate that does not depend on the last step, a longer or shorter budget changes no weight.
-    if trainer.train.lr_min_ratio == 1.0:
-        allowed |= {"max_steps", "epochs"}
     same_data = state["data"]["train"]["fingerprint"] == trainer.data["train"]["fingerprint"]
     if same_data:
         allowed.add("data")  # the same puzzles may lie elsewhere
@@ -241,6 +240,9 @@ def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     # A checkpoint of an older version lacks keys that came since: it ran with what is now their default.
     old |= {**asdict(TrainConfig(max_steps=1)), "max_steps": None, **state["recipe"]}
     new |= trainer.recipe.flat()
+    # Until the rate begins to fall, another budget or another fall changes no weight.
+    if _rates(old, state["max_steps"], state["step"]) == _rates(new, trainer.max_steps, state["step"]):
+        allowed |= {"epochs", "max_steps", "lr_min_ratio", *RATE}
     changed = recipe_differences(old, new, allowed)
     if not changed and not same_data:
         changed = ["the training data has changed since"]
@@ -248,8 +250,15 @@ def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
         raise RunError(
             f"{path} was written with another recipe, so the run cannot go on from it:\n  "
             + "\n  ".join(changed)
-            + "\nResume with the old values, or start a new run in another --output-dir."
+            + "\nResume with the old values, or start a new run in another --output-dir; there "
+            f"init_from={trainer.output_dir / 'model_last'} goes on from these weights."
         )
+
+
+def _rates(flat: dict[str, Any], max_steps: int, steps: int) -> list[float]:
+    """What the learning rates were multiplied with in the first `steps` steps of a flat recipe."""
+    values = {"max_steps": max_steps, "min_ratio": flat["lr_min_ratio"], **{name: flat[name] for name in RATE}}
+    return [lr_factor(step, **values) for step in range(1, steps + 1)]
 
 
 def write_model_folder(model: AirModel, target: Path) -> None:
