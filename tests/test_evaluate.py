@@ -12,8 +12,9 @@ from test_solve import TASK, brute_force, halting_model, puzzles_of
 from air_model import load_model, save_release, solve_puzzles
 from air_model.analysis.evaluation import Evaluation, draw_thought_curve, thought_curve
 from air_model.answers_air import keep_givens
-from air_model.datasets_builders.loading import PuzzleSet, load_for_models
+from air_model.datasets_builders.loading import PuzzleSet, load_for_models, load_puzzles
 from air_model.scripts import evaluate as script
+from air_model.training.trainer import evaluate_model
 
 
 def puzzle_set(n: int = 20) -> PuzzleSet:
@@ -120,6 +121,15 @@ def test_exact_accuracy_is_what_the_answers_say(tmp_path):
     result = evaluation.result()
     assert result["cell_accuracy"] == pytest.approx((answers == data.labels).mean())
     assert result["exact_accuracy"] == pytest.approx((answers == data.labels).all(1).mean())
+
+
+def test_a_training_scores_the_same_answers(files, tmp_path):
+    scores = run(files, "--halt", "max")
+    model, data = load_model(files / "model"), load_puzzles(files / "dev.csv")
+    found = evaluate_model(model, data, batch_size=7)
+    assert found == pytest.approx({name: scores[name] for name in found})
+    raw = model.solve(torch.from_numpy(data.inputs)).predictions.numpy()
+    assert found["cell_accuracy"] > (raw == data.labels).mean()  # no answer of these random weights keeps its givens
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from air_model.answers_air import keep_givens
 from air_model.configuration_air import AirConfig
 from air_model.metrics.puzzle_accuracy.scores import score
 from air_model.modeling_air import AirModel, widest
@@ -581,7 +582,7 @@ def evaluate_model(
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy
-    (of a task without rules only labels tell).
+    (of a task without rules only labels tell). As everywhere, an answer keeps what its puzzle gave.
 
     `stop` is asked before every batch; None if it said yes.
     """
@@ -605,6 +606,6 @@ def evaluate_model(
             return_logits=False,
         )
         pieces.append(solution.predictions)
-    answers = torch.cat(pieces)[:n].cpu().numpy().astype(np.uint8)
+    answers = keep_givens(mine.task, inputs, torch.cat(pieces)[:n].cpu().numpy().astype(np.uint8))
     scores = score(answers, labels, valid=mine.task.verdicts(inputs, answers).valid)
     return {"n": n, **{key: scores[key] for key in keys}}
