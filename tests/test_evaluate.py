@@ -132,6 +132,25 @@ def test_a_training_scores_the_same_answers(files, tmp_path):
     assert found["cell_accuracy"] > (raw == data.labels).mean()  # no answer of these random weights keeps its givens
 
 
+def test_the_shares_of_several_processes_are_the_answers_of_one():
+    model, data, whole, shares = halting_model(), puzzle_set(7), [], []
+    evaluate_model(model, data, batch_size=4, gather=whole.append)
+    for rank in range(9):  # more of them than puzzles
+        found = evaluate_model(model, data, batch_size=2, rank=rank, world=9, gather=shares.append)
+        assert found is None  # as of a process whose neighbour was stopped
+    assert [len(share) for share in shares] == [1] * 7 + [0] * 2
+    assert np.array_equal(np.concatenate(shares), whole[0])
+
+
+def test_a_puzzle_without_a_label_is_not_scored_in_training():
+    model, data = halting_model(), puzzle_set(7)
+    evaluate_model(model, data, batch_size=7, gather=lambda own: data.labels.__setitem__(slice(None), own))
+    data.labels[:] = keep_givens(TASK, data.inputs, data.labels)
+    data.labels[::2] = 0
+    found = evaluate_model(model, data, batch_size=7)
+    assert (found["n"], found["exact_accuracy"], found["cell_accuracy"]) == (3, 1.0, 1.0)
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
     model, data = halting_model(), puzzle_set()
     options = {"progress": False, "save_seconds": 0.0, "halt": "q", "batch_size": 2, "attempts": 2}

@@ -492,15 +492,23 @@ class Trainer:
             world=self.world,
             dtype=torch.bfloat16 if self.bf16 else torch.float32,
             stop=lambda: self.signals is not None and self.signals.received,
+            gather=self._gathered,
         )
-        self.evaluation_owed = self.agree(result is None)
-        if self.evaluation_owed or self.world == 1:
-            return None if self.evaluation_owed else result
-        n = result.pop("n")
-        sums = torch.tensor([n, *(n * value for value in result.values())]).to(self.device)
-        dist.all_reduce(sums)
-        n, *totals = sums.tolist()
-        return {"n": int(n), **{name: total / n for name, total in zip(result, totals)}}
+        self.evaluation_owed = result is None
+        return result
+
+    def _gathered(self, answers: np.ndarray | None) -> np.ndarray | None:
+        """The answers (N, S) of all processes, out of each one's share; None where a signal cut one of them short."""
+        if self.world == 1:
+            return answers
+        if self.agree(answers is None):
+            return None
+        shares: list[Any] = [None] * self.world
+        dist.all_gather_object(shares, answers)
+        whole = np.concatenate(shares)
+        for rank, share in enumerate(shares):
+            whole[rank :: self.world] = share
+        return whole
 
     def _keep_best(self, best: dict[str, Any]) -> None:
         failure = None
@@ -576,36 +584,41 @@ def evaluate_model(
     puzzles: Any,
     *,
     batch_size: int,
-    rank: int = 0,
-    world: int = 1,
     dtype: torch.dtype | None = None,
     stop: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[np.ndarray | None], np.ndarray | None] = lambda answers: answers,
 ) -> dict[str, Any] | None:
-    """Accuracies on this process's share of the puzzles, after all ACT steps: n, exact, cell and valid accuracy
-    (of a task without rules only labels tell). As everywhere, an answer keeps what its puzzle gave.
+    """Accuracies after all ACT steps: n puzzles with labels, exact, cell and valid accuracy (of a task without rules
+    only labels tell). As everywhere, an answer keeps what its puzzle gave.
 
-    `stop` is asked before every batch; None if it said yes.
+    Of several processes each solves a share, `puzzles[rank::world]`, and `gather` makes all answers of the shares'.
+    `stop` is asked before every batch; if it said yes, `gather` is given None, and None is what comes back.
     """
     mine = puzzles.select(slice(rank, None, world))
-    inputs, labels, n = mine.inputs, mine.labels, len(mine)
-    keys = ["exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * puzzles.task.has_rules
-    if n == 0:
-        return {"n": 0, **dict.fromkeys(keys, 0.0)}
-    batch_size = min(batch_size, n)
+    n = len(mine)
+    batch_size = max(1, min(batch_size, n))
     # A last batch of another size would make a compiled model compile again: fill it up, and do not count those.
     padded = np.resize(np.arange(n), -(-n // batch_size) * batch_size)
-    pieces = []
+    pieces: list[np.ndarray] | None = [mine.inputs[:0]]
     for rows in padded.reshape(-1, batch_size):
         if stop():
-            return None
+            pieces = None
+            break
         solution = model.solve(
-            torch.from_numpy(inputs[rows]).long(),
+            torch.from_numpy(mine.inputs[rows]).long(),
             torch.from_numpy(mine.puzzle_ids[rows]).long(),
             batch_size=batch_size,
             dtype=dtype,
             return_logits=False,
         )
-        pieces.append(solution.predictions)
-    answers = keep_givens(mine.task, inputs, torch.cat(pieces)[:n].cpu().numpy().astype(np.uint8))
-    scores = score(answers, labels, valid=mine.task.verdicts(inputs, answers).valid)
-    return {"n": n, **{key: scores[key] for key in keys}}
+        pieces.append(solution.predictions.cpu().numpy().astype(np.uint8))
+    answers = gather(None if pieces is None else np.concatenate(pieces)[:n])
+    if answers is None:
+        return None
+    task, inputs = puzzles.task, puzzles.inputs
+    answers = keep_givens(task, inputs, answers)
+    scores = score(answers, puzzles.labels, valid=task.verdicts(inputs, answers).valid)
+    keys = ["n", "exact_accuracy", "cell_accuracy"] + ["valid_accuracy"] * task.has_rules
+    return {key: scores[key] for key in keys}
