@@ -11,7 +11,8 @@
 
 Any key of TrainConfig (training/recipe.py) or AirConfig may follow as key=value. Under --output-dir: run.json,
 metrics.jsonl, curve.png, checkpoints/checkpoint_N, model/ (the best evaluated one, for AutoModel) and model_last/.
-A killed run goes on with --resume, to the same weights bit for bit on a CPU. SIGTERM saves and exits with status 0.
+A killed run goes on with --resume, to the same weights bit for bit on a CPU, and may get another max_steps until its
+learning rate begins to fall. SIGTERM saves and exits with status 0.
 On a CPU one process is the fastest way to one run: on two cores, 9x9, 69 puzzle steps a second with torch's own two
 threads, 57 by two processes, 53 with accumulation=2, 44 by one thread.
 recipes/shipped/ holds the recipes in stages that made checkpoints/; their runs lie in stage_N/ (training/stages.py).
