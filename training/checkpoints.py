@@ -247,11 +247,12 @@ def _refuse_changes(trainer: Any, path: Path, state: dict[str, Any]) -> None:
     if not changed and not same_data:
         changed = ["the training data has changed since"]
     if changed:
+        last = trainer.output_dir / "model_last"  # a run that was killed has none
         raise RunError(
             f"{path} was written with another recipe, so the run cannot go on from it:\n  "
             + "\n  ".join(changed)
-            + "\nResume with the old values, or start a new run in another --output-dir; there "
-            f"init_from={trainer.output_dir / 'model_last'} goes on from these weights."
+            + "\nResume with the old values, or start a new run in another --output-dir"
+            + (f"; there init_from={last} goes on from its last weights." if last.is_dir() else ".")
         )
 
 
