@@ -14,7 +14,7 @@ class Node:
 
     parent: place in the tree, -1 at a root; further roots begin anew. cell, token: the pin that it adds to those of
     its parent (-1 and 0 at a root): a digit, or a wall. cost: by which the queue is ordered; of a Sudoku the sum of
-    -log belief along its pins, and more where the answers on the way look lost (`AirConfig.q_lost`).
+    -log belief and a constant along its pins, and more where the answers on the way look lost (`AirConfig.q_lost`).
     accepted: what the rules say of `answer` (S,) uint8, in which clues are kept. act_steps: computed for it.
     q_halt_logit: of its answer. view: the symmetric view in which the model saw it; all else is in the puzzle's own.
     """

@@ -4,9 +4,9 @@
     answers = solve_puzzles(model, None, puzzles, attempts=8, retry="views")          # symmetric views
 
 A search by pins goes where a single pass was refused, and solves the puzzle again from fresh states with one more
-cell filled in (a node of a tree). Sudokus: the open cell whose two best digits the model believes most evenly, each
-digit in turn, the likeliest guesses first. Mazes: the marked cell that it believes least is walled up, so that it must
-look for another way, each time in another symmetric view.
+cell filled in (a node of a tree). Sudokus: of the cells that clash in the refused answer the one whose two best digits
+the model believes most evenly, each digit in turn, few and likely guesses first. Mazes: the marked cell that it
+believes least is walled up, so that it must look for another way, each time in another symmetric view.
 
 No label is ever looked at: an answer is accepted by the rules of its task, and they need the puzzle alone. The only
 loop is `AirModel.solve`: the attempts at all puzzles share its batch.
@@ -43,10 +43,12 @@ VIEWS = 16  # of a square maze
 # Of 26 refused answers to 30x30 mazes 12 stood still for so many ACT steps; none of these came right in 64 (LOG.md).
 STILL_VIEW = 3
 AHEAD = 3  # nodes of a puzzle that may be computed ahead of their turn, where the batch would be empty otherwise
-# Searches have a long tail: after every so many nodes one begins anew in another symmetric view, where the model
-# believes otherwise (results/LOG.md, "Search by pins: when to begin anew").
-RESTART = 32
+# Searches have a long tail: after so many nodes one begins anew in another symmetric view, where the model believes
+# otherwise, after twice as many more in a third, and so on (results/LOG.md, "Search by pins: first wide, then deep").
+RESTART = 8
 LEAST_BELIEF = 1e-6
+# What every guess at a Sudoku costs beside its -log belief: first wide, then deep (results/LOG.md).
+GUESS_COST = 0.7
 # What a guess below a node costs more the surer the model is that the node has lost the solution: a share of -log of
 # its belief that it has not (results/LOG.md, "Search by pins: what is lost goes last").
 LOST_COST = 0.5
@@ -492,7 +494,7 @@ class _Tree:
     def __init__(self, puzzle: np.ndarray, most: int, views: int, restart: int) -> None:
         self.puzzle, self.most, self.views, self.restart = puzzle, most, views, restart
         self.queue: list[_Candidate] = []
-        self.made, self.over, self.view = 0, False, -1
+        self.made, self.over, self.view, self.until = 0, False, -1, 0
         self.nodes: list[Node] = []
         self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
         self.orders: list[int] = []  # of making
@@ -503,6 +505,7 @@ class _Tree:
     def add_roots(self) -> None:
         """Start from the puzzle as given: in the next view, or, where a search never restarts, in each of them."""
         self.view += 1
+        self.until += (self.view + 1) * self.restart
         starts = [self.view] if self.restart else range(self.views)
         self.queue = [_Candidate(VIEW_COST * k, self.made + k, -1, -1, 0, view) for k, view in enumerate(starts)]
         self.made += len(starts)
@@ -538,7 +541,7 @@ class _Tree:
                 heapq.heappush(self.queue, _Candidate(node.cost + cost, self.made, at, cell, token, view))
                 self.made += 1
             self.over = accepted or len(self.nodes) == self.most or not self.queue
-            if self.restart and not self.over and len(self.nodes) % self.restart == 0:
+            if self.restart and not self.over and len(self.nodes) == self.until:
                 self.add_roots()
 
 
@@ -550,7 +553,9 @@ class Search(Attempts):
 
     def __post_init__(self) -> None:
         self.how = GUESSING[self.task.name]
-        views = math.ceil(self.most / self.how.restart) if self.how.restart else VIEWS
+        views = VIEWS
+        if first := self.how.restart:  # as many as are met: first * (1 + 2 + ... + views) nodes or fewer
+            views = math.ceil((math.sqrt(1 + 8 * self.most / first) - 1) / 2)
         self.set_views(symmetric_views(self.task, views))
         n, self.keep = len(self.puzzles), self.options["return_rollout"]
         self.tokens, self.q = self.puzzles.copy(), np.full(n, -np.inf, np.float32)
@@ -765,12 +770,16 @@ def beliefs_of(logits: Tensor, loss_type: str) -> np.ndarray:
 def _split(
     task: GridTask, grids: np.ndarray, answers: np.ndarray, beliefs: np.ndarray, doubt: np.ndarray
 ) -> tuple[np.ndarray, list[dict[int, float]]]:
-    """The open cell whose two best digits are most evenly believed; each digit costs its -log belief and the doubt."""
+    """The open cell, of those that clash in the answer if any does, whose two best digits are most evenly believed;
+    each digit costs its -log belief, the doubt and what every guess costs."""
     two = np.partition(beliefs, -2, axis=-1)[..., -2:]
     even = two[..., 0] - (1 - two.sum(-1))
     open_cells = grids == task.blank_token
-    cells = np.where(open_cells, even, -np.inf).argmax(-1)
-    costs = -np.log(np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF)) + doubt[:, None]
+    clashing = task.conflicts(answers) & open_cells
+    at_issue = np.where(clashing.any(-1, keepdims=True), clashing, open_cells)
+    cells = np.where(at_issue, even, -np.inf).argmax(-1)
+    beliefs = np.maximum(beliefs[np.arange(len(cells)), cells], LEAST_BELIEF)
+    costs = -np.log(beliefs) + doubt[:, None] + GUESS_COST
     some = open_cells.any(-1)
     return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs.tolist(), some)]
 
@@ -805,7 +814,7 @@ class _Guessing(NamedTuple):
     pins_are_answers: bool  # else what was pinned is in the answer as the puzzle has it
     still: int  # ACT steps after which a refused answer that does not change is over
     share: float  # of the ACT steps, for nodes below the first
-    restart: int  # nodes after which the search begins anew in the next view; 0: never, it takes each view in turn
+    restart: int  # nodes in the first view, more by as many in every next one; 0: it takes each view in turn
 
 
 # Of Sudokus, still and share spend fewer ACT steps for as many solved (results/search_by_pins.md).

@@ -11,7 +11,7 @@ from test_solve import SOLVED, TASK, halting_model, puzzles_of
 
 from air_model import AirModel, attempts_air, solve_puzzles
 from air_model.answers_air import keep_givens, pins_of, symmetric_views
-from air_model.attempts_air import LOST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
+from air_model.attempts_air import GUESS_COST, LOST_COST, RESTART, _split, _wall_up, beliefs_of, default_attempts
 from air_model.processing_air import GridTask, MazeTask, SudokuTask, Symmetry
 from air_model.search_air import bottlenecks, flood
 
@@ -101,9 +101,21 @@ def test_the_cell_whose_two_best_digits_are_most_evenly_believed_is_split(loss_t
     cells, costs = _split(TASK, grids.numpy(), grids.numpy(), beliefs_of(logits, loss_type), np.zeros(len(grids)))
     shares = np.array([0.45, 0.40, 0.15, 0.01]) / 1.01
     assert cells.tolist() == [3] and list(costs[0]) == [2, 3, 4, 5]
-    assert np.allclose(list(costs[0].values()), -np.log(shares), atol=1e-3)
+    assert np.allclose(list(costs[0].values()), GUESS_COST - np.log(shares), atol=1e-3)
     full = np.full_like(grids, 2)
     assert _split(TASK, full, full, beliefs_of(logits, loss_type), np.zeros(1))[1] == [{}]
+
+
+def test_cells_that_clash_in_the_answer_are_split_first():
+    grids = np.full((1, 16), TASK.blank_token, np.uint8)
+    beliefs = np.tile([0.7, 0.2, 0.05, 0.05], (1, 16, 1))
+    beliefs[0, 9] = 0.49, 0.49, 0.01, 0.01  # the most even, and in the corner of no clash
+    beliefs[0, 2] = 0.6, 0.38, 0.01, 0.01
+    answers = np.array(TASK.as_tokens("1234341221434321"))[None]
+    cell = lambda: _split(TASK, grids, answers, beliefs, np.zeros(1))[0].tolist()  # noqa: E731
+    assert cell() == [9]
+    answers[0, 2] = answers[0, 3]
+    assert cell() == [2]
 
 
 class OnApple(torch.Tensor):
@@ -438,17 +450,17 @@ def test_the_title_of_a_small_tree_is_inside_its_picture(nodes):
 def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
     model, puzzle = tiny_model(), TASK.as_tokens("1" + "." * 15)
     answers = solve_puzzles(
-        model, None, puzzle[None], attempts=RESTART + 3, halt="max", max_act_steps=1, return_rollout=True
+        model, None, puzzle[None], attempts=3 * RESTART + 3, halt="max", max_act_steps=1, return_rollout=True
     )
     tree = answers.trees[0]
-    assert [k for k, node in enumerate(tree) if node.parent < 0] == [0, RESTART]
-    node, views = tree[-1], symmetric_views(TASK, 2)
+    assert [k for k, node in enumerate(tree) if node.parent < 0] == [0, RESTART, 3 * RESTART]
+    node, views = tree[-1], symmetric_views(TASK, 3)
     view = Symmetry(views.cells[node.view], views.tokens[node.view])
     grid = puzzle.copy()
     for cell, token in pins_of(tree, len(tree) - 1):
         grid[cell] = token
     seen = model.solve(torch.from_numpy(view.apply(grid))[None], max_act_steps=1).predictions[0].numpy()
-    assert node.view == 1 and np.array_equal(node.answer, keep_givens(TASK, puzzle, view.inverse().apply(seen)))
+    assert node.view == 2 and np.array_equal(node.answer, keep_givens(TASK, puzzle, view.inverse().apply(seen)))
     assert np.array_equal(answers.rollout[0][0, -1], answers.tokens[0])
 
 
