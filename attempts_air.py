@@ -494,7 +494,7 @@ class _Tree:
     def __init__(self, puzzle: np.ndarray, most: int, views: int, restart: int) -> None:
         self.puzzle, self.most, self.views, self.restart = puzzle, most, views, restart
         self.queue: list[_Candidate] = []
-        self.made, self.over, self.view, self.until = 0, False, -1, 0
+        self.made, self.over, self.view = 0, False, -1
         self.nodes: list[Node] = []
         self.grids: list[np.ndarray] = []  # the puzzle with the pins of each node
         self.orders: list[int] = []  # of making
@@ -505,7 +505,6 @@ class _Tree:
     def add_roots(self) -> None:
         """Start from the puzzle as given: in the next view, or, where a search never restarts, in each of them."""
         self.view += 1
-        self.until += (self.view + 1) * self.restart
         starts = [self.view] if self.restart else range(self.views)
         self.queue = [_Candidate(VIEW_COST * k, self.made + k, -1, -1, 0, view) for k, view in enumerate(starts)]
         self.made += len(starts)
@@ -541,7 +540,8 @@ class _Tree:
                 heapq.heappush(self.queue, _Candidate(node.cost + cost, self.made, at, cell, token, view))
                 self.made += 1
             self.over = accepted or len(self.nodes) == self.most or not self.queue
-            if self.restart and not self.over and len(self.nodes) == self.until:
+            until = self.restart * (self.view + 1) * (self.view + 2) // 2
+            if not self.over and len(self.nodes) == until:
                 self.add_roots()
 
 

@@ -38,8 +38,8 @@ def uniform(task: GridTask, grids: np.ndarray, *unused: object) -> tuple[np.ndar
     count = np.where(grids == task.blank_token, (~seen).sum(-1), task.vocab_size)
     cells = count.argmin(-1)
     at = np.arange(len(cells)), cells
-    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None]).tolist()
-    some = (grids == task.blank_token).any(-1)
+    costs = np.where(seen[at], -np.log(attempts_air.LEAST_BELIEF), np.log(np.maximum(count[at], 1))[:, None])
+    some, costs = (grids == task.blank_token).any(-1), (costs + attempts_air.GUESS_COST).tolist()
     return cells, [dict(enumerate(row, start=2)) if more else {} for row, more in zip(costs, some)]
 
 
