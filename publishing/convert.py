@@ -160,25 +160,15 @@ def convert(checkpoint: Path, seq_len: int, task: str | None = None) -> AirModel
     ours = {our_name(key): value for key, value in state.items()}
     if config.shared_block:  # TRM calls its only stack L_level
         ours = {re.sub(r"^l_stack\.", "stack.", key): value for key, value in ours.items()}
-    model = AirModel(config)
-    wanted = model.state_dict()
-    missing, extra = sorted(set(wanted) - set(ours)), sorted(set(ours) - set(wanted))
-    if missing or extra:
-        raise ValueError(
-            f"The checkpoint does not fit {variant_of(settings['arch'])}: missing {missing or 'nothing'}, "
-            f"unexpected {extra or 'nothing'}."
-        )
-    for key, value in ours.items():
-        value = value.reshape(wanted[key].shape) if key.endswith("_token.weight") else value
-        if value.shape != wanted[key].shape:
-            raise ValueError(
-                f"{key} is {tuple(value.shape)} in the checkpoint but {tuple(wanted[key].shape)} by all_config.yaml "
-                f"and --seq-len {seq_len}: one of the three belongs to another run."
-            )
-        ours[key] = value
+    model = AirModel(config).to(need_tensor(ours, "lm_head.weight").dtype)
+    tokens = [name for name in model.state_dict() if name.endswith("_token.weight") and name in ours]
+    try:
+        ours |= {name: ours[name].reshape(model.get_parameter(name).shape) for name in tokens}
+        model.load_state_dict(ours, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint} does not fit its all_config.yaml and --seq-len {seq_len}: {reason}") from None
     if not all(value.isfinite().all() for value in ours.values()):
         raise ValueError(f"{checkpoint} holds NaN or infinite weights.")
-    dtype = ours["lm_head.weight"].dtype
-    model.to(dtype).load_state_dict(ours, assign=True)
-    model.config.dtype = dtype
+    model.config.dtype = model.dtype
     return model.eval()

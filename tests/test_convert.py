@@ -118,14 +118,14 @@ def forget(key):
     [
         (drop("lm_head.weight"), "lm_head.weight"),
         (drop("embed_tokens.embedding_weight"), "truncated"),
-        (lambda s, _: {**s, "model.inner.extra": torch.zeros(1)}, "unexpected"),
-        (lambda s, _: {**s, "model.inner.lm_head.weight": torch.zeros(6, 31)}, "belongs to another run"),
+        (lambda s, _: {**s, "model.inner.extra": torch.zeros(1)}, "Unexpected key"),
+        (lambda s, _: {**s, "model.inner.lm_head.weight": torch.zeros(6, 31)}, "size mismatch"),
         (lambda s, _: {**s, "model.inner.lm_head.weight": torch.full((6, 32), float("nan"))}, "NaN"),
         (lambda s, _: {**s, "step": 3}, "no dictionary of tensors"),
         (setting("name", "some.other@Model"), "Unknown architecture"),
         (setting("surprise", 1), "does not know"),
         (setting("pos_encodings", "alibi"), "Unknown pos_encodings"),
-        (setting("L_layers", 3), "missing"),
+        (setting("L_layers", 3), "Missing key"),
         (forget("hidden_size"), "lacks arch.hidden_size"),
     ],
 )
