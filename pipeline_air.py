@@ -6,6 +6,7 @@ pipe(list_or_generator, attempts=1)              # a single pass; the default go
 """
 
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -294,19 +295,15 @@ class PuzzleSolvingPipeline(Pipeline):
         The first answers come soon, and later the drain of a batch at the end of each part counts for little.
         """
         slots = solving["batch_size"] or self.model.default_batch_size()
-        at_once, done, waiting = at_once or 4 * slots, 0, []
+        at_once, first, self.interrupted = at_once or 4 * slots, 1, False
         most = max(at_once, 100 * slots)
-        self.interrupted = False
         # A map-style data set may know no end of its own.
-        for puzzle in inputs if isinstance(inputs, Iterable) else (inputs[i] for i in range(len(inputs))):
+        puzzles = iter(inputs) if isinstance(inputs, Iterable) else (inputs[i] for i in range(len(inputs)))
+        while part := list(itertools.islice(puzzles, at_once)):
             if self.interrupted:  # the answers so far have been handed on; who reads a stream wants it to end here
                 raise KeyboardInterrupt
-            waiting.append(puzzle)
-            if len(waiting) == at_once:
-                yield from self.run_single(waiting, reading | {"first": done + 1}, solving, telling)
-                done, waiting, at_once = done + len(waiting), [], min(most, 4 * at_once)
-        if waiting:
-            yield from self.run_single(waiting, reading | {"first": done + 1}, solving, telling)
+            yield from self.run_single(part, reading | {"first": first}, solving, telling)
+            first, at_once = first + len(part), min(most, 4 * at_once)
 
     # Pipeline's three stages, each for a list of puzzles.
 
