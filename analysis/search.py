@@ -50,7 +50,7 @@ def study_searches(
 
 
 def draw_search(task: GridTask, tree: list[Node], path: str | os.PathLike) -> Path:
-    """The tree from the puzzle as given (top) to the last guesses; numbers are the order of judging."""
+    """The tree from the puzzle in each of its views (top) to the last guesses; numbers are the order of judging."""
     return save(_figure_of(task, tree), path)
 
 
@@ -78,13 +78,17 @@ def _figure_of(task: GridTask, tree: list[Node], shown: int | None = None) -> Fi
     ax = figure.add_axes((0.02, 0.02, 0.96, top - 0.02))
     colours = [ACCEPTED if node.accepted else ON_THE_WAY if k in way else REFUSED for k, node in enumerate(tree)]
     y = [-level for level in depth]
+    clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the lines to the children
+    label = {"ha": "center", "fontsize": 6, "color": "#333333", "bbox": clear}
     for k, node in enumerate(tree):
         if node.parent >= 0:
             ends = [x[node.parent], x[k]], [y[node.parent], y[k]]
             ax.plot(*ends, color=colours[k], lw=2.4 if k in way else 0.9, zorder=1)
             row, column = divmod(node.cell, task.width)
             name = f"r{row + 1}c{column + 1}\n= {task.alphabet[node.token]}"
-            ax.text(x[k], y[k] - 0.17, name, ha="center", va="top", fontsize=6, color="#333333")
+            ax.text(x[k], y[k] - 0.17, name, va="top", **label)
+        else:
+            ax.text(x[k], y[k] + 0.17, f"view {node.view + 1}", va="bottom", **label)
         ax.text(x[k], y[k], str(k + 1), ha="center", va="center", fontsize=7, color="white", zorder=3)
     ax.scatter(x[: len(tree)], y[: len(tree)], s=170, color=colours, zorder=2)
     end = f"answer {len(tree)} accepted (green)" if way else "none accepted" if len(tree) == whole else "so far none"
