@@ -447,6 +447,16 @@ def test_the_title_of_a_small_tree_is_inside_its_picture(nodes):
     assert title.y1 <= figure.bbox.y1 and 0 <= title.x0 and title.x1 <= figure.bbox.x1
 
 
+def test_a_drawn_search_names_the_view_of_each_beginning():
+    from air_model.analysis.search import _figure_of
+    from air_model.answers_air import Node
+
+    views = (0, 0, 1, 2)
+    tree = [Node(0 if k == 1 else -1, 0, 2, 0.0, False, 1, 0.0, np.zeros(81), view) for k, view in enumerate(views)]
+    texts = [text.get_text() for text in _figure_of(TASK, tree).axes[0].texts]
+    assert [text for text in texts if text.startswith("view")] == ["view 1", "view 2", "view 3"]
+
+
 def test_a_long_search_begins_anew_in_another_view_and_answers_in_the_puzzles_own_orientation():
     model, puzzle = tiny_model(), TASK.as_tokens("1" + "." * 15)
     answers = solve_puzzles(
