@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from air_model.analysis.common import add_model, right_grids
-from air_model.analysis.figures import PALETTE, new_figure, save
+from air_model.analysis.figures import PALETTE, panels, save
 from air_model.answers_air import Answers, keep_givens, symmetric_views
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.loading import PuzzleSet
@@ -231,8 +231,7 @@ def thought_curve(
 
 def draw_thought_curve(curves: dict[str, dict[str, Any]], path: str | os.PathLike) -> Path:
     """Accuracy against ACT steps (one line per number of attempts) and against the cost; a row per checkpoint."""
-    figure = new_figure(9.5, 3.6 * len(curves))
-    axes = figure.subplots(len(curves), 2, squeeze=False, sharey="row")
+    figure, axes = panels(9.5, 3.6 * len(curves), len(curves), 2, sharey="row")
     for row, (name, curve) in zip(axes, curves.items()):
         shown = [k for k in curve["attempts"] if k & (k - 1) == 0 or k == curve["attempts"][-1]]
         for colour, k in zip([c for c in PALETTE if c != "#F0E442"], shown):
@@ -259,8 +258,7 @@ def draw_calibration(numbers: dict[str, Any], path: str | os.PathLike, title: st
     bins = numbers["bins"]
     x, y, n, left, right = ([row[key] for row in bins] for key in ("confidence", "accuracy", "n", "low", "high"))
     low, high = np.array([row["ci95"] for row in bins]).reshape(-1, 2).T
-    figure = new_figure(4.6, 5.2)
-    top, bottom = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    figure, ((top,), (bottom,)) = panels(4.6, 5.2, 2, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], "--", color="#999999", lw=1, label="perfectly calibrated")
     errors = np.maximum(0, [y - low, high - y])
     top.errorbar(x, y, errors, fmt="o-", color="#D55E00", ms=4, lw=1.2, capsize=2, label="this model, 95 % interval")

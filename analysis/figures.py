@@ -49,6 +49,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of width x height inches, and its axes (rows, columns)."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
 def save(figure: Figure, path: str | Path, dpi: int | None = None, tight: bool = False) -> Path:
     """Write the figure atomically, with DPI dots per inch by default; the suffix (.png, .pdf, .svg) says how.
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from air_model.analysis.common import markdown_table, number, plus_minus, share, summary
-from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, new_figure, save
+from air_model.analysis.figures import FAINT, INK, MUTED, OURS, STATE_COLOURS, STATE_NAMES, THEIRS, panels, save
 from air_model.configuration_air import AirConfig
 from air_model.records import plain, read_json, read_lines
 from air_model.training.sweep import RUNGS, SMALL_SUITES
@@ -404,8 +404,7 @@ def draw_sweep(runs: Sequence[Run], published: dict[str, Any]) -> Figure:
     """The paper's table above, ours below at both budgets; symmetric variants hatched."""
     runs, variants = of_size(runs, TABLE), SMALL_SUITES["small"]
     both = budgets(runs)
-    figure = new_figure(8, 4.6)
-    theirs, mine = figure.subplots(2, 1, sharex=True)
+    figure, ((theirs,), (mine,)) = panels(8, 4.6, 2, sharex=True)
     for i, variant in enumerate(variants):
         entry = published_sudoku(published, variant)
         look = {"ec": "white", "hatch": "///" if variant in SYMMETRIC else None}
@@ -426,8 +425,8 @@ def draw_sweep(runs: Sequence[Run], published: dict[str, Any]) -> Figure:
 def draw_ladder(runs: Sequence[Run]) -> Figure:
     """Gap `Lx_H` minus `Lx_Hx` on every rung, 95 % intervals over paired seeds; a panel a size."""
     sizes = [size for size in LADDERS if any(run["rung"] for run in of_size(runs, size))] or LADDERS[:1]
-    figure = new_figure(3 + 3.5 * len(sizes), 4.4)
-    for ax, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes):
+    figure, (axes,) = panels(3 + 3.5 * len(sizes), 4.4, columns=len(sizes))
+    for ax, size in zip(axes, sizes):
         rungs = ladder(of_size(runs, size))
         for i, gaps in enumerate(rungs.values()):
             for j, (_, gap) in enumerate((gaps[0], gaps[-1])):
@@ -449,8 +448,7 @@ def draw_states(studies: Studies) -> Figure:
     """Per model: cells right and cells held back after every update, both states."""
     wide = min(4, len(studies))  # more do not fit on a page
     lines = math.ceil(len(studies) / wide)
-    figure = new_figure(2.7 * wide, 3.6 * lines)
-    axes = figure.subplots(2 * lines, wide, squeeze=False)
+    figure, axes = panels(2.7 * wide, 3.6 * lines, 2 * lines, wide)
     top = max(10, *(140 * held_back(study)["z_L"] for study in studies.values()))
     for ax in axes[-2:, (len(studies) - 1) % wide + 1 :].flat:
         ax.set_visible(False)
@@ -475,8 +473,7 @@ def draw_freeze(studies: Studies, published: dict[str, Any]) -> Figure:
     """Content changes of both states, normal and with the other frozen; a group of bars per model."""
     groups = {f"paper, {task}": changes for task, (changes, _) in published_freeze(published).items()}
     groups |= {title(name, study).replace("`", ""): content_changes(study) for name, study in studies.items()}
-    figure = new_figure(8, 3.2)
-    ax = figure.subplots()
+    figure, ((ax,),) = panels(8, 3.2)
     labels = ("$z_L$", "$z_L$, $z_H$ frozen", "$z_H$", "$z_H$, $z_L$ frozen")
     for k, label in enumerate(labels):
         colour = STATE_COLOURS["l" if k < 2 else "h"]
@@ -492,8 +489,7 @@ def draw_freeze(studies: Studies, published: dict[str, Any]) -> Figure:
 
 def draw_attention(studies: Studies, published: dict[str, Any]) -> Figure:
     """Neighbourhood mass, L minus H, by depth: one line per model, and the paper's."""
-    figure = new_figure(6, 3.4)
-    ax = figure.subplots()
+    figure, ((ax,),) = panels(6, 3.4)
     theirs = [entry["delta_nbr"][0] for entry in published_part(published, "attention").values()]
     depth = lambda n: np.linspace(0, 1, n)  # noqa: E731
     ax.plot(depth(len(theirs)), theirs, "o--", color=THEIRS, label="the paper's, sudoku 9x9 Lx_H")

@@ -25,7 +25,7 @@ from air_model.analysis.figures import (
     PALETTE,
     STATE_COLOURS,
     grid_lines,
-    new_figure,
+    panels,
     save,
     styled,
     tint,
@@ -44,12 +44,6 @@ CLASS_LABELS = {"violation-adjacent": "Viol.-adj.", "error-adjacent": "Error-adj
 COLOURS = {"z_H": STATE_COLOURS["h"], "z_L": STATE_COLOURS["l"], "both": INK, "input": HELD}
 ERROR = {"zorder": 3, "error_kw": {"ecolor": INK, "capsize": 3, "lw": 1.2, "zorder": 4}}  # of bars
 NAMES = {"z_H": "$z_H$", "z_L": "$z_L$", "both": "both", "input": "puzzle's cell alone"}
-
-
-def _panels(width: float, height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of width x height inches, and its axes (rows, columns)."""
-    figure = new_figure(width, height)
-    return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
 def _band(
@@ -86,7 +80,7 @@ def attention_bars(tables: dict[str, Any], path: str | Path, *, title: str = "")
     dense = [m for m in metrics if m in ("nbr4", "nbr8", "window5")]
     rows = [part for part in (dense, [m for m in metrics if m not in dense]) if part]
     width, height = 0.9 + 2.7 * len(tables), 0.95 + 2.65 * len(rows)
-    figure, axes = _panels(width, height, len(rows), len(tables), sharey="row")
+    figure, axes = panels(width, height, len(rows), len(tables), sharey="row")
     for names, line in zip(rows, axes):
         for ax, table in zip(line, tables.values()):
             _contrast_bars(ax, table, names)
@@ -192,7 +186,7 @@ def attention_example(
         decoded: (S,) z_H after the H-update; its faults are crossed. query: cell number.
         puzzle, label: (S,) tokens, needed of a maze, for its walls and right path.
     """
-    figure, (axes,) = _panels(9.2, 5.0, columns=2)
+    figure, (axes,) = panels(9.2, 5.0, columns=2)
     image, masses = _attention_pair(axes, (l_map, h_map), decoded, query, task, puzzle, label)
     for ax, mass, level in zip(axes, masses, "lh"):
         ax.set_title(f"{level.upper()}-update", fontsize=13, weight="bold", color=STATE_COLOURS[level])
@@ -215,7 +209,7 @@ def attention_evolution(
 
     Arguments as of `attention_example`, with a leading axis of ACT steps on l_maps, h_maps and decoded.
     """
-    figure, axes = _panels(0.8 + 1.75 * len(steps), 4.7, 2, len(steps))
+    figure, axes = panels(0.8 + 1.75 * len(steps), 4.7, 2, len(steps))
     for column, *maps, grid, step in zip(axes.T, l_maps, h_maps, decoded, steps):
         # One scale per step: later maps may be much flatter.
         _, masses = _attention_pair(column, maps, grid, query, task, puzzle, label)
@@ -237,7 +231,7 @@ def attention_by_step(by_step: dict[str, Any], path: str | Path) -> Path:
     layers, classes = list(tables[0]), list(tables[0]["0"])
     metrics = list(tables[0]["0"][classes[0]]["metrics"])
     size = 0.8 + 2.4 * len(layers), 0.6 + 1.55 * len(metrics)
-    figure, axes = _panels(*size, len(metrics), len(layers), sharex=True, sharey="row")
+    figure, axes = panels(*size, len(metrics), len(layers), sharex=True, sharey="row")
     for (r, c), ax in np.ndenumerate(axes):
         for name, colour in zip(classes, (PALETTE[6], PALETTE[2])):
             cells = [table[layers[c]][name]["metrics"][metrics[r]] for table in tables]
@@ -261,7 +255,7 @@ def attention_heads(per_head: dict[str, Any], name: str, path: str | Path) -> Pa
     tables = [classes[name] for classes in per_head.values()]
     heads, metrics = list(tables[0]), list(tables[0]["0"])
     size = 0.6 + (1.0 + 0.5 * len(heads)) * len(metrics), 1.3 + 0.5 * len(tables)
-    figure, (axes,) = _panels(*size, columns=len(metrics))
+    figure, (axes,) = panels(*size, columns=len(metrics))
     for ax, metric in zip(axes, metrics):
         values = np.array([[table[h][metric]["mean"] for h in heads] for table in tables], float)  # None becomes NaN
         top = max(np.abs(values[np.isfinite(values)]), default=0) or 1
@@ -291,7 +285,7 @@ def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str = "") -> 
     table: {run.state: {measure: {"mean", "std"}}} of `across_runs`, of `from_published`, or of a summary.
     """
     bars = [(run, state) for state, runs in STUDIED.items() for run in runs]
-    figure, (axes,) = _panels(10.5, 3.7, columns=3)
+    figure, (axes,) = panels(10.5, 3.7, columns=3)
     labels = {"mask_flips": "mask flips per puzzle", "content_changes": "content changes per puzzle",
               "exact_accuracy": "exact accuracy, %"}  # fmt: skip
     for ax, (measure, label), scale in zip(axes, labels.items(), (1, 1, 100)):
@@ -314,7 +308,7 @@ def freeze_bars(table: dict[str, Any], path: str | Path, *, title: str = "") -> 
 
 def freeze_series(series: dict[str, Any], path: str | Path) -> Path:
     """Mask flips and content changes after every update, mean ± SEM over puzzles, normal against frozen."""
-    figure, axes = _panels(10.5, 5.2, 2, 2, sharex=True)
+    figure, axes = panels(10.5, 5.2, 2, 2, sharex=True)
     for column, (state, runs) in zip(axes.T, STUDIED.items()):
         for ax, measure in zip(column, ("mask_flips", "content_changes")):
             for run, style in zip(runs, ("-", "--")):
@@ -331,7 +325,7 @@ def freeze_series(series: dict[str, Any], path: str | Path) -> Path:
 
 def intervention_bars(rows: Sequence[tuple[str, float, float]], path: str | Path) -> Path:
     """Exact accuracy of z_H (share, standard error) under each intervention."""
-    figure, ((ax,),) = _panels(7.5, 0.9 + 0.36 * len(rows))
+    figure, ((ax,),) = panels(7.5, 0.9 + 0.36 * len(rows))
     for y, (_, mean, error) in enumerate(rows):
         colour = COLOURS["z_H"] if y == 0 else tint(COLOURS["z_H"], 0.45)
         ax.barh(y, 100 * mean, 0.65, xerr=100 * error, color=colour, **ERROR)
@@ -359,7 +353,7 @@ def state_curves(
         per_step: updates of an ACT step.
     """
     lines = -(-len(measures) // 3)
-    figure, axes = _panels(10.8, 0.5 + 2.3 * lines, lines, 3)
+    figure, axes = panels(10.8, 0.5 + 2.3 * lines, lines, 3)
     for ax, (name, label, factor) in zip(axes.flat, measures):
         for state, by in curves.items():
             if name in by:
@@ -377,7 +371,7 @@ def state_curves(
 
 def convergence_curves(convergence: dict[str, Any], path: str | Path) -> Path:
     """How far each state moves over an ACT step, and the share of puzzles whose decode is final."""
-    figure, ((left, right),) = _panels(9.0, 3.2, columns=2)
+    figure, ((left, right),) = panels(9.0, 3.2, columns=2)
     for state, entry in convergence.items():
         for ax, key, factor in ((left, "relative_change", 1), (right, "decode_final", 100)):
             _band(ax, entry[key], COLOURS[state], NAMES[state], factor, lw=1.6)
@@ -391,7 +385,7 @@ def convergence_curves(convergence: dict[str, Any], path: str | Path) -> Path:
 
 def halting_figure(halting: dict[str, Any], path: str | Path) -> Path:
     """Reliability of the halting probability, and when puzzles are first solved against when the model would stop."""
-    figure, ((left, right),) = _panels(9.0, 3.4, columns=2)
+    figure, ((left, right),) = panels(9.0, 3.4, columns=2)
     x, y, n = (np.array([b[key] for b in halting["calibration"]["bins"]]) for key in ("confidence", "accuracy", "n"))
     left.plot([0, 1], [0, 1], color=FAINT, lw=1.2)
     left.scatter(x, y, 20 + 300 * n / n.sum(), zorder=3, color=COLOURS["z_H"], edgecolor=INK, lw=0.6)
@@ -408,7 +402,7 @@ def halting_figure(halting: dict[str, Any], path: str | Path) -> Path:
 
 def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
     """Cells right over the ACT steps in solved and failed puzzles, and what became of the failed ones' wrong cells."""
-    figure, ((left, right),) = _panels(9.0, 3.2, columns=2, width_ratios=(1.6, 1))
+    figure, ((left, right),) = panels(9.0, 3.2, columns=2, width_ratios=(1.6, 1))
     ends = (("right_solved", PALETTE[2], "solved in the end"), ("right_failed", PALETTE[6], "failed"))
     for key, colour, label in ends:
         if n := failures[key]["n"]:
@@ -425,7 +419,7 @@ def failures_figure(failures: dict[str, Any], path: str | Path) -> Path:
 
 def trajectories_figure(trajectories: dict[str, Any], path: str | Path) -> Path:
     """Each puzzle's mean state after every ACT step on two principal axes; solved green, failed purple."""
-    figure, (axes,) = _panels(9.0, 4.2, columns=2)
+    figure, (axes,) = panels(9.0, 4.2, columns=2)
     solved, ends = trajectories["solved"], {True: (PALETTE[2], "solved"), False: (PALETTE[6], "failed")}
     for ax, name in zip(axes, ("z_H", "z_L")):
         explained = trajectories[name]["explained"]
@@ -442,7 +436,7 @@ def trajectories_figure(trajectories: dict[str, Any], path: str | Path) -> Path:
 
 def probes_figure(probes: dict[str, Any], path: str | Path) -> Path:
     """AUC of linear probes on each state (and on the puzzle's cell alone) after some ACT steps."""
-    figure, ((ax,),) = _panels(5.6, 3.3)
+    figure, ((ax,),) = panels(5.6, 3.3)
     x, width = np.arange(len(probes["steps"])), 0.8 / 3
     for i, (name, areas) in enumerate(probes["auc"].items()):
         bars = ax.bar(x + (i - 1) * width, areas, width * 0.92, color=COLOURS[name], label=NAMES[name])

@@ -18,7 +18,7 @@ from typing import Any
 
 from air_model.analysis import leaderboard
 from air_model.analysis.common import markdown_table, share, summary
-from air_model.analysis.figures import OURS, THEIRS, new_figure, save
+from air_model.analysis.figures import OURS, THEIRS, panels, save
 from air_model.configuration_air import VARIANTS, AirConfig
 from air_model.processing_air import make_task
 from air_model.training import sweep
@@ -316,8 +316,7 @@ def bar_charts(runs: Runs, published: dict[str, Any], folder: Path) -> list[Path
 
 
 def _chart(theirs: list[dict[str, Any] | None], mine: dict[str, list[float]], title: str, path: Path) -> Path:
-    figure = new_figure(7, 3.2)
-    axes = figure.subplots()
+    figure, ((axes,),) = panels(7, 3.2)
     for i, (entry, values) in enumerate(zip(theirs, mine.values())):
         if entry:
             axes.bar(i - 0.2, entry["mean"], 0.38, yerr=entry.get("std"), color=THEIRS, capsize=2)

@@ -23,7 +23,7 @@ from bench import ROOT, Rows, arguments, held, in_sentences, listed, save
 from tqdm import tqdm
 
 from air_model.analysis.common import markdown_table
-from air_model.analysis.figures import new_figure
+from air_model.analysis.figures import panels
 from air_model.analysis.figures import save as save_figure
 from air_model.attempts_air import solve_puzzles
 from air_model.datasets_builders.generate_maze import default_min_path, make_mazes
@@ -110,8 +110,7 @@ def page(figure: str, record: dict[str, Any]) -> str:
 def draw(rows: Rows, target: Path) -> None:
     """Valid answers and ACT steps against the side."""
     sides, first = [row["side"] for row in rows], rows[0]
-    figure = new_figure(9, 3.4)
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = panels(9, 3.4, columns=2)
     for key, label in (("valid_with_views", f"with up to {first['views']} views"), ("valid", "one pass")):
         (line,) = left.plot(sides, [100 * row[key] / row["n"] for row in rows], marker="o", label=label)
         low, high = 100 * np.transpose([wilson(row[key], row["n"]) for row in rows])
