@@ -30,7 +30,6 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .answers_air import Answers, Node, keep_givens, pins_of, symmetric_views
-from .configuration_air import AirConfig
 from .modeling_air import AirModel, stablemax_log_probs, widest
 from .processing_air import AirProcessor, GridTask, MazeTask, Symmetry, Verdict, task_from_config
 from .reading_air import encode_puzzles
@@ -138,7 +137,9 @@ def solve_puzzles(
     def part(rows: slice) -> Attempts:
         return kind(tokens[rows], ids if ids is None else ids[rows], rows.start, *shared, *own)
 
-    return _in_parts(part, len(tokens), len(views.cells) * task.seq_len * (1 + _decodes(models[0].config, options)))
+    config = models[0].config
+    decodes = len(config.schedule) * (max_act_steps or config.halt_max_steps) * return_rollout  # kept of a state
+    return _in_parts(part, len(tokens), len(views.cells) * task.seq_len * (1 + decodes))
 
 
 def _options(model: AirModel, count: int, by_pins: bool, **options: Any) -> dict[str, Any]:
@@ -148,11 +149,6 @@ def _options(model: AirModel, count: int, by_pins: bool, **options: Any) -> dict
     if options["batch_size"] is None and count:  # by the number of puzzles, not by that of all their attempts
         options["batch_size"] = model.default_batch_size(count * (1 + AHEAD if by_pins else 1))
     return options
-
-
-def _decodes(config: AirConfig, options: dict[str, Any]) -> int:
-    """How many grids a roll-out keeps of a state."""
-    return len(config.schedule) * (options["max_act_steps"] or config.halt_max_steps) * options["return_rollout"]
 
 
 def _in_parts(part: Callable[[slice], "Attempts"], count: int, cells: int) -> Answers:

@@ -313,10 +313,6 @@ class AirHeadScales(AirTables):
 FEW_POSITIONS = 200
 
 
-def slow_to_train(query: Tensor) -> bool:
-    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
-
-
 class AirAttention(nn.Module):
     """Bidirectional multi-head attention through transformers' interface (eager, sdpa, flex, flash)."""
 
@@ -344,7 +340,8 @@ class AirAttention(nn.Module):
         if self.observer is not None:
             self.observer(self.layer, query, key, self.scaling)
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and slow_to_train(query):
+        slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and torch.is_grad_enabled()
+        if implementation == "sdpa" and slow:
             if query.shape[2] > FEW_POSITIONS:
                 query, key, value = query.float(), key.float(), value.float()
                 bias = None if bias is None else bias.float()

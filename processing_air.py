@@ -24,16 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
-from .reading_air import (
-    BLANKS,
-    DIGITS,
-    encode_puzzles,
-    is_one_grid,
-    maze_cells,
-    numbering,
-    sudoku_cells,
-    tokens_of,
-)
+from .reading_air import BLANKS, DIGITS, encode_puzzles, is_one_grid, maze_cells, numbering, sudoku_cells, tokens_of
 from .search_air import count_solutions, flood
 
 PAD = 0

@@ -72,6 +72,7 @@ def model_card(
     size, task = f"{config.grid_height} x {config.grid_width}", {"sudoku": "Sudokus", "maze": "mazes"}.get(config.task)
     puzzles = f"{size} {task or 'puzzles'}"
     layers = str(config.num_hidden_layers)
+    rule = f"Rule `{config.injection}`, own options" if config.injection else "An own rule"
     card = ModelCard.from_template(
         front_matter,
         template_path=TEMPLATE,
@@ -87,7 +88,7 @@ def model_card(
         interval=with_interval,
         rated=rated,
         seed=(run or {}).get("seed", ""),
-        rule=rule_text(config),
+        rule=f"Variant `{config.variant}`" if config.variant else rule,
         injection=injection_text(config),
         config=config,
         counts=counts,
@@ -102,14 +103,6 @@ def model_card(
         version=AirConfig.code_version,
     )
     return str(card) + "\n"
-
-
-def rule_text(config: AirConfig) -> str:
-    """'Variant `Lx_H`', or whose rule it follows with other options."""
-    rule = config.injection
-    return (
-        f"Variant `{config.variant}`" if config.variant else f"Rule `{rule}`, own options" if rule else "An own rule"
-    )
 
 
 def injection_text(config: AirConfig) -> str:
