@@ -143,13 +143,6 @@ def forecast(config: AirConfig, puzzles: int = 1) -> str:
     )
 
 
-def models_for(models: list[AirModel], task: GridTask) -> list[AirModel]:
-    """The models that were made for a task; if there are none, those that can take its size."""
-    return [m for m in models if task_from_config(m.config) == task] or [
-        in_size(m, task) for m in models if takes_size(m.config, task)
-    ]
-
-
 def sort_by_size(
     models: list[AirModel], puzzles: Iterable[Any], values: str | None = None
 ) -> tuple[dict[GridTask, tuple[list[int], np.ndarray]], dict[int, ValueError]]:

@@ -172,10 +172,10 @@ def read_evaluations(paths: Path | Iterable[Path]) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def setting(evaluation: dict[str, Any], *names: str) -> Any:
-    """A setting of an evaluation, at its top or under `settings`, by the first name found; None if not recorded."""
-    places = (evaluation, evaluation.get("settings") or {})
-    return next((place[n] for place in places for n in names if place.get(n) is not None), None)
+def setting(evaluation: dict[str, Any], name: str) -> Any:
+    """A setting of an evaluation, at its top or under `settings`; None if not recorded."""
+    found = evaluation.get(name)
+    return (evaluation.get("settings") or {}).get(name) if found is None else found
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -242,10 +242,8 @@ def source_state() -> dict[str, Any]:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         return None
 
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "commit_is_clean": git("status", "--porcelain", "--untracked-files=no") == "",
-    }
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "commit_is_clean": changes == ""}
 
 
 def environment(device: "torch.device", world: int) -> dict[str, Any]:

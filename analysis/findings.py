@@ -381,11 +381,8 @@ def parts_of_the_page(results: Path, published: dict[str, Any]) -> dict[str, str
     mine = of_size(runs, TABLE)
     table, rungs = ([run for run in mine if bool(run["rung"]) == climbs] for climbs in (False, True))
     so_far = f"Runs so far: {len(table)} of {expected[0]} of the table, {len(rungs)} of {expected[1]} of the ladder."
-    return {
-        "gaps": gaps_table(runs),
-        "say-sweep": f"{say_groups(table, published)} {so_far}",
-        "rules": rules_table(runs),
-    }
+    said = f"{say_groups(table, published)} {so_far}"
+    return {"gaps": gaps_table(runs), "say-sweep": said, "rules": rules_table(runs)}
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

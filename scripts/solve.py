@@ -27,7 +27,7 @@ if not __package__:
 import numpy as np
 
 from air_model.attempts_air import solve_puzzles
-from air_model.pipeline_air import describe, load_model, models_for, refusal, sort_by_size
+from air_model.pipeline_air import describe, in_size, load_model, refusal, sort_by_size, takes_size
 from air_model.processing_air import GridTask, task_from_config
 from air_model.reading_air import puzzle_of
 from air_model.scripts.door import add_solving_options, in_sentences
@@ -111,8 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     color = args.color == "always" or args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     results, said = [{}] * len(texts), [""] * len(texts)
     for task, (places, puzzles) in groups.items():
+        own = [model for model in models if task_from_config(model.config) == task]
         answers = solve_puzzles(
-            models_for(models, task),
+            own or [in_size(model, task) for model in models if takes_size(model.config, task)],
             task,
             puzzles,
             halt=args.halt or ("rules" if task.has_rules else "q"),

@@ -41,15 +41,12 @@ class PuzzleAccuracy(evaluate.Metric):
     """See _INPUTS."""
 
     def _info(self):
-        grid = datasets.Sequence(datasets.Value("int64"))
+        grid, text = datasets.Sequence(datasets.Value("int64")), datasets.Value("string")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS,
-            features=[
-                datasets.Features({"predictions": kind, "references": kind})
-                for kind in (grid, datasets.Value("string"))
-            ],
+            features=[datasets.Features({"predictions": kind, "references": kind}) for kind in (grid, text)],
         )
 
     def _compute(
