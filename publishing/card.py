@@ -234,7 +234,7 @@ def limits_text(config: AirConfig, evaluations: dict[str, Evaluation], run: Reco
         wrong = 1 - (one.solved if config.task == "maze" else one.exact_accuracy)
         where = f"{data_name(one)} ({how_text(one)}; {name}.json)"
         lines.append(f"- Fails on {with_interval(wrong, None)} of the {one.n:,} puzzles of {where}.")
-        if rows := rated(one):
+        if wrong and (rows := rated(one)):
             worst = min(rows, key=lambda row: row["exact_accuracy"])
             share = f"{with_interval(worst['exact_accuracy'], None)} exact (n = {worst['n']:,})"
             lines.append(f"- Weakest at ratings {worst['rating']}: {share}.")

@@ -555,6 +555,14 @@ def test_a_card_says_what_the_two_updates_get(fields, text):
     assert text in injection_text(AirConfig(**fields))
 
 
+def test_a_card_names_no_weakest_rating_where_nothing_failed():
+    from air_model.publishing.card import limits_text
+
+    ratings = [{"rating": rating, "n": 5, "exact_accuracy": 1.0} for rating in ("0", "1-9")]
+    found = {"x": Evaluation({"n": 10, "exact_accuracy": 1.0, "by_rating": ratings}, 16)}
+    assert "Weakest" not in limits_text(AirConfig(task="sudoku", grid_height=9), found, None)
+
+
 def test_a_card_claims_no_symmetric_copies_of_a_generic_grid():
     from air_model.publishing.card import training_text
 

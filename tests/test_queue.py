@@ -114,6 +114,12 @@ def test_a_shipped_checkpoint_loads_in_the_root_of_a_checkout_and_saves_its_code
     assert ".--" not in (tmp_path / "saved" / "config.json").read_text()
 
 
+def test_the_lines_of_a_shipped_card_load_it_from_the_root_of_a_checkout():
+    for card in (ROOT / "checkpoints").glob("*/README.md"):
+        named = re.findall(r'(?:from_pretrained\(|model=)"(.+?)"', card.read_text())
+        assert named == [f"checkpoints/{card.parent.name}"] * 3
+
+
 def test_shipped_checkpoints_hold_no_code():
     assert not list((ROOT / "checkpoints").rglob("*.py"))
 

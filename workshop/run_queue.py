@@ -302,7 +302,7 @@ def collect(name: str, parcel: Path) -> None:
 def ship(model: Path, target: Path) -> None:
     """A folder under checkpoints/, written by the code that publishes, with the evaluations in the model's folder."""
     with whole_folder(target) as staged:
-        stage_model(model, staged, repo_id=target.name)
+        stage_model(model, staged, repo_id=f"checkpoints/{target.name}")  # its card's lines run where its code lies
         use_code_of_checkout(staged)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target.relative_to(ROOT)}: {size / 1e6:.1f} MB")
