@@ -21,7 +21,13 @@ from air_model.datasets_builders.canonical import canonical, canonical_mazes
 from air_model.datasets_builders.cards import card, features
 from air_model.datasets_builders.files import CHUNK, read_rows
 from air_model.datasets_builders.generate_maze import make_mazes
-from air_model.datasets_builders.generate_sudoku import BENCHMARK_BUCKETS, make_puzzles, random_grids, seeds_for
+from air_model.datasets_builders.generate_sudoku import (
+    BENCHMARK_BUCKETS,
+    make_puzzles,
+    random_grids,
+    seeds_for,
+    usual_difficulty,
+)
 from air_model.datasets_builders.loading import (
     META,
     OF_TASK,
@@ -338,9 +344,9 @@ def _maze_maker(config: BuildConfig, task: MazeTask) -> Maker:
 
 
 def _sudoku_maker(config: BuildConfig, task: SudokuTask, has_test: bool) -> Maker:
-    standard = task.height == 9 and task.box_height == 3
-    difficulty = config.difficulty or ("benchmark" if standard else "mixed")
-    if difficulty == "benchmark" and not standard:
+    usual = usual_difficulty(task.height, task.box_height)
+    difficulty = config.difficulty or usual
+    if difficulty == "benchmark" and usual != "benchmark":
         raise ValueError("Benchmark ratings exist for 9x9 Sudokus only: choose --difficulty mixed or minimal.")
     hold_out = has_test and config.hold_out == "grids"
     # From 10x10 on (5e23 grids up to symmetry) no two random ones are copies, and to compare takes far longer than to

@@ -8,7 +8,9 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-TITLES = {"sudoku-extreme": "Sudoku-Extreme for AIR", "maze-hard": "Maze-30x30-Hard for AIR"}
+from air_model.datasets_builders.generate_sudoku import usual_difficulty
+
+TITLES = {"sudoku-extreme": "Sudoku-Extreme", "maze-hard": "Maze-30x30-Hard"}
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -51,8 +53,16 @@ def front_matter(meta: dict) -> DatasetCardData:
     return data
 
 
+def _published(meta: dict) -> bool:
+    """Whether the rows come from the Hub: USER/NAME@REVISION; a file or folder stands there by its name alone."""
+    return "/" in meta["source"]
+
+
 def _title(meta: dict) -> str:
-    return TITLES[meta["dataset"]] + (" (generated)" if meta["source"] == "generate" else "")
+    """The published set's name is for its own rows."""
+    task, generated = meta["task"], meta["source"] == "generate"
+    own = f"{task['height']}x{task['width']} {'Sudokus' if task['name'] == 'sudoku' else 'mazes'}"
+    return (TITLES[meta["dataset"]] if _published(meta) else own) + " for AIR" + (" (generated)" if generated else "")
 
 
 def card(meta: dict) -> str:
@@ -63,7 +73,10 @@ def card(meta: dict) -> str:
         **meta | {"options": json.dumps(meta["options"])},
         title=_title(meta),
         generated=meta["source"] == "generate",
+        published=_published(meta),
         sudoku=meta["task"]["name"] == "sudoku",
+        difficulty=meta["options"]["difficulty"]
+        or usual_difficulty(meta["task"]["height"], meta["task"]["box_height"]),
         hold_out=meta["options"]["hold_out"],
         skipped=sum(len(rows) for rows in meta["skipped_rows"].values()),
     )

@@ -240,6 +240,11 @@ def seeds_for(seed: int, stream: int, first: int, count: int) -> np.ndarray:
     return z ^ (z >> np.uint64(29))
 
 
+def usual_difficulty(height: int, box_height: int) -> str:
+    """Of generated puzzles where none is asked for: the benchmark's ratings exist for its own grid alone."""
+    return "benchmark" if (height, box_height) == (9, 3) else "mixed"
+
+
 def make_puzzles(
     task: SudokuTask,
     grids: np.ndarray,

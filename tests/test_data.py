@@ -335,6 +335,22 @@ def test_a_missing_split_or_column_names_what_there_is(tmp_path):
 # ---- building
 
 
+def test_the_card_of_own_rows_tells_nothing_of_the_published_ones(tmp_path):
+    source = write_csv(tmp_path / "mine.csv", sudoku_rows(2))
+    assert build("sudoku-extreme", "--source", source, "--output-dir", tmp_path / "o") == 0
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "# 4x4 Sudokus for AIR\n" in card and "The rows are those of `mine.csv`" in card
+    assert "Sudoku-Extreme" not in card and "Hierarchical" not in card
+
+
+def test_the_card_of_generated_sudokus_tells_how_these_were_made(tmp_path):
+    for kind, told in (("mixed", "clues back."), ("minimal", "one solution remains. ")):
+        assert build("sudoku-extreme", "--source", "generate", "--grid", "4x4", "--num-train", 2, "--num-test", 0,
+                     "--difficulty", kind, "--output-dir", tmp_path / kind) == 0  # fmt: skip
+        card = (tmp_path / kind / "README.md").read_text()
+        assert told in card and "walk" not in card and "kept for the test split" not in card
+
+
 def test_a_build_loads_the_same_with_and_without_datasets(tmp_path):
     from datasets import load_dataset
 
