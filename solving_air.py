@@ -237,8 +237,8 @@ def solving_dtype(dtype: torch.dtype | str | None, weight: Tensor) -> torch.dtyp
         return torch.bfloat16 if halves else torch.float32 if kind in ("cpu", "cuda") else weight.dtype
     if dtype in (torch.int8, "int8"):
         raise ValueError(
-            "dtype='int8' is for exported graphs only. Run `python scripts/export.py --model DIR --format int8`: "
-            "ONNX Runtime then computes in int8, faster than torch does."
+            "dtype='int8' is for exported graphs only. Run `python scripts/export.py --model DIR --output-dir OUT "
+            "--format int8`: ONNX Runtime then computes in int8, faster than torch does."
         )
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
