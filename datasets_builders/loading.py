@@ -217,7 +217,8 @@ def hub_folder(repo_id: str, split: str | None = None, revision: str | None = No
         raise FileNotFoundError(
             f"The data set {repo_id!r}{f' at {revision}' if revision else ''} could not be fetched from the Hub"
             f" ({type(error).__name__}; is there a network, and does the data set exist?). Without the Hub, make a"
-            f" stand-in with `python scripts/build_dataset.py {_stand_in(repo_id)}`."
+            f" stand-in with `python scripts/build_dataset.py {_stand_in(repo_id)}`"
+            + ("; a recipe's first lines say what it was made for." if repo_id.startswith("data/") else ".")
         ) from error
     if not tables_in(folder, "**/*"):
         what = "no CSV, JSON or parquet file" + ("" if split is None else f" of the split {split!r}")

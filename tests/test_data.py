@@ -5,6 +5,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -330,6 +331,16 @@ def test_a_missing_split_or_column_names_what_there_is(tmp_path):
         load_puzzles(tmp_path, "test")
     with pytest.raises(ValueError, match="no column of answers .answer, solution, .* header is puzzle, rating"):
         load_puzzles(write_csv(tmp_path / "x.csv", [], ("puzzle", "rating")))
+
+
+def test_the_refusal_of_data_that_is_not_there_names_the_grid_that_the_recipe_is_for():
+    from air_model.datasets_builders.loading import _stand_in
+
+    texts = [recipe.read_text() for recipe in (ROOT / "recipes").glob("*.yaml")]
+    wanted = [(text, data[1]) for text in texts if (data := re.search(r"^data: (data/\S+)", text, re.M))]
+    assert wanted
+    for text, data in wanted:
+        assert re.search(r"--grid \d+x\d+", text)[0] in _stand_in(data)
 
 
 # ---- building
