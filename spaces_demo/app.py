@@ -50,6 +50,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"{error}. Install what the page needs: pip install 'air-model[demo]'.")
 import numpy as np
 
+import air_model
 from air_model.attempts_air import NODES
 from air_model.spaces_demo.engine import Engine, Events, Job, Stream, attention, find_checkpoints, run
 from air_model.spaces_demo.examples import new_puzzle, usual_level
@@ -300,8 +301,8 @@ async def think(puzzle: str, request: gr.Request, nodes: int = NODES) -> dict[st
 
 
 def static(name: str) -> str:
-    """A file of static/."""
-    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")
+    """A file of static/, in the package: in a Space this file lies beside it."""
+    return (Path(air_model.__file__).parent / "spaces_demo" / "static" / name).read_text(encoding="utf-8")
 
 
 html = functools.partial(gr.HTML, apply_default_css=False)

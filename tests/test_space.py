@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -798,6 +799,11 @@ def test_requirements_agree_with_the_package():
     wanted = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
     known = (ROOT / "pyproject.toml").read_text()
     assert wanted and all(f'"{line}"' in known for line in wanted)
+
+
+def test_the_app_finds_its_files_where_it_lies_beside_the_package_as_in_a_space(tmp_path):
+    copied = runpy.run_path(str(shutil.copy(app.__file__, tmp_path)))
+    assert copied["static"]("board.css") == app.static("board.css")
 
 
 @pytest.mark.parametrize("word, status", [("--help", 0), ("--modle", 2)])
