@@ -17,7 +17,7 @@ from air_model.modeling_air import AirModel
 from air_model.processing_air import task_from_config
 from air_model.publishing.card import example_puzzle, model_card
 from air_model.publishing.safety import Refused, files_below, shorten_paths
-from air_model.records import read_evaluations, read_json, run_record, setting, write_json, write_text
+from air_model.records import model_name, read_evaluations, read_json, run_record, setting, write_json, write_text
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What the Space imports: the package travels inside it.
@@ -254,9 +254,9 @@ def stage_space(source: Path, folder: Path, *, model: str | None = None) -> Stag
     shipped = [path.parent for path in sorted((PACKAGE / "checkpoints").glob("*/config.json"))]
     travelling = shipped if model is None else [Path(model)] if Path(model).is_dir() else []
     for checkpoint in travelling:
-        target = package / "checkpoints" / checkpoint.name
+        target = package / "checkpoints" / model_name(checkpoint)
         target.mkdir(parents=True)
-        stage_model(checkpoint, target, repo_id=f"checkpoints/{checkpoint.name}", figures=False)
+        stage_model(checkpoint, target, repo_id=f"checkpoints/{target.name}", figures=False)
     if model is not None and not travelling:
         card = RepoCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=False)
         card.data["models"] = [model]

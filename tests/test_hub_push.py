@@ -471,7 +471,7 @@ def test_the_space_carries_the_package_that_its_app_imports(hub, model_folder, t
     dry = tmp_path / "dry"
     command = ["space", "--space", space, "--repo-id", "user/demo", "--model", model_folder, "--dry-run", dry]
     assert push(*command) == 0
-    assert (dry / "air_model/checkpoints/model/model.safetensors").is_file()
+    assert (dry / "air_model/checkpoints/run/model.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -479,12 +479,12 @@ def test_the_published_space_starts_from_its_own_files(model_folder, tmp_path):
     dry = tmp_path / "dry"
     assert push("space", "--repo-id", "user/demo", "--model", model_folder, "--dry-run", dry) == 0
     code = "import sys; sys.path.insert(0, sys.argv[1]); import air_model, app; print(air_model.__file__); "
-    code += "print([checkpoint.key for checkpoint in app.find_checkpoints()])"
+    code += "found = app.find_checkpoints(); app.build(app.Engine(found)); print([one.key for one in found])"
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(dry)], cwd=dry, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-2:] == [str(dry / "air_model/__init__.py"), "['model']"]
+    assert done.stdout.splitlines()[-2:] == [str(dry / "air_model/__init__.py"), "['run']"]
 
 
 def test_this_projects_space_folder_can_be_published(tmp_path):
